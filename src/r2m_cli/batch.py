@@ -1,0 +1,63 @@
+"""What passes between the stages of a step. B = n * K sequences of this rank; a group's K responses are adjacent.
+
+Each stage takes the batch of the one before and gives the next: Rollout -> Annotated -> Trainable.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from r2m_cli.data.preferences import Message
+
+Prompt = tuple[Message, ...]
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Responses sampled from the policy."""
+
+    prompts: list[Prompt]  # n
+    responses: list[str]  # B, text without special tokens
+    finished: list[bool]  # B, true where the policy ended the response itself
+    tokens: Tensor  # [B, S] long; prompt, response, then padding
+    prompt_lengths: Tensor  # [B] tokens
+    response_lengths: Tensor  # [B] tokens, the end token included; at least 1
+    group_size: int  # K
+
+    @property
+    def prompt_of(self) -> list[Prompt]:
+        """The prompt of each of the B responses."""
+        return [prompt for prompt in self.prompts for _ in range(self.group_size)]
+
+
+@dataclass(frozen=True)
+class Annotated:
+    """The rollout with what the models say of it before the update."""
+
+    rollout: Rollout
+    old_logp: Tensor  # [B, R] log-probabilities under the policy that sampled, tempered
+    ref_logp: Tensor | None  # [B, R] under the reference; None when beta is 0
+    entropy: Tensor  # [B, R] of the policy at each response token, nats
+    mask: Tensor  # [B, R] true on response tokens
+    rte: Tensor  # [B, D_rm] reward token embeddings, H_last, fp32
+    rewards: Tensor  # [n, K] of the live reward model
+    frozen_rewards: Tensor  # [n, K] of the reward model as it was before RL
+    gold: Tensor | None  # [n, K] true rewards where the world knows them
+    attention_entropy: Tensor  # [B] nats; empty without feedback
+    adapter_scale: Tensor  # [B]; empty without feedback
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """The annotated batch with its advantages."""
+
+    annotated: Annotated
+    advantages: Tensor  # [n, K]
+
+
+def micro_batches(sequences: int, group_size: int, groups: int) -> Iterator[slice]:
+    """Slices of whole groups, `groups` at a time: old and new log-probabilities must come from the same ones."""
+    step = groups * group_size
+    for start in range(0, sequences, step):
+        yield slice(start, min(start + step, sequences))

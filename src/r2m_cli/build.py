@@ -1,0 +1,109 @@
+"""From the configuration to the actors: tokenizers, models, engines."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from r2m_cli.cache import cache_dir, key_of
+from r2m_cli.data.source import Source, identity_of
+from r2m_cli.data.template import ChatFormat
+from r2m_cli.distributed.engine import DTYPES, make_engine, place_frozen, resolve_device
+from r2m_cli.errors import UserError
+from r2m_cli.models.actors import Actors, RewardModel
+from r2m_cli.models.generate import mix
+from r2m_cli.models.loading import context_length, load_causal_lm, load_reward_model, load_tokenizer
+from r2m_cli.models.policy import Policy
+from r2m_cli.models.reward_model import FeedbackHead, RewardBackbone, find_head, frozen_head
+from r2m_cli.schema import Config
+
+ADAPTER_SEED = 7  # stream of random numbers for the adapter's initial weights
+
+
+def policy_cache(config: Config) -> Path:
+    """Where the fitted policy of this configuration lies, or will lie."""
+    model = asdict(config.policy) | {"path": None}
+    identity = key_of("policy", model, identity_of(config.data), config.data.demonstrations)
+    return cache_dir() / f"policy-{identity}"
+
+
+def reward_cache(config: Config) -> Path:
+    """Where the fitted reward model of this configuration lies, or will lie."""
+    model = asdict(config.reward) | {"path": None}
+    labels: list[object] = [identity_of(config.data)]
+    if config.data.kind == "gold":  # the pairs are sampled from the SFT policy
+        labels += [config.policy.path or policy_cache(config).name, config.data.pairs, config.rollout.max_new_tokens]
+        labels += [config.rollout.temperature, config.eval.pairs]
+    return cache_dir() / f"reward-{key_of('reward', model, labels)}"
+
+
+def local_device(config: Config) -> torch.device:
+    """This rank's device."""
+    local_rank = 0
+    if config.engine.kind == "zero":
+        from r2m_cli.distributed.zero import local_rank as read
+
+        local_rank = read()
+    return resolve_device(config.engine.device, local_rank)
+
+
+def build_actors(config: Config, source: Source) -> Actors:
+    """Load every model that the run needs and put it where it is trained or kept.
+
+    Raises:
+        UserError: a model that cannot be loaded, or whose context is too short for prompt and response.
+    """
+    assert config.policy.path is not None and config.reward.path is not None, "prepare() fills these"
+    device, dtype, engine = local_device(config), DTYPES[config.engine.dtype], config.engine
+    chat = ChatFormat(load_tokenizer(config.policy.path, "policy.path"), "policy")
+    lm = load_causal_lm(config.policy.path, "policy.path", dtype)
+    _check_context(config, context_length(lm))
+    if engine.gradient_checkpointing:
+        lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        lm.train()  # transformers checkpoints in training mode only; there is no dropout in the models this is for
+    policy = Policy(lm)
+    policy_size = policy.hidden_size
+    policy_engine = make_engine(
+        policy, engine, device, weight_decay=config.ppo.weight_decay, max_grad_norm=config.ppo.max_grad_norm
+    )
+    reference = None
+    if config.ppo.beta > 0:
+        reference = place_frozen(Policy(load_causal_lm(config.policy.path, "policy.path", dtype)), engine, device)
+    return Actors(
+        policy=policy_engine,
+        reference=reference,
+        reward=build_reward(config, policy_size, device),
+        format=chat,
+        gold=source.gold if source.world is not None else None,
+        device=device,
+    )
+
+
+def build_reward(config: Config, policy_size: int, device: torch.device) -> RewardModel:
+    """The reward model: frozen backbone, its initial head, and with feedback=r2m the part that learns."""
+    assert config.reward.path is not None
+    chat = ChatFormat(load_tokenizer(config.reward.path, "reward.path"), "reward model")
+    dtype = DTYPES[config.engine.dtype]
+    classifier = load_reward_model(config.reward.path, "reward.path", dtype, chat.pad_id)
+    head = find_head(classifier)
+    feedback = None
+    if config.feedback.kind != "none":
+        module = FeedbackHead(head, policy_size, config.feedback.dim, mix(config.seed, ADAPTER_SEED))
+        feedback = make_engine(module, config.engine, device, weight_decay=0.0, max_grad_norm=0.0, small=True)
+    longest = min(config.reward.max_tokens, context_length(classifier) or config.reward.max_tokens)
+    return RewardModel(
+        backbone=place_frozen(RewardBackbone(classifier), config.engine, device),
+        frozen_head=frozen_head(head).to(device),
+        feedback=feedback,
+        format=chat,
+        max_tokens=longest,
+    )
+
+
+def _check_context(config: Config, context: int | None) -> None:
+    needed = config.rollout.max_prompt_tokens + config.rollout.max_new_tokens
+    if context is not None and needed > context:
+        raise UserError(
+            f"rollout.max_prompt_tokens + rollout.max_new_tokens = {needed}, but policy.path={config.policy.path} reads "
+            f"{context} tokens at most; lower one of them"
+        )

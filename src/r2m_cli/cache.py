@@ -1,0 +1,61 @@
+"""What is made once and used again: fitted models and converted weights, in the user's cache directory."""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+FORMAT = 1  # raise it when what is built from the same configuration changes
+
+
+def cache_dir() -> Path:
+    """$R2M_CACHE, else r2m/ in the user's cache directory."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "r2m"
+    return Path(os.environ.get("R2M_CACHE") or default).expanduser()
+
+
+def key_of(*parts: Any) -> str:
+    """Twelve hex digits that change with any of the (JSON-serialisable) parts."""
+    text = json.dumps([FORMAT, *parts], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def digest_of(path: Path) -> str:
+    """Digest of a file's content, or of the names, sizes and times of a folder's files."""
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    files = sorted(p for p in path.rglob("*") if p.is_file())
+    return key_of([[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in files])
+
+
+def build_once(name: str, build: Callable[[Path], None], notice: str) -> Path:
+    """The cached folder `name`; `build(folder)` fills it if it is missing, with `notice` on the terminal.
+
+    The folder appears whole or not at all: it is built beside its place and renamed, under a lock that makes a second
+    process wait instead of building the same thing.
+    """
+    target = cache_dir() / name
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(target.with_name(f".{name}.lock")):
+        if target.is_dir():
+            return target
+        print(f"r2m: {notice}", file=sys.stderr, flush=True)
+        partial = target.with_name(f".{name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        try:
+            build(partial)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        partial.rename(target)
+    return target

@@ -1,0 +1,129 @@
+"""Save, resume, export.
+
+Every random draw of a run is a function of (seed, stage, step, sample), so the step number *is* the random state and
+the data cursor; beside it a checkpoint holds parameters and optimisers.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from r2m_cli.distributed import comm
+from r2m_cli.errors import UserError
+from r2m_cli.models.actors import Actors
+from r2m_cli.models.loading import load_reward_model
+from r2m_cli.models.reward_model import FeedbackHead, find_head
+
+ADAPTER_FILE = "feedback.safetensors"
+ADAPTER_CONFIG = "feedback.json"
+
+
+def save(run_dir: Path, step: int, actors: Actors, state: dict[str, Any], keep: int) -> Path:
+    """Write `checkpoints/step_N/`; it appears whole or not at all. Collective.
+
+    Args:
+        state: JSON-serialisable position of the loop (counters that the step number does not give).
+        keep: newest checkpoints that stay; older ones are removed once the new one is in place.
+    """
+    target = run_dir / "checkpoints" / f"step_{step}"
+    partial = target.with_name(f".step_{step}.partial")
+    if comm.is_main():
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    comm.barrier()
+    actors.policy.save(partial, "policy")
+    if actors.reward.feedback is not None:
+        actors.reward.feedback.save(partial, "feedback")
+    comm.barrier()
+    if comm.is_main():
+        (partial / "loop.json").write_text(json.dumps({"step": step, "ranks": comm.world_size()} | state))
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+        for old in checkpoints(run_dir)[:-keep]:
+            shutil.rmtree(old)
+    comm.barrier()
+    return target
+
+
+def checkpoints(run_dir: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first."""
+    found = [p for p in (run_dir / "checkpoints").glob("step_*") if (p / "loop.json").is_file()]
+    return sorted(found, key=lambda p: int(p.name.removeprefix("step_")))
+
+
+def load(run_dir: Path, actors: Actors) -> dict[str, Any]:
+    """Restore the newest checkpoint into the actors; gives the loop's position. Collective.
+
+    Raises:
+        UserError: there is none, or it was written by another number of ranks.
+    """
+    found = checkpoints(run_dir)
+    if not found:
+        raise UserError(f"resume={run_dir}: no checkpoint below checkpoints/; the run stopped before it wrote one")
+    newest = found[-1]
+    state: dict[str, Any] = json.loads((newest / "loop.json").read_text())
+    if state["ranks"] != comm.world_size():
+        raise UserError(f"resume={run_dir}: written by {state['ranks']} ranks, now there are {comm.world_size()}")
+    actors.policy.load(newest, "policy")
+    if actors.reward.feedback is not None:
+        actors.reward.feedback.load(newest, "feedback")
+    return state
+
+
+def export(run_dir: Path, actors: Actors, reward_path: str, feedback: dict[str, Any]) -> None:
+    """Write `policy/` and `reward_model/` as Hugging Face folders (safetensors). Collective.
+
+    `reward_model/` is the backbone with the head as it stands now; with feedback, `feedback.safetensors` beside it holds
+    adapter and head, and `feedback.json` what `feedback` says (Omega, d, ...), enough to score with the policy's states.
+    """
+    with actors.policy.whole() as policy:
+        if comm.is_main():
+
+            def policy_files(folder: Path) -> None:
+                policy.lm.save_pretrained(folder)
+                actors.format.tokenizer.save_pretrained(folder)
+
+            _write_folder(run_dir / "policy", policy_files)
+    if comm.is_main():
+
+        def reward_files(folder: Path) -> None:
+            chat = actors.reward.format
+            # Read again rather than kept: under ZeRO stage 3 no rank holds the whole backbone.
+            classifier = load_reward_model(reward_path, "reward.path", torch.float32, chat.pad_id)
+            if actors.reward.feedback is not None:
+                module = actors.reward.feedback.module  # stage 1 at most: whole on every rank
+                find_head(classifier).load_state_dict(module.phi.state_dict())
+                save_file({k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}, folder / ADAPTER_FILE)
+                (folder / ADAPTER_CONFIG).write_text(json.dumps(feedback, indent=2))
+            classifier.save_pretrained(folder)
+            chat.tokenizer.save_pretrained(folder)
+
+        _write_folder(run_dir / "reward_model", reward_files)
+    comm.barrier()
+
+
+def _write_folder(target: Path, fill: Callable[[Path], None]) -> None:
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    fill(partial)
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
+
+
+def load_exported_feedback(folder: Path, head: nn.Linear) -> tuple[FeedbackHead, dict[str, Any]] | None:
+    """Adapter, head and settings that `export` wrote into a `reward_model/` folder; None if it has no adapter."""
+    if not (folder / ADAPTER_FILE).is_file():
+        return None
+    settings: dict[str, Any] = json.loads((folder / ADAPTER_CONFIG).read_text())
+    weights = load_file(folder / ADAPTER_FILE)
+    policy_size, inner_size = weights["adapter.w_k"].shape
+    module = FeedbackHead(head, policy_size, inner_size, seed=0)
+    module.load_state_dict(weights)
+    return module, settings

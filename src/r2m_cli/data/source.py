@@ -1,0 +1,126 @@
+"""What a run draws from: the embedded gold world or a file, split once into training and held-out parts."""
+
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from r2m_cli.batch import Prompt
+from r2m_cli.cache import digest_of
+from r2m_cli.data.gold_world import GoldWorld
+from r2m_cli.data.preferences import Pair, describe, load_preferences
+from r2m_cli.data.template import ChatFormat
+from r2m_cli.errors import UserError
+from r2m_cli.models.generate import mix
+from r2m_cli.schema import DataConfig
+
+EVAL, DEMONSTRATIONS, TRAIN, SPLIT, ORDER = range(5)  # streams of random numbers
+
+
+@dataclass(frozen=True)
+class Source:
+    """Prompts, labelled pairs and demonstrations; in the gold world the pairs are sampled later, from a policy."""
+
+    prompts: list[Prompt]
+    eval_prompts: list[Prompt]
+    pairs: list[Pair]
+    heldout_pairs: list[Pair]
+    demonstrations: list[tuple[Prompt, str]]
+    world: GoldWorld | None = None
+    notes: list[str] = field(default_factory=list)  # what was left out, for the person to see
+
+    def gold(self, prompt: Prompt, response: str, finished: bool) -> float:
+        """The true reward of a response to one of the world's prompts, in points."""
+        assert self.world is not None
+        return self.world.score(prompt[-1]["content"], response, finished)
+
+
+def user_prompt(text: str) -> Prompt:
+    """A one-message conversation."""
+    return ({"role": "user", "content": text},)
+
+
+def load_source(config: DataConfig, eval_prompts: int) -> Source:
+    """Everything that the configuration's data part names.
+
+    Args:
+        eval_prompts: number of fixed evaluation prompts (fewer if the held-out part is smaller).
+
+    Raises:
+        UserError: from the loader; or too few rows to hold any out.
+    """
+    return _world(config, eval_prompts) if config.kind == "gold" else _file(config, eval_prompts)
+
+
+def _world(config: DataConfig, eval_prompts: int) -> Source:
+    world = GoldWorld(config.world)
+    rng = random.Random(mix(config.seed, DEMONSTRATIONS))
+    asked = world.prompts(config.demonstrations, mix(config.seed, DEMONSTRATIONS))
+    return Source(
+        prompts=[user_prompt(p) for p in world.prompts(config.prompts, mix(config.seed, TRAIN))],
+        eval_prompts=[user_prompt(p) for p in world.prompts(eval_prompts, mix(config.seed, EVAL))],
+        pairs=[],
+        heldout_pairs=[],
+        demonstrations=[(user_prompt(p), world.demonstration(p, rng)) for p in asked],
+        world=world,
+    )
+
+
+def _file(config: DataConfig, eval_prompts: int) -> Source:
+    assert config.path is not None
+    loaded = load_preferences(config.path, config.split, config.rows)
+    prompts = list(loaded.prompts)
+    random.Random(mix(config.seed, SPLIT)).shuffle(prompts)
+    held = round(config.holdout * len(prompts))
+    if held < 1 or held >= len(prompts):
+        raise UserError(
+            f"data.holdout={config.holdout} of {len(prompts)} distinct prompts in {config.path} leaves {held} for "
+            f"evaluation and {len(prompts) - held} for training; both need at least one"
+        )
+    # Split by prompt: two pairs of one prompt must not stand on both sides.
+    heldout = {_identity(p) for p in prompts[:held]}
+    return Source(
+        prompts=prompts[held:],
+        eval_prompts=prompts[:held][:eval_prompts],
+        pairs=[p for p in loaded.pairs if _identity(p.prompt) not in heldout],
+        heldout_pairs=[p for p in loaded.pairs if _identity(p.prompt) in heldout],
+        demonstrations=[(p.prompt, p.chosen) for p in loaded.pairs if _identity(p.prompt) not in heldout],
+        notes=describe(loaded),
+    )
+
+
+def _identity(prompt: Prompt) -> tuple[tuple[str, str], ...]:
+    return tuple((m["role"], m["content"]) for m in prompt)
+
+
+def identity_of(config: DataConfig) -> list[object]:
+    """What the data is, for a cache key: the world's numbers, or the file's digest (a hub data set's name)."""
+    if config.kind == "gold":
+        return ["gold", config.seed, vars(config.world)]
+    path = Path(config.path or "").expanduser()
+    content = digest_of(path) if path.exists() else config.path
+    return ["file", config.seed, content, config.split, config.rows, config.holdout]
+
+
+def fitting(prompts: list[Prompt], chat: ChatFormat, limit: int) -> list[Prompt]:
+    """The prompts of at most `limit` policy tokens, generation prompt included."""
+    return [p for p in prompts if len(chat.prompt_ids(p)) <= limit]
+
+
+class PromptStream:
+    """The prompts in an order of their own for every pass; what a step gets is a function of (seed, step) alone."""
+
+    def __init__(self, prompts: list[Prompt], seed: int):
+        self.prompts = prompts
+        self.seed = seed
+
+    def batch(self, step: int, size: int) -> list[Prompt]:
+        """The `size` prompts of a 0-based step."""
+        drawn = []
+        orders: dict[int, list[int]] = {}
+        for position in range(step * size, (step + 1) * size):
+            epoch, place = divmod(position, len(self.prompts))
+            if epoch not in orders:
+                orders[epoch] = list(range(len(self.prompts)))
+                random.Random(mix(self.seed, ORDER, epoch)).shuffle(orders[epoch])
+            drawn.append(self.prompts[orders[epoch][place]])
+        return drawn

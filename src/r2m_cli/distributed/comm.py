@@ -1,0 +1,87 @@
+"""The few collectives that the project needs; each is the identity in a single process."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def rank() -> int:
+    """This process's number, 0 in a single process."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of ranks, 1 in a single process."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """True on the rank that writes files and shows progress."""
+    return rank() == 0
+
+
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """Element-wise sum over all ranks; the argument is left as it is."""
+    if not dist.is_initialized():
+        return tensor
+    tensor = tensor.clone()
+    dist.all_reduce(tensor)
+    return tensor
+
+
+def max_over_ranks(value: float) -> float:
+    """Largest value over all ranks."""
+    return max(gather(value))
+
+
+def gather(value: Any) -> list[Any]:
+    """One picklable value per rank, in rank order, on every rank."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def broadcast(value: Any) -> Any:
+    """The main rank's value, on every rank."""
+    if not dist.is_initialized():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def barrier() -> None:
+    """Wait for every rank."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+class MetricSums:
+    """Metrics as (sum, count), so that a mean over ranks with unequal counts is the mean over the global batch."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, tuple[Tensor, float]] = {}
+
+    def add(self, name: str, values: Tensor | float, count: float | None = None) -> None:
+        """Add `values` (summed) to a metric; `count` is their number unless given."""
+        tensor = torch.as_tensor(values, dtype=torch.float64).detach()
+        total, seen = self._sums.get(name, (torch.zeros((), dtype=torch.float64), 0.0))
+        number = float(tensor.numel()) if count is None else count
+        self._sums[name] = (total + tensor.sum().cpu(), seen + number)
+
+    def update(self, other: "MetricSums") -> None:
+        """Take over the metrics of another collection."""
+        self._sums |= other._sums
+
+    def means(self) -> dict[str, float]:
+        """Global mean of each metric. Collective: every rank must have added the same names."""
+        names = sorted(self._sums)
+        if not names:
+            return {}
+        packed = torch.stack([torch.stack([self._sums[n][0], torch.tensor(self._sums[n][1])]) for n in names])
+        packed = sum(gather(packed), torch.zeros_like(packed))
+        return {name: float(total / count) if count else 0.0 for name, (total, count) in zip(names, packed)}

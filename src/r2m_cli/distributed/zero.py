@@ -1,0 +1,138 @@
+"""The engine on DeepSpeed ZeRO, and the process group it runs in. The only file that imports deepspeed."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from r2m_cli.schema import EngineConfig
+
+try:
+    import deepspeed
+    from deepspeed import zero
+except ImportError as error:  # pragma: no cover - a laptop without DeepSpeed
+    from r2m_cli.errors import UserError
+
+    raise UserError(f"engine=zero needs DeepSpeed ({error}): pip install deepspeed, or use engine=single") from None
+
+
+def start_process_group(config: EngineConfig, device: torch.device) -> None:
+    """Join the ranks that the launcher started: nccl on GPUs, gloo on CPUs."""
+    # DeepSpeed would compile a shared-memory all-reduce for minutes; gloo needs none.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # DeepSpeed's own sub-groups pass no timeout, so a stuck rank would hang them for ever: set the default.
+    limit = timedelta(seconds=config.timeout)
+    dist.distributed_c10d.default_pg_timeout = limit  # type: ignore[attr-defined]
+    if hasattr(dist.distributed_c10d, "default_pg_nccl_timeout"):
+        dist.distributed_c10d.default_pg_nccl_timeout = limit
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", timeout=limit, verbose=False)
+
+
+def deepspeed_config(config: EngineConfig, max_grad_norm: float, small: bool = False) -> dict[str, Any]:
+    """DeepSpeed's own configuration for a module; `small` ones stay in fp32 and at stage 1 or below."""
+    stage = min(config.stage, 1) if small else config.stage
+    zero_config: dict[str, Any] = {"stage": stage}
+    if stage == 3:
+        # Gather by use, not by size: the default keeps every small parameter whole on every rank.
+        zero_config |= {"stage3_param_persistence_threshold": 0}
+    if config.offload_optimizer and stage > 0 and not small:
+        zero_config["offload_optimizer"] = {"device": "cpu"}
+    return {
+        # Micro-batches are whole groups, counted by the loop and not by DeepSpeed, which accumulates until `step`.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        "zero_optimization": zero_config,
+        "bf16": {"enabled": config.dtype == "bf16" and not small},
+        "gradient_clipping": max_grad_norm,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+    }
+
+
+class ZeroEngine:
+    """One module under DeepSpeed ZeRO."""
+
+    def __init__(
+        self, module: nn.Module, config: EngineConfig, device: torch.device, weight_decay: float, max_grad_norm: float,
+        small: bool,
+    ):  # fmt: skip
+        self.device = device
+        settings = deepspeed_config(config, max_grad_norm, small)
+        self.stage = settings["zero_optimization"]["stage"]
+        trained = [p for p in module.parameters() if p.requires_grad]
+        # torch's own AdamW: DeepSpeed's would be compiled on first use.
+        optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=weight_decay)
+        self.engine, *_ = deepspeed.initialize(model=module.to(device), optimizer=optimizer, config=settings)
+        self.module: nn.Module = self.engine.module
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.engine(*args, **kwargs)
+
+    def backward(self, loss: Tensor) -> None:
+        self.engine.backward(loss)
+
+    def step(self, lr: float) -> float:
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = lr
+        self.engine.step()
+        norm = self.engine.get_global_grad_norm()
+        return 0.0 if norm is None else float(norm)  # stage 0 in fp32 keeps none
+
+    @contextmanager
+    def whole(self) -> Iterator[nn.Module]:
+        if self.stage < 3:
+            yield self.module
+            return
+        # Gather once and take DeepSpeed's hooks off: otherwise every decoded token gathers every layer again.
+        offload = self.engine.optimizer.parameter_offload
+        with zero.GatheredParameters(list(self.module.parameters())):
+            for parameter in self.module.parameters():
+                parameter.ds_active_sub_modules.clear()
+            for hook in offload.forward_hooks + offload.backward_hooks:
+                hook.remove()
+            offload.forward_hooks, offload.backward_hooks = [], []
+            try:
+                yield self.module
+            finally:
+                offload._register_deepspeed_module(offload.module)
+
+    def save(self, folder: Path, tag: str) -> None:
+        self.engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
+
+    def load(self, folder: Path, tag: str) -> None:
+        self.engine.load_checkpoint(str(folder), tag=tag)
+
+
+class _Sharded(nn.Module):
+    """A frozen module whose parameters live in shards; calls go through DeepSpeed's engine, which gathers them."""
+
+    def __init__(self, engine: Any):
+        super().__init__()
+        self.__dict__["engine"] = engine  # not a sub-module: the engine already owns the parameters
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.engine(*args, **kwargs)
+
+
+def shard_frozen(module: nn.Module, config: EngineConfig, device: torch.device) -> nn.Module:
+    """Partition a frozen module over the ranks (ZeRO stage 3 without an optimizer)."""
+    settings = deepspeed_config(config, 0.0)
+    settings["zero_optimization"].pop("offload_optimizer", None)
+    engine, *_ = deepspeed.initialize(model=module.to(device), config=settings)
+    engine.module.eval()
+    return _Sharded(engine)
+
+
+def local_rank() -> int:
+    """The rank's number on its own machine, as the launcher set it."""
+    return int(os.environ.get("LOCAL_RANK", "0"))

@@ -1,0 +1,61 @@
+"""Supervised fitting on one rank or many: what `r2m sft` and `r2m reward` share."""
+
+import random
+from collections.abc import Callable, Sequence
+from time import monotonic
+
+import torch
+from torch import Tensor
+
+from r2m_cli.distributed import comm
+from r2m_cli.distributed.engine import Engine
+from r2m_cli.errors import UserError
+from r2m_cli.maths.schedule import learning_rate
+from r2m_cli.models.generate import mix
+from r2m_cli.schema import FitConfig
+
+
+def fit(
+    engine: Engine, rows: Sequence[object], loss_of: Callable[[Sequence[object]], Tensor], config: FitConfig, seed: int,
+    what: str, micro_rows: int,
+) -> float:
+    """Minimise the mean loss over the rows with AdamW; gives the mean loss of the last epoch.
+
+    Args:
+        loss_of: rows -> their losses [B], through the engine.
+        what: named in the progress lines.
+        micro_rows: rows per forward and backward; gradients are accumulated over the rest of a batch.
+
+    Raises:
+        UserError: a loss that is not finite, or a batch that cannot be split over the ranks.
+    """  # fmt: skip
+    ranks = comm.world_size()
+    size = min(config.batch_size, len(rows)) // ranks
+    if size < 1:
+        raise UserError(f"{what}: batches of {min(config.batch_size, len(rows))} rows cannot be split over {ranks} ranks")
+    updates = len(rows) // (size * ranks)
+    total, step, shown = updates * config.epochs, 0, monotonic()
+    mean = 0.0
+    for epoch in range(config.epochs):
+        order = list(range(len(rows)))
+        random.Random(mix(seed, epoch)).shuffle(order)
+        losses: list[Tensor] = []
+        for update in range(updates):
+            first = (update * ranks + comm.rank()) * size
+            mine = order[first : first + size]
+            for start in range(0, size, micro_rows):
+                loss = loss_of([rows[i] for i in mine[start : start + micro_rows]])
+                engine.backward(loss.sum() / size)
+                losses.append(loss.detach())
+            try:
+                engine.step(learning_rate(step, total, config.lr, total // 20, "linear"))
+            except FloatingPointError as error:
+                raise UserError(f"{what}: {error} at update {step + 1}; lower its fit.lr") from error
+            step += 1
+            if comm.is_main() and monotonic() - shown > 10:
+                shown = monotonic()
+                print(f"r2m: {what}: update {step} of {total}, loss {losses[-1].mean():.3f}", flush=True)
+        seen = torch.cat(losses)
+        sums = comm.sum_over_ranks(torch.stack([seen.double().sum().cpu(), torch.tensor(float(len(seen))).double()]))
+        mean = float(sums[0] / sums[1])
+    return mean

@@ -1,0 +1,229 @@
+"""The parent: make what is missing, write the resolved configuration, start the ranks, give back the objective."""
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from r2m_cli import stop
+from r2m_cli.cache import build_once
+from r2m_cli.errors import UserError
+from r2m_cli.schema import Config
+from r2m_cli.stop import Stopped
+from r2m_cli.worker import OUTCOME, run_task
+
+GRACE = 10.0  # seconds between asking the ranks to end and killing them
+
+
+class RankFailed(Exception):
+    """A rank crashed or was killed; the message holds its last words."""
+
+
+def launch(config: Config, run_dir: Path) -> float | None:
+    """Run the task with everything it needs; gives the objective of a training run.
+
+    Raises:
+        UserError: bad input, found here or by a rank.
+        RankFailed: a rank crashed or was killed.
+        SystemExit: 128 + signal after Ctrl-C or SIGTERM.
+    """
+    preflight(config)
+    if config.task in ("sft", "reward"):
+        fit_once(config)
+        return None
+    config = prepare(config)
+    execute(config, run_dir)
+    summary = run_dir / "summary.json"
+    if config.task != "train" or not summary.is_file():
+        return None
+    return json.loads(summary.read_text())["objective"]  # type: ignore[no-any-return]
+
+
+def preflight(config: Config) -> None:
+    """Say at once, and in one line, everything that a run needs and this machine does not have.
+
+    Raises UserError.
+    """
+    missing = []
+    if config.engine.device == "cuda":
+        import torch
+
+        found = torch.cuda.device_count()
+        if found < config.engine.num_processes:
+            missing.append(
+                f"{config.engine.num_processes} CUDA GPU(s) for engine.num_processes={config.engine.num_processes} "
+                f"(found {found})"
+            )
+    if config.task in ("train", "evaluate") or config.data.kind == "file":
+        missing += _missing_from_hub(config)
+    if missing:
+        raise UserError("this run needs what is not here: " + "; ".join(missing))
+
+
+def _missing_from_hub(config: Config) -> list[str]:
+    """Hub names in the configuration that are neither cached nor, it seems, reachable."""
+    from r2m_cli.models.loading import HUB_NAME
+
+    wanted = {
+        "policy.path": config.policy.path or config.policy.base,
+        "reward.path": config.reward.path or config.reward.base,
+        "data.path": config.data.path if config.data.kind == "file" else None,
+    }
+    names = {k: v for k, v in wanted.items() if v and HUB_NAME.fullmatch(v) and not Path(v).expanduser().exists()}
+    if not names:
+        return []
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    missing = []
+    for key, name in names.items():
+        kind = "dataset" if key == "data.path" else "model"
+        try:
+            snapshot_download(name, repo_type=kind, local_files_only=True)
+            continue
+        except (LocalEntryNotFoundError, OSError, ValueError):
+            pass
+        try:
+            HfApi().repo_info(name, repo_type=kind, timeout=10)
+        except HfHubHTTPError as error:
+            reason = str(error).splitlines()[0]
+            missing.append(f"{kind} {key}={name} (the hub says: {reason})")
+        except (OfflineModeIsEnabled, OSError, Exception) as error:  # noqa: BLE001 - whatever the network stack raises
+            missing.append(
+                f"{kind} {key}={name} (not on disk, and the hub cannot be reached: {type(error).__name__}); give a folder "
+                f"with {key}=PATH"
+            )
+    return missing
+
+
+def prepare(config: Config) -> Config:
+    """The configuration with a policy and a reward model that exist: those missing are fitted now, once, and cached."""
+    if config.policy.path is None:
+        path = fit_once(replace(config, task="sft", output=None))
+        config = replace(config, policy=replace(config.policy, path=str(path)))
+    if config.reward.path is None:
+        path = fit_once(replace(config, task="reward", output=None))
+        config = replace(config, reward=replace(config.reward, path=str(path)))
+    return config
+
+
+def fit_once(config: Config) -> Path:
+    """The folder of the fitted policy (task sft) or reward model (task reward), fitted if it is not there yet.
+
+    Raises UserError, also where config.output exists and is not empty: nothing of the person's is overwritten.
+    """
+    from r2m_cli.build import policy_cache, reward_cache
+
+    what = {"sft": "SFT policy", "reward": "reward model"}[config.task]
+    if config.task == "reward" and config.data.kind == "gold" and config.policy.path is None:
+        path = fit_once(replace(config, task="sft", output=None))
+        named = replace(config, policy=replace(config.policy, path=str(path)))
+        cached = reward_cache(config)
+        config = named
+    else:
+        cached = policy_cache(config) if config.task == "sft" else reward_cache(config)
+    if config.output is not None:
+        target = Path(config.output).expanduser()
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise UserError(f"output={config.output}: exists and is not empty; name a new folder")
+        target.mkdir(parents=True, exist_ok=True)
+        execute(config, target)
+    else:
+        known = cached.is_dir()
+        notice = f"no {what} for this configuration yet: fitting one (once; kept in {cached})"
+        target = build_once(cached.name, lambda folder: execute(config, folder), notice)
+        if known and (target / "fit.json").is_file():
+            print(f"r2m: {what} from the cache: {target} {_figures(target)}", file=sys.stderr, flush=True)
+    return target
+
+
+def _figures(folder: Path) -> str:
+    figures = json.loads((folder / "fit.json").read_text())
+    return "(" + ", ".join(f"{k} {v:.3g}" for k, v in figures.items()) + ")"
+
+
+def execute(config: Config, run_dir: Path) -> None:
+    """Run one task on its ranks, in this process for engine=single, with `config.yaml` written first."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    partial = run_dir / ".config.yaml.partial"
+    partial.write_text(OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
+    partial.replace(run_dir / "config.yaml")
+    (run_dir / OUTCOME).unlink(missing_ok=True)
+    try:
+        if config.engine.kind == "single":
+            with stop.on_signal(run_dir) as signals:
+                run_task(config, run_dir)
+        else:
+            signals = _start_ranks(config, run_dir)
+    except Stopped as stopped:
+        print(f"r2m: stopped after step {stopped.step}; go on with: r2m train resume={run_dir}", file=sys.stderr)
+        raise SystemExit(0) from None
+    if signals.received is not None:
+        raise SystemExit(128 + signals.received)
+
+
+def _start_ranks(config: Config, run_dir: Path) -> stop.Signals:
+    c = config.engine
+    where = ["--standalone"]
+    if c.num_nodes > 1:
+        where = [f"--nnodes={c.num_nodes}", f"--node-rank={c.node_rank}"]
+        where += ["--rdzv-backend=c10d", f"--rdzv-endpoint={c.rendezvous}", "--rdzv-id=r2m"]
+    command = [sys.executable, "-m", "torch.distributed.run", *where, f"--nproc-per-node={c.num_processes}"]
+    command += ["-m", "r2m_cli.worker", str(run_dir)]
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("TORCHELASTIC_", "MASTER_", "HYDRA_"))}
+    inherited = {k: v for k, v in inherited.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "GROUP_RANK")}
+    environment = inherited | {"OMP_NUM_THREADS": str(c.threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    with (run_dir / "launch.log").open("a") as log:
+        # A session of its own, so that one killpg reaches every rank; and it dies with this process whatever happens.
+        ranks = subprocess.Popen(
+            command, env=environment, stderr=log, start_new_session=True, preexec_fn=_die_with_parent
+        )
+
+        def kill() -> None:
+            _kill_group(ranks)
+
+        try:
+            with stop.on_signal(run_dir, kill) as signals:
+                code = ranks.wait()
+        finally:
+            kill()
+    outcome: dict[str, Any] = {}
+    if (run_dir / OUTCOME).is_file():
+        outcome = json.loads((run_dir / OUTCOME).read_text())
+    if outcome.get("kind") == "error":
+        raise UserError(outcome["what"])
+    if outcome.get("kind") == "stopped":
+        if signals.received is None:
+            raise Stopped(outcome["what"])
+        print(f"r2m: stopped after step {outcome['what']}; go on with: r2m train resume={run_dir}", file=sys.stderr)
+    elif outcome.get("kind") == "crash":
+        raise RankFailed(f"rank {outcome['rank']} failed:\n{outcome['what']}\nLogs of all ranks: {run_dir}/rank_*.log")
+    elif code != 0:
+        tail = "\n".join((run_dir / "launch.log").read_text().splitlines()[-25:])
+        raise RankFailed(f"a rank was killed or died without a word:\n{tail}\nLogs of all ranks: {run_dir}/rank_*.log")
+    return signals
+
+
+def _die_with_parent() -> None:
+    """Linux: ask the kernel to end the launcher (and so its ranks) if this process is killed outright."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def _kill_group(process: "subprocess.Popen[bytes]") -> None:
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+        except ProcessLookupError:
+            return
+        try:
+            process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            continue

@@ -1,0 +1,141 @@
+"""The command: a word picks the task, Hydra does the rest."""
+
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+# Before torch is imported by anything: a thread that waits must not spin (a busy neighbour would slow it tenfold).
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+WORDS = {
+    "train": "optimise a policy against a reward model (no argument: the embedded gold world, on a CPU, in a minute)",
+    "sft": "fit the policy's starting point on demonstrations",
+    "reward": "fit a reward model on labelled pairs",
+    "evaluate": "score a policy on fixed prompts and a reward model on held-out pairs",
+    "report": "draw and tabulate runs: r2m report runs=[outputs/a,outputs/b] out=report.png",
+}
+USAGE = """\
+r2m: train a language model against a reward model that reads the policy's hidden states.
+
+Usage: r2m WORD [group=choice] [key=value ...]
+
+{words}
+
+Examples
+  r2m train                                            the embedded world, R2M as published
+  r2m train feedback=none ppo.beta=0.2                 a frozen reward model and a stronger KL
+  r2m train +experiment=hh_rlhf_cpu data.path=FILE     SmolLM2-135M on real preference data, on a laptop
+  r2m train -m feedback=r2m,none seed=0,1,2            a sweep
+  r2m WORD --help                                      groups and keys of a word;  --cfg job prints the configuration
+  eval "$(r2m -sc install=bash)"                       shell completion
+"""
+
+
+def main() -> None:
+    """Entry point of `r2m`. Exit codes: 0 done, 1 a failure, 2 bad input, 128 + n ended by signal n."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE.format(words="\n".join(f"  {word:9} {what}" for word, what in WORDS.items())), end="")
+        return
+    if arguments[0] == "--version":
+        from r2m_cli import __version__
+
+        print(f"r2m {__version__}")
+        return
+    from r2m_cli import completion
+
+    arguments = completion.with_word(arguments, list(WORDS))
+    word, *rest = arguments
+    try:
+        if word not in WORDS:
+            raise _unknown_word(word)
+        sys.argv = ["r2m", *rest]
+        _run_hydra(word, rest)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:  # noqa: BLE001 - the last place that can give it a readable form
+        sys.exit(_explain(error, word))
+
+
+def _run_hydra(word: str, overrides: list[str]) -> None:
+    import hydra
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import DictConfig, OmegaConf
+
+    from r2m_cli.errors import UserError
+    from r2m_cli.schema import Config, ReportConfig
+
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    store.store(name="report_schema", node=ReportConfig)
+    OmegaConf.register_new_resolver("r2m_run_dir", _run_dir, replace=True)
+
+    def job(composed: DictConfig) -> Any:
+        hydra_config = HydraConfig.get()
+        try:
+            if word == "report":
+                from r2m_cli.tasks.report import report
+                from r2m_cli.validate import typed
+
+                return report(**vars(typed(composed, ReportConfig)))
+            from r2m_cli.launch import launch
+            from r2m_cli.resume import configured
+
+            config = configured(composed, list(hydra_config.overrides.task))
+            return launch(config, Path(hydra_config.runtime.output_dir))
+        except UserError as error:
+            # Hydra would add a line of its own to an exception that leaves the job.
+            print(f"r2m: error: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
+
+    # With this set, Hydra hands its own errors to us instead of printing them its way and exiting with 1.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    hydra.main(version_base="1.3", config_path="pkg://r2m_cli.conf", config_name=word)(job)()
+
+
+def _run_dir(resume: str | None, task: str) -> str:
+    """Where a run goes: a resumed one into its own folder, a new one below outputs/."""
+    from datetime import datetime
+
+    return resume or f"outputs/{task}/{datetime.now():%Y-%m-%d_%H-%M-%S}"
+
+
+def _unknown_word(word: str) -> Exception:
+    import difflib
+
+    from r2m_cli.errors import UserError
+
+    near = difflib.get_close_matches(word, WORDS, n=1)
+    hint = f"did you mean {near[0]}?" if near else "r2m --help lists them"
+    return UserError(f"unknown word {word!r}: {hint} (train, sft, reward, evaluate, report)")
+
+
+def _explain(error: Exception, word: str) -> int:
+    """Print an error in its readable form; gives the exit code."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from r2m_cli.errors import UserError
+
+    if isinstance(error, UserError):
+        print(f"r2m: error: {error}", file=sys.stderr)
+        return 2
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        from r2m_cli.validate import explain_composition
+
+        print(f"r2m: error: {explain_composition(error)}", file=sys.stderr)
+        return 2
+    from r2m_cli.launch import RankFailed
+
+    if isinstance(error, RankFailed):
+        print(f"r2m: {word} failed: {error}", file=sys.stderr)
+        return 1
+    traceback.print_exception(error)
+    return 1
+
+
+if __name__ == "__main__":
+    main()

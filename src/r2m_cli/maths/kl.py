@@ -1,0 +1,24 @@
+"""Estimators of KL(pi_theta || pi_ref) from samples of pi_theta (Schulman, "Approximating KL divergence", 2020)."""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+
+def k1(logp: Tensor, ref_logp: Tensor) -> Tensor:
+    """log pi - log pi_ref: unbiased, may be negative. Same shape as the inputs, nats."""
+    return logp - ref_logp
+
+
+def k2(logp: Tensor, ref_logp: Tensor) -> Tensor:
+    """Half the squared log-ratio: biased, small variance; its gradient is that of the true KL. Nats."""
+    return 0.5 * (logp - ref_logp).square()
+
+
+def k3(logp: Tensor, ref_logp: Tensor) -> Tensor:
+    """exp(-d) - 1 + d with d = log pi - log pi_ref: unbiased and never negative. Nats."""
+    d = logp - ref_logp
+    return (-d).exp() - 1 + d
+
+
+ESTIMATORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"k1": k1, "k2": k2, "k3": k3}

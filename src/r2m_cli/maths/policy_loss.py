@@ -1,0 +1,75 @@
+"""The clipped policy objective with its KL term (METHOD eq. 2), one loss per sequence."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from r2m_cli.maths import kl
+from r2m_cli.maths.masking import masked_mean, masked_sum
+
+
+@dataclass(frozen=True)
+class PolicyLoss:
+    """Per-sequence terms, each [B]; the step's loss is the mean of `total` over the global batch."""
+
+    total: Tensor  # surrogate + beta * kl, with gradient
+    kl: Tensor  # the KL term before beta, detached
+    ratio: Tensor  # mean ratio of the sequence, detached
+    clipped: Tensor  # share of the ratios that the clip cut off, detached
+
+
+def policy_loss(
+    logp: Tensor,
+    old_logp: Tensor,
+    ref_logp: Tensor | None,
+    mask: Tensor,
+    advantages: Tensor,
+    *,
+    level: str,
+    clip_low: float,
+    clip_high: float,
+    beta: float,
+    estimator: str,
+) -> PolicyLoss:
+    """-min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A) + beta KL(pi_theta || pi_ref).
+
+    With `level="sequence"` rho is one ratio per sequence, pi(y|x) / pi_old(y|x), and KL is summed over the
+    response (the paper's form). With `level="token"` every token has its ratio and both terms are means over
+    the response's tokens (GRPO's form), so beta then weighs a KL per token.
+
+    Args:
+        logp, old_logp, ref_logp: [B, R] log-probabilities of the response tokens; `ref_logp` None if beta is 0.
+        mask: [B, R], true on response tokens.
+        advantages: [B].
+    """
+    log_ratio = torch.where(mask, logp - old_logp, 0.0)
+    if level == "sequence":
+        reduce = masked_sum
+        ratio = log_ratio.sum(dim=1, keepdim=True).exp()  # [B, 1]
+        ratio_mask = torch.ones_like(ratio, dtype=torch.bool)
+    elif level == "token":
+        reduce = masked_mean
+        ratio = log_ratio.exp()  # [B, R]
+        ratio_mask = mask
+    else:
+        raise ValueError(f"level is 'sequence' or 'token', got {level!r}")
+
+    advantage = advantages[:, None]
+    clipped_ratio = ratio.clamp(1 - clip_low, 1 + clip_high)
+    surrogate = torch.minimum(ratio * advantage, clipped_ratio * advantage)
+    loss = -masked_mean(surrogate, ratio_mask)
+
+    penalty = torch.zeros_like(loss)
+    if ref_logp is not None:
+        penalty = reduce(kl.ESTIMATORS[estimator](logp, ref_logp), mask)
+        loss = loss + beta * penalty
+
+    with torch.no_grad():
+        cut = (ratio * advantage > clipped_ratio * advantage).float()
+        return PolicyLoss(
+            total=loss,
+            kl=penalty.detach(),
+            ratio=masked_mean(ratio, ratio_mask).detach(),
+            clipped=masked_mean(cut, ratio_mask),
+        )

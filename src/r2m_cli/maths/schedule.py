@@ -1,0 +1,29 @@
+"""Weights that move with the training step."""
+
+import math
+
+
+def feedback_weight(step: int, total: int, omega: float) -> float:
+    """w(t) = max(0.5 cos(pi t / T) + 0.5, Omega), METHOD eq. 4: the weight of the original reward token embedding.
+
+    It is 1 at t = 0 (the reward model as trained offline) and `omega` from some step on to t = T.
+    """
+    progress = min(step / total, 1.0) if total > 0 else 1.0
+    return max(0.5 * math.cos(math.pi * progress) + 0.5, omega)
+
+
+def learning_rate(step: int, total: int, peak: float, warmup: int, kind: str) -> float:
+    """Rate of a 0-based step: linear warm-up over `warmup` steps, then `constant`, `linear` or `cosine` to 0 at `total`.
+
+    Raises ValueError for another kind.
+    """
+    if step < warmup:
+        return peak * (step + 1) / (warmup + 1)
+    progress = (step - warmup) / max(total - warmup, 1)
+    if kind == "constant":
+        return peak
+    if kind == "linear":
+        return peak * max(1 - progress, 0.0)
+    if kind == "cosine":
+        return peak * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    raise ValueError(f"schedule is constant, linear or cosine, got {kind!r}")

@@ -1,0 +1,59 @@
+"""The feedback adapter: the reward token reads the policy's hidden states (METHOD eqs. 3 and 4)."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class CrossAttention(nn.Module):
+    """Sequence-to-token cross-attention in its exact streamed form: no keys, no values, nothing of size S x d.
+
+    There is one query per sequence, so softmax(q K^T / sqrt(d)) V W_o is the same number as
+
+        u = (H_last W_q) W_k^T / sqrt(d)      [B, D_p]   `query`
+        a = softmax(h u), m = a^T h           [B, D_p]   `pool`
+        A = (m W_v) W_o                       [B, D_rm]  `value`
+
+    and costs O(S D_p) a sequence instead of O(S D_p d).
+
+    Args:
+        rm_size: D_rm, width of the reward model.
+        policy_size: D_p, width of the policy.
+        inner_size: d.
+        seed: of the initial weights. They are drawn from a generator of their own, so that a run with an adapter
+            and a run without one see the same random numbers everywhere else.
+    """
+
+    def __init__(self, rm_size: int, policy_size: int, inner_size: int, seed: int = 0):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+
+        def weight(rows: int, columns: int) -> nn.Parameter:
+            bound = 1 / math.sqrt(rows)  # torch's default for a linear layer with `rows` inputs
+            return nn.Parameter(torch.empty(rows, columns).uniform_(-bound, bound, generator=generator))
+
+        self.w_q = weight(rm_size, inner_size)
+        self.w_k = weight(policy_size, inner_size)
+        self.w_v = weight(policy_size, inner_size)
+        self.w_o = weight(inner_size, rm_size)
+
+    def query(self, rte: Tensor) -> Tensor:
+        """u: what each reward token asks of the policy's states. [B, D_rm] -> [B, D_p]."""
+        return (rte @ self.w_q) @ self.w_k.T / math.sqrt(self.w_q.shape[1])
+
+    def value(self, pooled: Tensor) -> Tensor:
+        """A from the pooled state m. [B, D_p] -> [B, D_rm]."""
+        return (pooled @ self.w_v) @ self.w_o
+
+    def forward(self, rte: Tensor, hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """rte [B, D_rm], hidden [B, S, D_p], mask [B, S] -> A [B, D_rm], attention weights a [B, S]."""
+        pooled, attention = pool(self.query(rte), hidden, mask)
+        return self.value(pooled), attention
+
+
+def pool(u: Tensor, hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention-pooled policy state m = softmax(h u)^T h. u [B, D_p], hidden [B, S, D_p], mask [B, S] -> [B, D_p], [B, S]."""
+    scores = torch.einsum("bsd,bd->bs", hidden, u).masked_fill(~mask, -torch.inf)
+    attention = scores.softmax(dim=1)
+    return torch.einsum("bs,bsd->bd", attention, hidden), attention

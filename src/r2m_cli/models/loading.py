@@ -1,0 +1,128 @@
+"""Models and tokenizers by name: a folder, the hub, the packaged SmolLM2, or a fresh small Llama."""
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from r2m_cli.errors import UserError
+from r2m_cli.models import smollm2
+from r2m_cli.schema import ModelConfig
+
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def resolve(name: str, key: str) -> str:
+    """A folder on this machine or a hub name, ready for `from_pretrained`.
+
+    Raises:
+        UserError: neither a folder nor anything that could be a hub name; `key` says which configuration key gave it.
+    """
+    if name == "smollm2":
+        return str(smollm2.folder())
+    if Path(name).expanduser().is_dir():
+        folder = Path(name).expanduser()
+        if not (folder / "config.json").is_file():
+            raise UserError(f"{key}={name}: the folder holds no config.json, so it is no Hugging Face model")
+        return str(folder)
+    if not HUB_NAME.fullmatch(name) or Path(name).parts[0] in (".", ".."):
+        raise UserError(f"{key}={name}: no such folder, and not a hub name (owner/model) or smollm2")
+    return name
+
+
+def _load(loader: Callable[[], Any], name: str, key: str) -> Any:
+    try:
+        return loader()
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        where = "in this folder" if Path(name).is_dir() else "on the hub or in its cache"
+        raise UserError(f"{key}={name}: cannot be loaded {where}: {reason}") from error
+
+
+def load_tokenizer(name: str, key: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model. Raises UserError."""
+    source = resolve(name, key)
+    return _load(lambda: AutoTokenizer.from_pretrained(source, trust_remote_code=False), source, key)
+
+
+def load_causal_lm(name: str, key: str, dtype: torch.dtype) -> nn.Module:
+    """A causal language model in evaluation mode (no dropout: the ratio of the first epoch must be 1). Raises UserError."""
+    source = resolve(name, key)
+    model = _load(
+        lambda: AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=False), source, key
+    )
+    return model.eval()
+
+
+def load_reward_model(name: str, key: str, dtype: torch.dtype, pad_id: int, new_head: bool = False) -> nn.Module:
+    """A sequence classifier with one output, in evaluation mode.
+
+    Args:
+        new_head: the head may be missing from the weights (a language model that is to become a reward model).
+
+    Raises:
+        UserError: not loadable, or no trained scoring head where one is needed.
+    """
+    source = resolve(name, key)
+    config = _load(lambda: AutoConfig.from_pretrained(source, trust_remote_code=False), source, key)
+    config.num_labels = 1
+    config.pad_token_id = pad_id  # transformers refuses batches without one; the RTE is picked by the mask
+    model, info = _load(
+        lambda: AutoModelForSequenceClassification.from_pretrained(
+            source, config=config, dtype=dtype, trust_remote_code=False, output_loading_info=True,
+            ignore_mismatched_sizes=new_head,
+        ),
+        source,
+        key,
+    )  # fmt: skip
+    missing = [k for k in info["missing_keys"] if "score" in k or "classifier" in k or "out_proj" in k]
+    if missing and not new_head:
+        raise UserError(
+            f"{key}={name}: it has no trained scoring head ({missing[0]} is missing); fit one with "
+            f"`r2m reward reward.base={name}`"
+        )
+    return model.eval()
+
+
+def fresh_llama(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, pad_id: int, seed: int, scorer: bool) -> nn.Module:
+    """A small Llama of the configured size, with tied embeddings; with a scoring head instead of an LM head if `scorer`."""
+    llama = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=config.hidden_size,
+        intermediate_size=3 * config.hidden_size,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        num_key_value_heads=config.num_heads,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        pad_token_id=pad_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+        num_labels=1,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return (LlamaForSequenceClassification if scorer else LlamaForCausalLM)(llama).eval()
+
+
+def context_length(model: nn.Module) -> int | None:
+    """Tokens that a model can read, if its configuration says."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)  # type: ignore[no-any-return, union-attr]

@@ -1,0 +1,22 @@
+"""LoRA through peft: adapters in every linear layer while fitting, merged into plain weights at the end."""
+
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+
+from r2m_cli.schema import FitConfig
+
+
+def with_lora(model: nn.Module, config: FitConfig, task: str) -> PeftModel:
+    """The model with trainable low-rank adapters (and a trainable scoring head for task SEQ_CLS), the rest frozen."""
+    return get_peft_model(
+        model,  # type: ignore[arg-type]
+        LoraConfig(
+            task_type=task, r=config.lora_rank, lora_alpha=2 * config.lora_rank, lora_dropout=0.0,
+            target_modules="all-linear",
+        ),
+    )  # fmt: skip
+
+
+def merged(model: nn.Module) -> nn.Module:
+    """The plain transformers model, with the adapters folded in if there are any."""
+    return model.merge_and_unload() if isinstance(model, PeftModel) else model

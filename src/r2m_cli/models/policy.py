@@ -1,0 +1,77 @@
+"""The policy: a causal language model that gives log-probabilities and last-layer hidden states in one forward."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from r2m_cli.maths.masking import length_mask
+
+
+@dataclass(frozen=True)
+class PolicyOutput:
+    """What one teacher-forced forward gives. R is the longest response, S the longest sequence of the batch."""
+
+    logp: Tensor  # [B, R] log-probability of each response token under the tempered policy, 0 on padding
+    entropy: Tensor | None  # [B, R] of the distribution each response token was drawn from, nats
+    hidden: Tensor  # [B, S-1, D_p] last-layer states, detached: the policy feedback h
+    hidden_mask: Tensor  # [B, S-1] true on real positions
+
+
+class Policy(nn.Module):
+    """Any causal LM of transformers. The LM head runs on response positions only, never on [B, S, V].
+
+    The forward leaves out each sequence's last token, whose state predicts nothing: hence the S-1 states of the paper.
+    """
+
+    def __init__(self, lm: nn.Module):
+        super().__init__()
+        self.lm = lm
+
+    @property
+    def hidden_size(self) -> int:
+        """D_p."""
+        return int(self.lm.config.get_text_config().hidden_size)
+
+    def forward(
+        self, tokens: Tensor, prompt_lengths: Tensor, response_lengths: Tensor, temperature: float,
+        with_entropy: bool = False,
+    ) -> PolicyOutput:
+        """Score responses.
+
+        Args:
+            tokens: [B, S] prompt, response and padding on the right.
+            prompt_lengths, response_lengths: [B], tokens; both at least 1.
+            temperature: the logits are divided by it, as they were in sampling.
+        """  # fmt: skip
+        inputs = tokens[:, :-1]
+        mask = length_mask(prompt_lengths + response_lengths - 1, inputs.shape[1])
+        hidden = self.lm.base_model(input_ids=inputs, attention_mask=mask.long(), use_cache=False).last_hidden_state
+
+        # State j predicts token j + 1, so the response's states begin at the prompt's last token.
+        width = int(response_lengths.max())
+        response_mask = length_mask(response_lengths, width)
+        row, column = response_mask.nonzero(as_tuple=True)
+        position = prompt_lengths[row] - 1 + column
+        logits = self.logits(hidden[row, position]).float() / temperature  # [all response tokens, V]
+        chosen = logits.gather(1, tokens[row, position + 1][:, None]).squeeze(1) - logits.logsumexp(dim=1)
+        logp = chosen.new_zeros(response_mask.shape).index_put((row, column), chosen)
+
+        entropy = None
+        if with_entropy:
+            flat = torch.distributions.Categorical(logits=logits.detach(), validate_args=False).entropy()
+            entropy = flat.new_zeros(response_mask.shape).index_put((row, column), flat)
+        return PolicyOutput(logp, entropy, hidden.detach(), mask)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The LM head with the soft cap that some architectures (Gemma) put on it. [..., D_p] -> [..., V]."""
+        logits = self.lm.get_output_embeddings()(hidden)
+        cap = getattr(self.lm.config.get_text_config(), "final_logit_softcapping", None)
+        return cap * torch.tanh(logits / cap) if cap else logits
+
+
+def sequence_loss(output: PolicyOutput, response_lengths: Tensor) -> Tensor:
+    """Negative log-likelihood per sequence, mean over its tokens. [B]."""
+    return -output.logp.sum(dim=1) / response_lengths
+
+

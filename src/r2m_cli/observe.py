@@ -1,0 +1,160 @@
+"""What a step tells the person who watches: its metrics, samples, times."""
+
+import math
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from r2m_cli.batch import Annotated, Rollout
+from r2m_cli.distributed import comm
+from r2m_cli.distributed.comm import MetricSums
+from r2m_cli.maths import kl
+from r2m_cli.maths.masking import masked_sum
+from r2m_cli.metrics import check_names
+from r2m_cli.sinks import Sinks
+
+
+class Timer:
+    """Wall seconds of a step and of its stages."""
+
+    def __init__(self) -> None:
+        self._start = perf_counter()
+        self._stages: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = perf_counter()
+        yield
+        self._stages[f"time/{stage}"] = perf_counter() - start
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds per stage and of the whole step so far; the slowest rank's. Collective."""
+        mine = self._stages | {"step_time": perf_counter() - self._start}
+        every = comm.gather(mine)
+        return {name: max(rank[name] for rank in every) for name in mine}
+
+
+def rollout_metrics(annotated: Annotated) -> MetricSums:
+    """The metrics of a training step's rollouts."""
+    rollout, metrics = annotated.rollout, MetricSums()
+    metrics.add("reward", annotated.rewards)
+    metrics.add("reward_frozen", annotated.frozen_rewards)
+    std = annotated.rewards.std(dim=1)
+    metrics.add("reward_std", std)
+    metrics.add("frac_reward_zero_std", (std < 1e-6).float())
+    if annotated.gold is not None:
+        metrics.add("gold", annotated.gold)
+        _add_order(metrics, "reward_model/accuracy", annotated.rewards, annotated.gold)
+        _add_order(metrics, "reward_model/accuracy_frozen", annotated.frozen_rewards, annotated.gold)
+    if annotated.ref_logp is not None:
+        metrics.add("kl", sequence_kl(annotated))
+    metrics.add("entropy", annotated.entropy[annotated.mask])
+    metrics.add("completions/mean_length", rollout.response_lengths.float())
+    metrics.add("completions/clipped_ratio", 1 - torch.tensor(rollout.finished).float())
+    if len(annotated.attention_entropy):
+        metrics.add("feedback/attention_entropy", annotated.attention_entropy)
+        metrics.add("feedback/adapter_scale", annotated.adapter_scale)
+    return metrics
+
+
+def evaluation_metrics(annotated: Annotated) -> MetricSums:
+    """The metrics of the fixed evaluation prompts."""
+    rollout, metrics = annotated.rollout, MetricSums()
+    metrics.add("eval/reward", annotated.rewards)
+    metrics.add("eval/reward_frozen", annotated.frozen_rewards)
+    if annotated.gold is not None:
+        metrics.add("eval/gold", annotated.gold)
+    if annotated.ref_logp is not None:
+        metrics.add("eval/kl", sequence_kl(annotated))
+    metrics.add("eval/length", rollout.response_lengths.float())
+    metrics.add("eval/finished", torch.tensor(rollout.finished).float())
+    return metrics
+
+
+def sequence_kl(annotated: Annotated) -> Tensor:
+    """k1 estimate of KL(policy || reference) per sequence, summed over the response. [B], nats."""
+    assert annotated.ref_logp is not None
+    return masked_sum(kl.k1(annotated.old_logp, annotated.ref_logp), annotated.mask)
+
+
+def _add_order(metrics: MetricSums, name: str, rewards: Tensor, gold: Tensor) -> None:
+    """Share of the within-group pairs of different gold that the rewards order as gold does. [n, K] each."""
+    order = (gold[:, :, None] - gold[:, None, :]).sign()
+    same = (rewards[:, :, None] - rewards[:, None, :]).sign() == order
+    metrics.add(name, same[order > 0].float())
+
+
+@dataclass
+class Observer:
+    """Hands each step's numbers to the sinks. On ranks other than the main one it computes and shows nothing."""
+
+    sinks: Sinks | None  # None on every rank but the main one
+    samples_every: int
+    tokens: int = 0  # prompt and response tokens of all steps so far, all ranks
+    history: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+
+    def row(
+        self, step: int, values: dict[str, float], timer: Timer | None = None, annotated: Annotated | None = None
+    ) -> None:
+        """Log one step. Collective."""
+        if timer is not None and annotated is not None:
+            times = timer.seconds()
+            tokens = step_tokens(annotated.rollout)
+            self.tokens += tokens
+            values = values | times | {"num_tokens": float(self.tokens)}
+            values["perf/tokens_per_second"] = tokens / times["step_time"]
+            values["perf/peak_memory_bytes"] = comm.max_over_ranks(peak_memory())
+            if self.samples_every and (step % self.samples_every == 0 or step == 1):
+                self._samples(step, annotated)
+        check_names(values)
+        self.history.append((step, values))
+        if self.sinks is not None:
+            self.sinks.metrics(step, values)
+
+    def _samples(self, step: int, annotated: Annotated) -> None:
+        rows = [row for rank in comm.gather(sample_rows(annotated)) for row in rank]
+        if self.sinks is not None:
+            self.sinks.samples(step, rows)
+
+    def state(self, rollout: Rollout) -> dict[str, Any]:
+        """What a resumed run must know beside the step number: the counters after this step. Collective."""
+        return {"tokens": self.tokens + step_tokens(rollout)}
+
+    def warn(self, message: str) -> None:
+        """Show a warning once."""
+        if self.sinks is not None:
+            self.sinks.warn(message)
+
+
+def step_tokens(rollout: Rollout) -> int:
+    """Prompt and response tokens of a step over all ranks; a prompt counts once per response. Collective."""
+    return int(sum(comm.gather(int((rollout.prompt_lengths + rollout.response_lengths).sum()))))
+
+
+def peak_memory() -> float:
+    """Largest memory of this rank so far in bytes: the GPU allocator's, or the process's resident set on a CPU."""
+    if torch.cuda.is_available():
+        return float(torch.cuda.max_memory_allocated())
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+
+def sample_rows(annotated: Annotated) -> list[dict[str, Any]]:
+    """The rollout as rows for samples.jsonl: prompt, response, rewards."""
+    rollout = annotated.rollout
+    kls = sequence_kl(annotated) if annotated.ref_logp is not None else torch.full((len(rollout.responses),), math.nan)
+    columns = {
+        "reward": annotated.rewards.flatten(),
+        "reward_frozen": annotated.frozen_rewards.flatten(),
+        "kl": kls,
+    } | ({"gold": annotated.gold.flatten()} if annotated.gold is not None else {})
+    return [
+        {"prompt": [dict(m) for m in prompt], "response": response, "finished": finished}
+        | {name: round(float(values[i]), 6) for name, values in columns.items()}
+        for i, (prompt, response, finished) in enumerate(zip(rollout.prompt_of, rollout.responses, rollout.finished))
+    ]

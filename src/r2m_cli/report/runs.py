@@ -1,0 +1,155 @@
+"""Finished or running runs, read from their folders."""
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from omegaconf import OmegaConf
+
+from r2m_cli.errors import UserError
+
+# What makes two runs repetitions of one another, or says nothing about the method: never part of a label.
+IGNORED = re.compile(r"(seed|data\.seed|resume|run|output|train\.stop_at|(checkpoint|logger|hydra)\..*)$")
+SEED_IN_NAME = re.compile(r"(^|(?<=/)|[,_\-./])(seed[=_-]?|s)\d+(?=$|[,_\-./])")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run. Runs that differ only in their seed share a `label`."""
+
+    path: Path
+    label: str
+    config: dict[str, Any]  # nested, as in config.yaml
+    metrics: pd.DataFrame  # index: step, 0 is before training; columns: the catalogue's names; NaN: not measured
+    summary: dict[str, Any]  # {} while the run goes on
+
+    @property
+    def seed(self) -> Any:
+        """The run's seed, None if its config has none."""
+        return self.config.get("seed")
+
+    def has(self, name: str) -> bool:
+        """Whether metric `name` was measured at all."""
+        return name in self.metrics and bool(self.metrics[name].notna().any())
+
+    def curve(self, name: str) -> pd.Series:
+        """Metric against step: `eval/<name>` as measured on the fixed prompts where there is one, else the
+        rollouts' own, smoothed by a centred mean over a twentieth of the run. Empty if neither was measured.
+        """
+        if self.has(f"eval/{name}"):
+            return self.metrics[f"eval/{name}"].dropna()
+        rollout_name = {"length": "completions/mean_length"}.get(name, name)
+        if not self.has(rollout_name):
+            return pd.Series(dtype=float)
+        values = self.metrics[rollout_name].dropna()
+        return values.rolling(max(1, len(values) // 20), center=True, min_periods=1).mean()
+
+
+def load_runs(folders: Iterable[str | Path]) -> list[Run]:
+    """Every run in `folders`: each is a run folder, or a folder with run folders anywhere below it (a multirun).
+
+    Raises:
+        UserError: no folder given, or one that is missing, holds no run, or holds a broken one.
+    """
+    paths = list(dict.fromkeys(path for folder in folders for path in _run_folders(Path(folder))))
+    if not paths:
+        raise UserError("runs: no run folder is given; for instance runs=[outputs/vanilla,outputs/r2m]")
+    configs = [_read_config(path / "config.yaml") for path in paths]
+    labels = _labels(paths, configs)
+    return [
+        Run(path, label, config, _read_metrics(path / "metrics.jsonl"), _read_summary(path / "summary.json"))
+        for path, label, config in zip(paths, labels, configs, strict=True)
+    ]
+
+
+def _run_folders(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise UserError(f"runs: {folder} is not a folder; give the folder of a run, or of a multirun")
+    if (folder / "metrics.jsonl").exists():
+        return [folder.resolve()]
+    found = sorted(file.parent.resolve() for file in folder.rglob("metrics.jsonl"))
+    if not found:
+        raise UserError(f"runs: {folder} holds no run (no metrics.jsonl in it or below); is it the hydra.run.dir?")
+    return found
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise UserError(f"runs: {path} is missing, so {path.parent} is not a run folder")
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except Exception as error:  # yaml's or omegaconf's own
+        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: not a configuration; copy it again from the run")
+    return {str(key): value for key, value in config.items()}
+
+
+def _read_metrics(path: Path) -> pd.DataFrame:
+    rows, lines = [], path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            rows.append({"step": int(row["step"])} | row)
+        except (ValueError, KeyError, TypeError) as error:
+            if number == len(lines):  # the run was cut off, or is being written this moment
+                break
+            raise UserError(f"{path}:{number}: not a JSON object with a step; delete the line") from error
+    if not rows:
+        raise UserError(f"{path}: no step yet; wait for the run's first step")
+    return pd.DataFrame(rows).set_index("step").sort_index().apply(pd.to_numeric, errors="coerce")
+
+
+def _read_summary(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}); delete it") from error
+
+
+def _labels(paths: list[Path], configs: list[dict[str, Any]]) -> list[str]:
+    """The folder's name below what all runs share, without the seed; if that has no word in it (a date, a job
+    number), what differs between the configurations.
+    """
+    if len(set(paths)) > 1:
+        depth = len(_common_parent(paths).parts)
+        names = ["/".join(path.parts[depth:]) for path in paths]
+    else:
+        names = [path.name for path in paths]
+    named = [SEED_IN_NAME.sub("", name).strip("/,_-.") for name in names]
+    if all(re.search("[A-Za-z]", name) for name in named):
+        return named
+    differences = _differences(configs)
+    return [text or name for text, name in zip(differences, named, strict=True)]
+
+
+def _common_parent(paths: list[Path]) -> Path:
+    first = paths[0].parent
+    return next(parent for parent in (first, *first.parents) if all(p.is_relative_to(parent) for p in paths))
+
+
+def _differences(configs: list[dict[str, Any]]) -> list[str]:
+    """Per configuration the values of the fewest keys that still tell apart what all keys tell apart."""
+    flat = [{key: str(value) for key, value in _flatten(c) if not IGNORED.match(key)} for c in configs]
+    keys = [key for key in dict.fromkeys(k for f in flat for k in f) if len({f.get(key) for f in flat}) > 1]
+
+    def groups(keys: list[str]) -> int:
+        return len({tuple(f.get(key) for key in keys) for f in flat})
+
+    for key in reversed(keys.copy()):
+        without = [other for other in keys if other != key]
+        if groups(without) == groups(keys):
+            keys = without
+    return [", ".join(f"{key}={f.get(key, '-')}" for key in keys) for f in flat]
+
+
+def _flatten(config: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

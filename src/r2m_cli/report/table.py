@@ -1,0 +1,101 @@
+"""The table of a report: what each run reached, in numbers."""
+
+from pathlib import Path
+
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from r2m_cli.report.runs import Run
+
+HEADINGS = {
+    "run": "run",
+    "seed": "seed",
+    "gold_start": "gold start",
+    "gold_peak": "gold peak",
+    "peak_step": "at step",
+    "gold_end": "gold end",
+    "gold_drop": "drop",
+    "proxy_end": "proxy end",
+    "reward_end": "live reward end",
+    "kl_end": "KL end",
+    "length_end": "length",
+    "seconds": "seconds",
+}
+
+
+def summarise(runs: list[Run]) -> pd.DataFrame:
+    """One row per run, columns as in HEADINGS.
+
+    `gold_drop` is the peak minus the end; `proxy` the initial, frozen reward model; KL in nats; length in tokens;
+    `seconds` the sum of the steps' wall time. Curves as `Run.curve` gives them; NaN where nothing was measured.
+    """
+    return pd.DataFrame([_row(run) for run in runs], columns=list(HEADINGS))
+
+
+def _row(run: Run) -> dict[str, object]:
+    gold = run.curve("gold")
+    row: dict[str, object] = {"run": run.label, "seed": run.seed}
+    if len(gold):
+        row |= {"gold_start": gold.iloc[0], "gold_end": gold.iloc[-1]}
+        row |= {"gold_peak": gold.max(), "peak_step": int(gold.idxmax()), "gold_drop": gold.max() - gold.iloc[-1]}
+    for column, name in {"proxy": "reward_frozen", "reward": "reward", "kl": "kl", "length": "length"}.items():
+        curve = run.curve(name)
+        row[f"{column}_end"] = curve.iloc[-1] if len(curve) else float("nan")
+    row["seconds"] = run.metrics["step_time"].sum() if run.has("step_time") else float("nan")
+    return row
+
+
+def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
+    """`summarise`'s rows with the runs of one label merged into "mean ± std" texts; `seed` becomes the count."""
+    merged = []
+    for label, rows in table.groupby("run", sort=False):
+        numbers = rows.drop(columns=["run", "seed"]).astype(float)
+        spread = numbers.std(ddof=1)
+        cells = {
+            name: _number(name, mean) + (f" ± {_number(name, spread[name])}" if spread[name] == spread[name] else "")
+            for name, mean in numbers.mean().items()
+        }
+        merged.append({"run": label, "seed": f"n = {len(rows)}", **cells})
+    return pd.DataFrame(merged, columns=list(HEADINGS))
+
+
+def _number(column: object, value: object) -> str:
+    if not isinstance(value, int | float) or value != value:
+        return "-" if value is None or value != value else str(value)
+    return f"{value:.0f}" if column in ("seconds", "seed", "peak_step") else f"{value:.2f}"
+
+
+def _texts(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells as text, columns without any value left out."""
+    shown = table.dropna(axis="columns", how="all")
+    rows = [[_number(name, row[name]) for name in shown.columns] for row in shown.to_dict("records")]
+    return [HEADINGS[name] for name in shown.columns], rows
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """The table as GitHub markdown, two decimals."""
+    heads, rows = _texts(table)
+    rule = ["---", *["---:"] * (len(heads) - 1)]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [heads, rule, *rows]) + "\n"
+
+
+def show(table: pd.DataFrame, console: Console | None = None) -> None:
+    """Print the table to the terminal (or `console`)."""
+    heads, rows = _texts(table)
+    shown = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    for number, head in enumerate(heads):
+        shown.add_column(head, justify="right" if number else "left", overflow="fold")
+    for cells in rows:
+        shown.add_row(*cells)
+    (console or Console()).print(shown)
+
+
+def write(table: pd.DataFrame, path: Path) -> None:
+    """Write the table as `<path>` (.csv, full precision) and, beside it, as .md (with the means over seeds)."""
+    table.to_csv(path.with_suffix(".csv"), index=False)
+    text = markdown(table)
+    if table["run"].duplicated().any():
+        text += "\nMean ± standard deviation over the seeds:\n\n" + markdown(over_seeds(table))
+    path.with_suffix(".md").write_text(text, encoding="utf-8")

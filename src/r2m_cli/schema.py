@@ -1,0 +1,244 @@
+"""Every configuration key, typed, with its unit and meaning in the comment above it.
+
+`conf/` holds the values that an experiment is made of, this file the types and the defaults, which are those of the
+embedded gold world. `validate.py` checks what types cannot say.
+"""
+
+from dataclasses import dataclass, field
+
+from r2m_cli.data.gold_world import WorldConfig
+
+
+@dataclass
+class TrainConfig:
+    # RL steps of the whole run; also T of the feedback schedule w(t)
+    steps: int = 100
+    # stop after this step, checkpointed as if interrupted, and go on later with resume=; null: run to the end
+    stop_at: int | None = None
+
+
+@dataclass
+class FitConfig:
+    # passes over the training rows
+    epochs: int = 1
+    # rows per optimiser step, over all ranks
+    batch_size: int = 32
+    # peak AdamW learning rate; decays linearly to 0
+    lr: float = 1e-3
+    # AdamW weight decay
+    weight_decay: float = 0.0
+    # what is trained: full | lora (adapters merged at the end) | head (the scoring head only)
+    parameters: str = "full"
+    # rank of the LoRA adapters when parameters=lora
+    lora_rank: int = 8
+    # training rows to use at most; null: all
+    rows: int | None = None
+
+
+@dataclass
+class ModelConfig:
+    # a Hugging Face folder, a hub name, or `smollm2` (the packaged weights); null: fit one first and cache it
+    path: str | None = None
+    # where fitting starts when path is null: the same kinds of value; null: a fresh Llama of the sizes below
+    base: str | None = None
+    # width of a fresh model
+    hidden_size: int = 64
+    # layers of a fresh model
+    num_layers: int = 2
+    # attention heads of a fresh model
+    num_heads: int = 4
+    # how a missing model is fitted (r2m sft, r2m reward)
+    fit: FitConfig = field(default_factory=FitConfig)
+
+
+@dataclass
+class PolicyConfig(ModelConfig):
+    pass
+
+
+@dataclass
+class RewardConfig(ModelConfig):
+    # tokens of a conversation that the reward model reads at most; older ones are cut off on the left
+    max_tokens: int = 1024
+
+
+@dataclass
+class FeedbackConfig:
+    # r2m: the reward model reads the policy's hidden states and learns at every step | none: a frozen reward model
+    kind: str = "r2m"
+    # d, inner width of the cross-attention
+    dim: int = 64
+    # Omega, floor of the weight w(t) of the original reward token embedding (eq. 4), 0 to 1
+    omega: float = 0.6
+    # alpha, weight of the group-entropy term in the reward model's loss (eq. 7), 0 to 1
+    alpha: float = 0.3
+    # AdamW learning rate of adapter and scoring head
+    lr: float = 1e-3
+    # rewards that pick winner and loser of a group: recomputed (fresh states) | annotated (those of the rollout)
+    pair: str = "recomputed"
+
+
+@dataclass
+class PpoConfig:
+    # advantage estimator: rloo | grpo
+    algorithm: str = "rloo"
+    # K, responses per prompt
+    group_size: int = 4
+    # n, prompts per step over all ranks
+    prompts_per_step: int = 16
+    # k, passes over a step's batch
+    epochs: int = 2
+    # optimiser steps per pass
+    mini_batches: int = 1
+    # importance ratio per: sequence (the paper's) | token
+    ratio: str = "sequence"
+    # the ratio is clipped to [1 - clip_low, 1 + clip_high]
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    # weight of KL(policy || reference) in the loss; with ratio=sequence a sum over the response, in nats
+    beta: float = 0.05
+    # estimator of that KL: k1 | k2 | k3
+    kl_estimator: str = "k3"
+    # divide advantages by the standard deviation of the global batch
+    scale_advantages: bool = True
+    # smallest standard deviation to divide by, in units of reward
+    std_floor: float = 1e-2
+    # peak AdamW learning rate of the policy
+    lr: float = 3e-4
+    # after warm-up: constant | linear | cosine
+    lr_schedule: str = "constant"
+    # RL steps of linear warm-up
+    warmup_steps: int = 0
+    # AdamW weight decay of the policy
+    weight_decay: float = 0.0
+    # gradients are scaled down to this L2 norm; 0: no clipping
+    max_grad_norm: float = 1.0
+
+
+@dataclass
+class RolloutConfig:
+    # sampling temperature; log-probabilities are those of the tempered policy
+    temperature: float = 1.0
+    # response tokens at most
+    max_new_tokens: int = 16
+    # prompts longer than this (policy tokens) are left out, and counted
+    max_prompt_tokens: int = 512
+
+
+@dataclass
+class DataConfig:
+    # gold: the embedded world | file: preference pairs or prompts from data.path
+    kind: str = "gold"
+    # .jsonl, .jsonl.gz, .json, .parquet, a datasets folder, or a hub data set's name
+    path: str | None = None
+    # split of a hub data set or a DatasetDict folder
+    split: str = "train"
+    # rows to read at most; null: all
+    rows: int | None = None
+    # seed of the world: its labels, and the SFT policy and reward model fitted on it
+    seed: int = 0
+    # distinct training prompts drawn from the world
+    prompts: int = 2000
+    # demonstrations for SFT drawn from the world
+    demonstrations: int = 4000
+    # labelled pairs sampled from the SFT policy for the world's reward model
+    pairs: int = 4000
+    # share of the rows (file) held out for evaluation
+    holdout: float = 0.1
+    # the numbers of the gold world
+    world: WorldConfig = field(default_factory=WorldConfig)
+
+
+@dataclass
+class EvalConfig:
+    # score the fixed evaluation prompts every so many steps; 0: never
+    every: int = 5
+    # fixed evaluation prompts
+    prompts: int = 128
+    # labelled pairs for the reward model's held-out accuracy
+    pairs: int = 512
+
+
+@dataclass
+class EngineConfig:
+    # single: one process of plain torch | zero: DeepSpeed ZeRO on engine.num_processes ranks
+    kind: str = "single"
+    # ZeRO stage 0 | 1 | 2 | 3
+    stage: int = 2
+    # ranks on this machine
+    num_processes: int = 1
+    # machines; with more than one, start the same command on each with its node_rank and the same rendezvous
+    num_nodes: int = 1
+    # this machine's number, 0 to num_nodes - 1
+    node_rank: int = 0
+    # HOST:PORT where the machines meet
+    rendezvous: str | None = None
+    # auto (cuda where there is one) | cpu | cuda
+    device: str = "auto"
+    # fp32 | bf16
+    dtype: str = "fp32"
+    # whole groups per forward and backward on a rank; gradients are accumulated over the rest of a mini-batch
+    micro_groups: int = 4
+    # trade time for memory in the policy's backward
+    gradient_checkpointing: bool = False
+    # keep the optimiser state in host memory (zero, stages 1 to 3)
+    offload_optimizer: bool = False
+    # CPU threads per rank
+    threads: int = 1
+    # seconds after which a silent collective counts as failed
+    timeout: int = 1800
+
+
+@dataclass
+class CheckpointConfig:
+    # checkpoint every so many steps; 0: only at the end or when stopped
+    every: int = 0
+    # newest checkpoints to keep
+    keep: int = 1
+    # write policy/ and reward_model/ as Hugging Face folders at the end
+    export: bool = True
+
+
+@dataclass
+class LoggerConfig:
+    # beside metrics.jsonl, which is always written: any of wandb, tensorboard
+    kinds: list[str] = field(default_factory=list)
+    # wandb project
+    project: str = "r2m"
+    # wandb run name; null: the run folder's name
+    name: str | None = None
+    # write this step's samples every so many steps; 0: never
+    samples_every: int = 10
+
+
+@dataclass
+class Config:
+    # what is run; set by the word on the command line: train | sft | reward | evaluate
+    task: str = "train"
+    # seed of everything random in the run; 0 is as good as any
+    seed: int = 0
+    # a run folder to go on with from its newest checkpoint
+    resume: str | None = None
+    # a run folder whose policy/ and reward_model/ `r2m evaluate` takes
+    run: str | None = None
+    # where `r2m sft` and `r2m reward` write; null: the cache that `r2m train` looks in
+    output: str | None = None
+    train: TrainConfig = field(default_factory=TrainConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    feedback: FeedbackConfig = field(default_factory=FeedbackConfig)
+    ppo: PpoConfig = field(default_factory=PpoConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+
+
+@dataclass
+class ReportConfig:
+    # run folders, or folders of runs (a multirun)
+    runs: list[str] = field(default_factory=list)
+    # the picture to write; the table goes beside it as .csv
+    out: str = "report.png"

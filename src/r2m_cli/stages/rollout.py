@@ -1,0 +1,42 @@
+"""Stage 1: sample K responses for each prompt from the current policy (Algorithm 1, line "trajectory sampling")."""
+
+from r2m_cli.batch import Prompt, Rollout
+from r2m_cli.models.actors import Actors, pad
+from r2m_cli.models.generate import sample, uniform_rows
+from r2m_cli.schema import RolloutConfig
+
+
+def rollout(
+    actors: Actors, prompts: list[Prompt], first: int, group_size: int, config: RolloutConfig, seed: int, stage: int,
+    step: int,
+) -> Rollout:
+    """Sample.
+
+    Args:
+        prompts: this rank's n prompts.
+        first: number of the first of them in the step's batch over all ranks; with `seed`, `stage` and `step` it
+            fixes every random draw.
+    """  # fmt: skip
+    prompt_ids = [actors.format.prompt_ids(prompt) for prompt in prompts]
+    samples = [(first + i) * group_size + j for i in range(len(prompts)) for j in range(group_size)]
+    uniforms = uniform_rows(seed, stage, step, samples, config.max_new_tokens)
+    with actors.policy.whole() as policy:
+        drawn = sample(
+            policy, prompt_ids, group_size, uniforms, config.temperature, actors.format.eos_ids, actors.format.pad_id
+        )  # type: ignore[arg-type]
+
+    ends = actors.format.eos_ids
+    finished = [ids[-1] in ends for ids in drawn]
+    contents = [ids[:-1] if end else ids for ids, end in zip(drawn, finished)]
+    prompts_repeated = [ids for ids in prompt_ids for _ in range(group_size)]
+    tokens, lengths = pad([p + r for p, r in zip(prompts_repeated, drawn)], actors.format.pad_id)
+    _, prompt_lengths = pad(prompts_repeated, actors.format.pad_id)
+    return Rollout(
+        prompts=prompts,
+        responses=actors.format.tokenizer.batch_decode(contents, skip_special_tokens=True),
+        finished=finished,
+        tokens=tokens.to(actors.device),
+        prompt_lengths=prompt_lengths.to(actors.device),
+        response_lengths=(lengths - prompt_lengths).to(actors.device),
+        group_size=group_size,
+    )

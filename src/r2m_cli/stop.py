@@ -1,0 +1,60 @@
+"""Stopping a run in good order: Ctrl-C or SIGTERM once lets the step end and a checkpoint be written, twice ends it now.
+
+The parent's signal handler leaves a file in the run folder, which every rank's loop looks at between steps: one
+mechanism for one process and for many, on one machine or several with a shared folder.
+"""
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from r2m_cli.distributed import comm
+
+MARK = ".stop"
+
+
+class Stopped(Exception):
+    """The run ended after `step` because it was asked to; its checkpoint is written."""
+
+    def __init__(self, step: int):
+        super().__init__(f"stopped after step {step}")
+        self.step = step
+
+
+def requested(run_dir: Path) -> bool:
+    """Whether the run shall stop; the main rank looks, so that all ranks stop after the same step."""
+    return bool(comm.broadcast((run_dir / MARK).exists()))
+
+
+class Signals:
+    """What came in while a run was under way."""
+
+    received: int | None = None
+
+
+@contextmanager
+def on_signal(run_dir: Path, on_second: Callable[[], None] | None = None) -> Iterator[Signals]:
+    """Turn the first SIGINT or SIGTERM into the stop mark; a second one calls `on_second` and raises KeyboardInterrupt."""
+    mark = run_dir / MARK
+    mark.unlink(missing_ok=True)
+    state = Signals()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if state.received is not None:
+            if on_second is not None:
+                on_second()
+            raise KeyboardInterrupt
+        state.received = number
+        mark.touch()
+        print("\nr2m: stopping after this step, with a checkpoint; once more to stop now", file=sys.stderr, flush=True)
+
+    kept = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield state
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+        mark.unlink(missing_ok=True)

@@ -1,0 +1,80 @@
+"""`r2m sft` on one rank: fit the policy's starting point on demonstrations."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from r2m_cli.batch import Prompt
+from r2m_cli.build import local_device
+from r2m_cli.data.source import load_source
+from r2m_cli.data.template import ChatFormat
+from r2m_cli.distributed import comm
+from r2m_cli.distributed.engine import DTYPES, make_engine
+from r2m_cli.errors import UserError
+from r2m_cli.fit import fit
+from r2m_cli.models.actors import pad
+from r2m_cli.models.loading import fresh_llama, load_causal_lm, load_tokenizer
+from r2m_cli.models.lora import merged, with_lora
+from r2m_cli.models.policy import Policy
+from r2m_cli.schema import Config
+
+SEED = 1  # stream of random numbers of this task
+
+
+def run(config: Config, target: Path) -> None:
+    """Fit and write a Hugging Face folder into `target`, with the figures in `fit.json`.
+
+    Raises:
+        UserError: no demonstrations, or none that fits the lengths.
+    """
+    source, c = load_source(config.data, 1), config.policy
+    if c.base is not None:
+        tokenizer = load_tokenizer(c.base, "policy.base")
+    elif source.world is not None:
+        tokenizer = source.world.tokenizer()
+    else:
+        raise UserError("policy.path and policy.base are both null: name a model to start from (policy.base=FOLDER)")
+    chat = ChatFormat(tokenizer, "policy")
+    rows = _rows(source.demonstrations[: c.fit.rows], chat, config)
+
+    if c.base is not None:
+        lm = load_causal_lm(c.base, "policy.base", DTYPES[config.engine.dtype])
+    else:
+        lm = fresh_llama(c, tokenizer, chat.pad_id, config.data.seed, scorer=False)
+    device = local_device(config)
+    policy = Policy(with_lora(lm, c.fit, "CAUSAL_LM") if c.fit.parameters == "lora" else lm)
+    engine = make_engine(policy, config.engine, device, weight_decay=c.fit.weight_decay, max_grad_norm=1.0)
+
+    def loss_of(batch: Sequence[tuple[list[int], list[int]]]) -> Tensor:
+        tokens, lengths = pad([prompt + response for prompt, response in batch], chat.pad_id)
+        prompts = torch.tensor([len(prompt) for prompt, _ in batch])
+        responses = (lengths - prompts).to(device)
+        output = engine(tokens.to(device), prompts.to(device), responses, 1.0)
+        return -output.logp.sum(dim=1) / responses
+
+    micro_rows = config.engine.micro_groups * config.ppo.group_size
+    loss = fit(engine, rows, loss_of, c.fit, config.data.seed + SEED, "SFT", micro_rows)  # type: ignore[arg-type]
+    with engine.whole() as module:
+        if comm.is_main():
+            merged(module.lm).save_pretrained(target)
+    if comm.is_main():
+        tokenizer.save_pretrained(target)
+        figures = {"loss": loss, "demonstrations": len(rows)}
+        (target / "fit.json").write_text(json.dumps(figures, indent=2))
+        print(f"r2m: SFT on {len(rows)} demonstrations: loss {loss:.3f} nats per token", flush=True)
+    comm.barrier()
+
+
+def _rows(demonstrations: list[tuple[Prompt, str]], chat: ChatFormat, config: Config) -> list[tuple[list[int], list[int]]]:
+    limit = config.rollout.max_prompt_tokens
+    rows = [(chat.prompt_ids(p), chat.response_ids(p, r)[: config.rollout.max_new_tokens]) for p, r in demonstrations]
+    rows = [row for row in rows if len(row[0]) <= limit]
+    if not rows:
+        raise UserError(
+            f"no demonstrations for SFT: data.path={config.data.path} has no labelled pairs with a prompt of at most "
+            f"rollout.max_prompt_tokens={limit} tokens"
+        )
+    return rows

@@ -1,0 +1,163 @@
+"""The configuration as a checked, typed object: unknown keys, values out of range, combinations that cannot work."""
+
+import difflib
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from r2m_cli.errors import UserError
+from r2m_cli.schema import Config
+
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "task": ("train", "sft", "reward", "evaluate"),
+    "policy.fit.parameters": ("full", "lora", "head"),
+    "reward.fit.parameters": ("full", "lora", "head"),
+    "feedback.kind": ("r2m", "none"),
+    "feedback.pair": ("recomputed", "annotated"),
+    "ppo.algorithm": ("rloo", "grpo"),
+    "ppo.ratio": ("sequence", "token"),
+    "ppo.kl_estimator": ("k1", "k2", "k3"),
+    "ppo.lr_schedule": ("constant", "linear", "cosine"),
+    "data.kind": ("gold", "file"),
+    "engine.kind": ("single", "zero"),
+    "engine.stage": (0, 1, 2, 3),
+    "engine.device": ("auto", "cpu", "cuda"),
+    "engine.dtype": ("fp32", "bf16"),
+}
+# key -> smallest value allowed
+AT_LEAST: dict[str, float] = {
+    "train.steps": 1, "ppo.group_size": 1, "ppo.prompts_per_step": 1, "ppo.epochs": 1, "ppo.mini_batches": 1,
+    "ppo.beta": 0, "ppo.std_floor": 0, "ppo.lr": 0, "ppo.clip_low": 0, "ppo.clip_high": 0, "ppo.warmup_steps": 0,
+    "ppo.weight_decay": 0, "ppo.max_grad_norm": 0, "feedback.dim": 1, "feedback.lr": 0, "rollout.max_new_tokens": 1,
+    "rollout.max_prompt_tokens": 1, "engine.num_processes": 1, "engine.num_nodes": 1, "engine.micro_groups": 1,
+    "engine.threads": 1, "engine.timeout": 1, "engine.node_rank": 0, "checkpoint.every": 0, "checkpoint.keep": 1,
+    "eval.every": 0, "eval.prompts": 1, "eval.pairs": 1, "logger.samples_every": 0, "reward.max_tokens": 2,
+    "data.prompts": 1, "data.pairs": 2, "data.demonstrations": 1, "policy.fit.epochs": 1, "policy.fit.batch_size": 1,
+    "policy.fit.lora_rank": 1, "reward.fit.epochs": 1, "reward.fit.batch_size": 1, "reward.fit.lora_rank": 1,
+    "policy.hidden_size": 1, "policy.num_layers": 1, "policy.num_heads": 1, "reward.hidden_size": 1,
+    "reward.num_layers": 1, "reward.num_heads": 1, "seed": 0, "data.seed": 0,
+}  # fmt: skip
+UNIT_INTERVAL = ("feedback.omega", "feedback.alpha", "data.holdout")
+
+
+def typed(container: DictConfig, schema: type = Config) -> Any:
+    """The composed configuration as a dataclass instance, every key checked against the schema.
+
+    Hydra lets `+ppo.typo=3` past its own check; merging the plain container onto the dataclasses does not.
+
+    Raises:
+        UserError: an unknown key (with the nearest known one) or a value of the wrong type.
+    """
+    plain = OmegaConf.to_container(container, resolve=True)
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), plain))
+    except ConfigKeyError as error:
+        raise UserError(unknown_key(str(error.full_key), schema)) from None
+    except OmegaConfBaseException as error:
+        raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
+
+
+def unknown_key(key: str, schema: type = Config) -> str:
+    """The error line for a key that does not exist."""
+    known = keys(schema)
+    near = difflib.get_close_matches(key, known, n=1) or [k for k in known if k.split(".")[-1] == key.split(".")[-1]]
+    hint = f"did you mean {near[0]}?" if near else "`r2m train --cfg job` prints every key"
+    return f"unknown configuration key {key}: {hint}"
+
+
+def keys(schema: type = Config) -> list[str]:
+    """Every leaf key of a schema, dotted, in order."""
+
+    def walk(node: DictConfig, prefix: str) -> list[str]:
+        found = []
+        for name in node:
+            value = node._get_node(name)
+            path = f"{prefix}{name}"
+            found += walk(value, path + ".") if isinstance(value, DictConfig) else [path]
+        return found
+
+    return walk(OmegaConf.structured(schema), "")
+
+
+def validate(config: Config) -> None:
+    """Check the values that types cannot check, and the combinations that cannot work.
+
+    Raises:
+        UserError: one line with the key, the value and the mend.
+    """
+    tree = OmegaConf.structured(config)
+
+    def value(key: str) -> Any:
+        return OmegaConf.select(tree, key)
+
+    for key, allowed in CHOICES.items():
+        if value(key) not in allowed:
+            raise UserError(f"{key}={value(key)}: choose one of {', '.join(map(str, allowed))}")
+    for key, least in AT_LEAST.items():
+        if not value(key) >= least:  # also false for NaN
+            raise UserError(f"{key}={value(key)}: must be at least {least:g}")
+    for key in UNIT_INTERVAL:
+        if not 0 <= value(key) <= 1:
+            raise UserError(f"{key}={value(key)}: must lie between 0 and 1")
+    for node in ("policy", "reward"):
+        if value(f"{node}.hidden_size") % (2 * value(f"{node}.num_heads")):
+            raise UserError(
+                f"{node}.hidden_size={value(f'{node}.hidden_size')}: must be a multiple of twice {node}.num_heads"
+                f"={value(f'{node}.num_heads')} (rotary position embeddings need an even head width)"
+            )
+    _validate_combinations(config)
+
+
+def _validate_combinations(c: Config) -> None:
+    ranks = c.engine.num_processes * c.engine.num_nodes
+    if c.ppo.group_size < 2:
+        raise UserError(
+            f"ppo.group_size={c.ppo.group_size}: {c.ppo.algorithm} compares the K responses of a prompt, so K must be "
+            "at least 2"
+        )
+    if c.rollout.temperature <= 0:
+        raise UserError(f"rollout.temperature={c.rollout.temperature}: must be above 0 (1 samples the policy itself)")
+    if c.ppo.clip_low >= 1:
+        raise UserError(f"ppo.clip_low={c.ppo.clip_low}: must be below 1 (the ratio is clipped to 1 - clip_low)")
+    if c.engine.kind == "single" and ranks > 1:
+        raise UserError(f"engine.num_processes={ranks} needs engine=zero; engine=single is one process")
+    if c.engine.num_nodes > 1 and not c.engine.rendezvous:
+        raise UserError("engine.num_nodes > 1 needs engine.rendezvous=HOST:PORT, the same on every machine")
+    if c.engine.node_rank >= c.engine.num_nodes:
+        raise UserError(f"engine.node_rank={c.engine.node_rank}: must be below engine.num_nodes={c.engine.num_nodes}")
+    parts = ranks * c.ppo.mini_batches
+    if c.ppo.prompts_per_step % parts:
+        raise UserError(
+            f"ppo.prompts_per_step={c.ppo.prompts_per_step}: must be a multiple of ranks x ppo.mini_batches = {parts}, "
+            "so that every rank makes the same optimiser steps"
+        )
+    if c.engine.offload_optimizer and (c.engine.kind != "zero" or c.engine.stage == 0):
+        raise UserError("engine.offload_optimizer=true needs engine=zero with engine.stage 1, 2 or 3")
+    if c.data.kind == "file" and not c.data.path:
+        raise UserError("data.path is not set: give a file of preference pairs or prompts, data.path=FILE")
+    if c.policy.fit.parameters == "head":
+        raise UserError("policy.fit.parameters=head: a policy has no scoring head; choose full or lora")
+    unknown = [kind for kind in c.logger.kinds if kind not in ("wandb", "tensorboard")]
+    if unknown:
+        raise UserError(f"logger.kinds: unknown logger {unknown[0]}; choose from wandb, tensorboard")
+    if c.train.stop_at is not None and not 1 <= c.train.stop_at <= c.train.steps:
+        raise UserError(f"train.stop_at={c.train.stop_at}: must lie between 1 and train.steps={c.train.steps}")
+
+
+
+
+def explain_composition(error: Exception) -> str:
+    """One line for what Hydra or OmegaConf says of an override: a typo in a key, a group or a value."""
+    import re
+
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    text = str(error) + "\n" + str(cause)
+    key = re.search(r"[Kk]ey '([^']+)' (?:is )?not in", text)
+    override = re.search(r"Could not override '([^']+)'", text)
+    if override or key:
+        return unknown_key((override or key).group(1))  # type: ignore[union-attr]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return "; ".join(lines[:3]) if lines else type(error).__name__

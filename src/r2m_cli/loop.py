@@ -1,10 +1,8 @@
 """The training loop: R2M's Algorithm 1, one function call per line of it."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
+
+from torch import Tensor
 
 from r2m_cli import checkpoint, stop
 from r2m_cli.batch import Annotated, Prompt, Trainable

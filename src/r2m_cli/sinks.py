@@ -238,7 +238,8 @@ class _Wandb:
 
     def samples(self, step: int, rows: list[dict[str, Any]]) -> None:
         cells = [
-            [json.dumps(cell) if isinstance(cell, list | dict) else cell for cell in row.values()] for row in rows
+            [json.dumps(cell) if isinstance(cell, list | dict) else cell for cell in row.values()]
+            for row in rows
         ]
         table = self.wandb.Table(columns=list(rows[0]), data=cells)
         self.run.log({"samples": table}, step=step)

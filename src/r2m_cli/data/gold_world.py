@@ -19,13 +19,12 @@ import random
 import re
 from dataclasses import dataclass, fields
 from itertools import combinations
-
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from transformers import PreTrainedTokenizerFast
+from typing import TYPE_CHECKING
 
 from r2m_cli.errors import UserError
+
+if TYPE_CHECKING:  # the configuration's schema reads this file: it must not cost the import of transformers
+    from transformers import PreTrainedTokenizerFast
 
 TOPICS: dict[str, tuple[str, ...]] = {
     "animal": ("badger", "cat", "dog", "fox", "horse", "otter", "rabbit", "wolf"),
@@ -187,12 +186,17 @@ class GoldWorld:
         flipped = rng.random() < c.label_noise
         return prefers_a != flipped
 
-    def tokenizer(self) -> PreTrainedTokenizerFast:
+    def tokenizer(self) -> "PreTrainedTokenizerFast":
         """One token per word, with a chat template: it takes the road that a real chat model's tokenizer takes.
 
         Pad, end and unknown are three different tokens. With pad = end, a reward model that looks for the last
         token by id would not see whether a response has ended.
         """
+        from tokenizers import Tokenizer
+        from tokenizers.models import WordLevel
+        from tokenizers.pre_tokenizers import Whitespace
+        from transformers import PreTrainedTokenizerFast
+
         words = [*SPECIALS, STOP, ":", *TOPICS, *TOPIC_OF, *OPENING, *POLITE, *FILLERS]
         backend = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token=UNK))
         backend.pre_tokenizer = Whitespace()

@@ -46,11 +46,12 @@ class ChatFormat:
         self._options: dict[str, Any] = {}  # what the template gets beside the messages
         self._lead: list[int] = []  # special tokens before the text (template: they stand in the text)
         if tokenizer.chat_template is None:
-            self._lead, tail = self._own_specials()
-            self._close = tail or self._eos()
+            self._lead, closing = self._own_specials()
         else:
             self._options = self._stable_options()
-            self._close = self._closing_token() or self._eos()
+            closing = self._closing_token()
+        self._template_closes = bool(closing) and tokenizer.chat_template is not None
+        self._close = closing or self._eos()
         self.eos_ids: set[int] = {*self._eos(), *self._close[:1]}
         self.pad_id: int = self._choose_pad()
 

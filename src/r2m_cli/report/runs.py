@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+import pandas as pd  # type: ignore[import-untyped, unused-ignore]
 from omegaconf import OmegaConf
 
 from r2m_cli.errors import UserError
 
 # What makes two runs repetitions of one another, or says nothing about the method: never part of a label.
 IGNORED = re.compile(r"(seed|data\.seed|resume|run|output|train\.stop_at|(checkpoint|logger|hydra)\..*)$")
-SEED_IN_NAME = re.compile(r"(^|(?<=/)|[,_\-./])(seed[=_-]?|s)\d+(?=$|[,_\-./])")
+SEED_IN_NAME = re.compile(r"(^|(?<=/)|[,_\-./])(seed[=_-]?|s)\d+(?=$|[,_\-/])")
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,9 @@ class Run:
     path: Path
     label: str
     config: dict[str, Any]  # nested, as in config.yaml
-    metrics: pd.DataFrame  # index: step, 0 is before training; columns: the catalogue's names; NaN: not measured
+    metrics: (
+        pd.DataFrame
+    )  # index: step, 0 is before training; columns: the catalogue's names; NaN: not measured
     summary: dict[str, Any]  # {} while the run goes on
 
     @property
@@ -50,7 +52,7 @@ class Run:
 
 
 def load_runs(folders: Iterable[str | Path]) -> list[Run]:
-    """Every run in `folders`: each is a run folder, or a folder with run folders anywhere below it (a multirun).
+    """Every run in `folders`: each a run folder, or one with run folders anywhere below (a multirun).
 
     Raises:
         UserError: no folder given, or one that is missing, holds no run, or holds a broken one.
@@ -73,7 +75,9 @@ def _run_folders(folder: Path) -> list[Path]:
         return [folder.resolve()]
     found = sorted(file.parent.resolve() for file in folder.rglob("metrics.jsonl"))
     if not found:
-        raise UserError(f"runs: {folder} holds no run (no metrics.jsonl in it or below); is it the hydra.run.dir?")
+        raise UserError(
+            f"runs: {folder} holds no run (no metrics.jsonl in it or below); is it the hydra.run.dir?"
+        )
     return found
 
 
@@ -101,7 +105,8 @@ def _read_metrics(path: Path) -> pd.DataFrame:
             raise UserError(f"{path}:{number}: not a JSON object with a step; delete the line") from error
     if not rows:
         raise UserError(f"{path}: no step yet; wait for the run's first step")
-    return pd.DataFrame(rows).set_index("step").sort_index().apply(pd.to_numeric, errors="coerce")
+    table = pd.DataFrame(rows).drop_duplicates("step", keep="last").set_index("step").sort_index()
+    return table.apply(pd.to_numeric, errors="coerce")
 
 
 def _read_summary(path: Path) -> dict[str, Any]:
@@ -120,11 +125,12 @@ def _labels(paths: list[Path], configs: list[dict[str, Any]]) -> list[str]:
         names = ["/".join(path.parts[depth:]) for path in paths]
     else:
         names = [path.name for path in paths]
-    named = [SEED_IN_NAME.sub("", name).strip("/,_-.") for name in names]
+    named = [SEED_IN_NAME.sub("", name).strip("/,_-.").replace(",", ", ") for name in names]
     if all(re.search("[A-Za-z]", name) for name in named):
         return named
     differences = _differences(configs)
-    return [text or name for text, name in zip(differences, named, strict=True)]
+    shared = _common_parent(paths).name  # all there is when only the seeds differ
+    return [text or name or shared for text, name in zip(differences, named, strict=True)]
 
 
 def _common_parent(paths: list[Path]) -> Path:
@@ -144,7 +150,7 @@ def _differences(configs: list[dict[str, Any]]) -> list[str]:
         without = [other for other in keys if other != key]
         if groups(without) == groups(keys):
             keys = without
-    return [", ".join(f"{key}={f.get(key, '-')}" for key in keys) for f in flat]
+    return [", ".join(f"{key.removesuffix('.kind')}={f.get(key, '-')}" for key in keys) for f in flat]
 
 
 def _flatten(config: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-import pandas as pd
+import pandas as pd  # type: ignore[import-untyped, unused-ignore]
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -18,18 +18,19 @@ HEADINGS = {
     "gold_end": "gold end",
     "gold_drop": "drop",
     "proxy_end": "proxy end",
-    "reward_end": "live reward end",
+    "reward_end": "live end",
     "kl_end": "KL end",
     "length_end": "length",
     "seconds": "seconds",
 }
+MAIN = ("run", "seed", "gold_peak", "gold_end", "gold_drop", "proxy_end", "kl_end")
 
 
 def summarise(runs: list[Run]) -> pd.DataFrame:
     """One row per run, columns as in HEADINGS.
 
-    `gold_drop` is the peak minus the end; `proxy` the initial, frozen reward model; KL in nats; length in tokens;
-    `seconds` the sum of the steps' wall time. Curves as `Run.curve` gives them; NaN where nothing was measured.
+    `gold_drop` is the peak minus the end; `proxy` the initial, frozen reward model; KL in nats; length in
+    tokens; `seconds` the sum of the steps' wall time. Curves as `Run.curve` gives them; NaN: not measured.
     """
     return pd.DataFrame([_row(run) for run in runs], columns=list(HEADINGS))
 
@@ -39,8 +40,17 @@ def _row(run: Run) -> dict[str, object]:
     row: dict[str, object] = {"run": run.label, "seed": run.seed}
     if len(gold):
         row |= {"gold_start": gold.iloc[0], "gold_end": gold.iloc[-1]}
-        row |= {"gold_peak": gold.max(), "peak_step": int(gold.idxmax()), "gold_drop": gold.max() - gold.iloc[-1]}
-    for column, name in {"proxy": "reward_frozen", "reward": "reward", "kl": "kl", "length": "length"}.items():
+        row |= {
+            "gold_peak": gold.max(),
+            "peak_step": int(gold.idxmax()),
+            "gold_drop": gold.max() - gold.iloc[-1],
+        }
+    for column, name in {
+        "proxy": "reward_frozen",
+        "reward": "reward",
+        "kl": "kl",
+        "length": "length",
+    }.items():
         curve = run.curve(name)
         row[f"{column}_end"] = curve.iloc[-1] if len(curve) else float("nan")
     row["seconds"] = run.metrics["step_time"].sum() if run.has("step_time") else float("nan")
@@ -48,13 +58,14 @@ def _row(run: Run) -> dict[str, object]:
 
 
 def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
-    """`summarise`'s rows with the runs of one label merged into "mean ± std" texts; `seed` becomes the count."""
+    """`summarise`'s rows with one label's runs merged into "mean ± std" texts; `seed` becomes the count."""
     merged = []
     for label, rows in table.groupby("run", sort=False):
         numbers = rows.drop(columns=["run", "seed"]).astype(float)
         spread = numbers.std(ddof=1)
         cells = {
-            name: _number(name, mean) + (f" ± {_number(name, spread[name])}" if spread[name] == spread[name] else "")
+            name: _number(name, mean)
+            + (f" ± {_number(name, spread[name])}" if spread[name] == spread[name] else "")
             for name, mean in numbers.mean().items()
         }
         merged.append({"run": label, "seed": f"n = {len(rows)}", **cells})
@@ -82,20 +93,31 @@ def markdown(table: pd.DataFrame) -> str:
 
 
 def show(table: pd.DataFrame, console: Console | None = None) -> None:
-    """Print the table to the terminal (or `console`)."""
-    heads, rows = _texts(table)
-    shown = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
-    for number, head in enumerate(heads):
-        shown.add_column(head, justify="right" if number else "left", overflow="fold")
-    for cells in rows:
-        shown.add_row(*cells)
-    (console or Console()).print(shown)
+    """Print the table to the terminal (or `console`); with seeds also the means, the main columns of them."""
+    console = console or Console()
+    for title, part in _parts(table):
+        heads, rows = _texts(part[[*MAIN]] if title else part)
+        shown = Table(title=title or None, title_justify="left", title_style="", box=box.SIMPLE_HEAD)
+        shown.padding = (0, 1, 0, 0)  # twelve columns have to fit into eighty
+        for number, head in enumerate(heads):
+            if number == 0:
+                shown.add_column(head, vertical="top", overflow="fold", min_width=12)
+            else:
+                shown.add_column(head.replace(" ", "\n", 1), justify="right", no_wrap=True)
+        for cells in rows:
+            shown.add_row(*cells)
+        console.print(shown)
 
 
 def write(table: pd.DataFrame, path: Path) -> None:
-    """Write the table as `<path>` (.csv, full precision) and, beside it, as .md (with the means over seeds)."""
+    """Write the table beside `path`: .csv (a row per run, full precision) and .md (also the means over seeds)."""
     table.to_csv(path.with_suffix(".csv"), index=False)
-    text = markdown(table)
+    parts = [(f"{title}:\n\n" if title else "") + markdown(part) for title, part in _parts(table)]
+    path.with_suffix(".md").write_text("\n".join(parts), encoding="utf-8")
+
+
+def _parts(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    parts = [("", table)]
     if table["run"].duplicated().any():
-        text += "\nMean ± standard deviation over the seeds:\n\n" + markdown(over_seeds(table))
-    path.with_suffix(".md").write_text(text, encoding="utf-8")
+        parts.append(("Mean ± standard deviation over the seeds", over_seeds(table)))
+    return parts

@@ -1,0 +1,163 @@
+"""The figure of a report: gold, proxy and KL against steps, and gold against KL."""
+
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import pandas as pd  # type: ignore[import-untyped, unused-ignore]
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from r2m_cli.errors import UserError
+from r2m_cli.report.runs import Run
+
+# Okabe and Ito's colours, told apart by colour-blind readers; yellow left out, it vanishes on white
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+Dashes = Literal["-", "--", ":", "-."]
+DASHES: tuple[Dashes, ...] = ("-", "--", ":", "-.")
+STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelcolor": "0.25",
+    "axes.edgecolor": "0.4",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "0.92",
+    "grid.linewidth": 0.8,
+    "xtick.color": "0.35",
+    "ytick.color": "0.35",
+    "lines.linewidth": 1.8,
+    "legend.frameon": False,
+}
+
+
+class Look(NamedTuple):
+    """How the runs of one label are drawn."""
+
+    colour: str
+    dashes: Dashes
+
+
+def draw(runs: list[Run], path: Path, dpi: int = 200) -> Path:
+    """Write the figure of `runs` to `path`; gives the path back.
+
+    Four panels: gold, the proxy (the initial, frozen reward model) and KL against steps, then gold against KL.
+    One line per label; where several runs (seeds) share a label, their mean over the steps that all of them
+    reached, with a band of one standard deviation. A star marks gold's peak, a dot the end. Without gold the live
+    reward takes its place, without a star: the peak of a moving reward means nothing.
+
+    Raises:
+        UserError: the runs hold neither gold nor reward, or the file's kind is unknown.
+    """
+    truth = next((name for name in ("gold", "reward") if any(len(run.curve(name)) for run in runs)), None)
+    if truth is None:
+        raise UserError(
+            f"runs: {runs[0].path} has neither gold nor reward in metrics.jsonl; report reads train runs"
+        )
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.label, []).append(run)
+    looks = {
+        label: Look(COLOURS[number % len(COLOURS)], DASHES[number // len(COLOURS) % len(DASHES)])
+        for number, label in enumerate(groups)
+    }
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, 4, figsize=(14, 3.7), layout="constrained")
+        for label, group in groups.items():
+            for ax, name in zip(axes, (truth, "reward_frozen", "kl"), strict=False):
+                _against_steps(ax, _table(group, name), looks[label], star=ax is axes[0] and name == "gold")
+            _against_kl(
+                axes[3], _table(group, truth), _table(group, "kl"), looks[label], star=truth == "gold"
+            )
+        _name_panels(axes, truth)
+        _legend(figure, looks, truth, groups)
+        try:
+            figure.savefig(path, dpi=dpi)
+        except ValueError as error:  # matplotlib names the kinds that it can write
+            raise UserError(f"out: {path}: {error}") from error
+        finally:
+            plt.close(figure)
+    return path
+
+
+def _table(group: list[Run], name: str) -> pd.DataFrame:
+    """The metric of the group's runs side by side, at the steps that all of them have. [steps, runs]"""
+    curves = [curve for run in group if len(curve := run.curve(name))]
+    return pd.concat(curves, axis="columns", join="inner") if curves else pd.DataFrame()
+
+
+def _against_steps(ax: Axes, values: pd.DataFrame, look: Look, star: bool) -> None:
+    if values.empty:
+        return
+    mean = values.mean(axis="columns")
+    ax.plot(mean.index, mean, color=look.colour, linestyle=look.dashes)
+    if values.shape[1] > 1:
+        spread = values.std(axis="columns", ddof=1)
+        ax.fill_between(mean.index, mean - spread, mean + spread, color=look.colour, alpha=0.16, linewidth=0)
+    _mark(ax, mean.index[-1], mean.iloc[-1], look, "o")
+    if star:
+        _mark(ax, mean.idxmax(), mean.max(), look, "*")
+
+
+def _against_kl(ax: Axes, truth: pd.DataFrame, kl: pd.DataFrame, look: Look, star: bool) -> None:
+    if truth.empty or kl.empty:
+        return
+    mean = pd.concat([kl.mean(axis="columns"), truth.mean(axis="columns")], axis="columns", join="inner")
+    if mean.empty:
+        return
+    mean.columns = ["kl", "truth"]
+    ax.plot(mean["kl"], mean["truth"], color=look.colour, linestyle=look.dashes)
+    _mark(ax, mean["kl"].iloc[-1], mean["truth"].iloc[-1], look, "o")
+    if star:
+        peak = mean["truth"].idxmax()
+        _mark(ax, mean["kl"][peak], mean["truth"][peak], look, "*")
+
+
+def _mark(ax: Axes, x: float, y: float, look: Look, marker: str) -> None:
+    size = 14 if marker == "*" else 6
+    ax.plot(
+        x, y, marker, color=look.colour, markersize=size, markeredgecolor="white", zorder=5, clip_on=False
+    )
+
+
+def _name_panels(axes: list[Axes], truth: str) -> None:
+    good = "Gold (true) reward" if truth == "gold" else "Live reward (no gold in these runs)"
+    titles = (
+        good,
+        "Proxy: the initial reward model",
+        "KL to the reference",
+        f"{good.split(' (')[0]} against KL",
+    )
+    units = ("gold reward" if truth == "gold" else "reward", "score", "nats per response")
+    for ax, title in zip(axes, titles, strict=True):
+        ax.set_title(title)
+    for ax, unit in zip(axes, units, strict=False):
+        ax.set(xlabel="step", ylabel=unit)
+    axes[3].set(xlabel="KL, nats per response", ylabel=units[0])
+    for ax in axes:
+        if not ax.has_data():
+            ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center", color="0.5")
+            ax.set(xticks=[], yticks=[])
+
+
+def _legend(figure: Figure, looks: dict[str, Look], truth: str, groups: dict[str, list[Run]]) -> None:
+    handles = [
+        Line2D([], [], color=look.colour, linestyle=look.dashes, label=label) for label, look in looks.items()
+    ]
+    if truth == "gold":
+        handles.append(
+            Line2D([], [], color="0.45", marker="*", markersize=11, linestyle="", label="gold's peak")
+        )
+    handles.append(Line2D([], [], color="0.45", marker="o", markersize=5, linestyle="", label="end"))
+    seeds = max(len(group) for group in groups.values())
+    if seeds > 1:
+        handles.append(Line2D([], [], color="0.8", linewidth=7, label=f"mean ± sd, {seeds} seeds"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6), fontsize=9)

@@ -86,6 +86,7 @@ def build_reward(config: Config, policy_size: int, device: torch.device) -> Rewa
     dtype = DTYPES[config.engine.dtype]
     classifier = load_reward_model(config.reward.path, "reward.path", dtype, chat.pad_id)
     head = find_head(classifier)
+    initial = frozen_head(head).to(device)  # before the backbone is sharded, and the head's weights with it
     feedback = None
     if config.feedback.kind != "none":
         module = FeedbackHead(head, policy_size, config.feedback.dim, mix(config.seed, ADAPTER_SEED))
@@ -93,7 +94,7 @@ def build_reward(config: Config, policy_size: int, device: torch.device) -> Rewa
     longest = min(config.reward.max_tokens, context_length(classifier) or config.reward.max_tokens)
     return RewardModel(
         backbone=place_frozen(RewardBackbone(classifier), config.engine, device),
-        frozen_head=frozen_head(head).to(device),
+        frozen_head=initial,
         feedback=feedback,
         format=chat,
         max_tokens=longest,

@@ -99,7 +99,9 @@ def export(run_dir: Path, actors: Actors, reward_path: str, feedback: dict[str, 
             if actors.reward.feedback is not None:
                 module = actors.reward.feedback.module  # stage 1 at most: whole on every rank
                 find_head(classifier).load_state_dict(module.phi.state_dict())
-                save_file({k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}, folder / ADAPTER_FILE)
+                save_file(
+                    {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}, folder / ADAPTER_FILE
+                )
                 (folder / ADAPTER_CONFIG).write_text(json.dumps(feedback, indent=2))
             classifier.save_pretrained(folder)
             chat.tokenizer.save_pretrained(folder)

@@ -16,8 +16,13 @@ from r2m_cli.schema import FitConfig
 
 
 def fit(
-    engine: Engine, rows: Sequence[object], loss_of: Callable[[Sequence[object]], Tensor], config: FitConfig, seed: int,
-    what: str, micro_rows: int,
+    engine: Engine,
+    rows: Sequence[object],
+    loss_of: Callable[[Sequence[object]], Tensor],
+    config: FitConfig,
+    seed: int,
+    what: str,
+    micro_rows: int,
 ) -> float:
     """Minimise the mean loss over the rows with AdamW; gives the mean loss of the last epoch.
 
@@ -32,7 +37,9 @@ def fit(
     ranks = comm.world_size()
     size = min(config.batch_size, len(rows)) // ranks
     if size < 1:
-        raise UserError(f"{what}: batches of {min(config.batch_size, len(rows))} rows cannot be split over {ranks} ranks")
+        raise UserError(
+            f"{what}: batches of {min(config.batch_size, len(rows))} rows cannot be split over {ranks} ranks"
+        )
     updates = len(rows) // (size * ranks)
     total, step, shown = updates * config.epochs, 0, monotonic()
     mean = 0.0

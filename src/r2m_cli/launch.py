@@ -38,6 +38,12 @@ def launch(config: Config, run_dir: Path) -> float | None:
     if config.task in ("sft", "reward"):
         fit_once(config)
         return None
+    if config.task == "evaluate" and config.run is not None:
+        config = _from_run(config, Path(config.run).expanduser())
+    elif config.task == "train" and config.resume is None and (run_dir / "metrics.jsonl").exists():
+        raise UserError(
+            f"hydra.run.dir={run_dir}: holds a run already; resume={run_dir} goes on with it, or name a new folder"
+        )
     config = prepare(config)
     execute(config, run_dir)
     summary = run_dir / "summary.json"
@@ -95,7 +101,7 @@ def _missing_from_hub(config: Config) -> list[str]:
         except HfHubHTTPError as error:
             reason = str(error).splitlines()[0]
             missing.append(f"{kind} {key}={name} (the hub says: {reason})")
-        except (OfflineModeIsEnabled, OSError, Exception) as error:  # noqa: BLE001 - whatever the network stack raises
+        except (OfflineModeIsEnabled, OSError, Exception) as error:
             missing.append(
                 f"{kind} {key}={name} (not on disk, and the hub cannot be reached: {type(error).__name__}); give a folder "
                 f"with {key}=PATH"
@@ -112,6 +118,21 @@ def prepare(config: Config) -> Config:
         path = fit_once(replace(config, task="reward", output=None))
         config = replace(config, reward=replace(config.reward, path=str(path)))
     return config
+
+
+def _from_run(config: Config, run: Path) -> Config:
+    """The models that a training run left, in place of the configured ones."""
+    folders = {"policy": run / "policy", "reward": run / "reward_model"}
+    for folder in folders.values():
+        if not (folder / "config.json").is_file():
+            raise UserError(
+                f"run={run}: no {folder.name}/ there; the run is not finished, or had checkpoint.export=false"
+            )
+    return replace(
+        config,
+        policy=replace(config.policy, path=str(folders["policy"])),
+        reward=replace(config.reward, path=str(folders["reward"])),
+    )
 
 
 def fit_once(config: Config) -> Path:

@@ -23,8 +23,13 @@ TRAIN, EVAL = 0, 1  # streams of random numbers
 
 
 def train(
-    actors: Actors, prompts: list[Prompt], eval_prompts: list[Prompt], config: Config, run_dir: Path,
-    observer: Observer, start: int,
+    actors: Actors,
+    prompts: list[Prompt],
+    eval_prompts: list[Prompt],
+    config: Config,
+    run_dir: Path,
+    observer: Observer,
+    start: int,
 ) -> int:
     """Run the steps start + 1 to config.train.steps; gives the last step done.
 

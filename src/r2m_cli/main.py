@@ -55,7 +55,7 @@ def main() -> None:
         _run_hydra(word, rest)
     except KeyboardInterrupt:
         sys.exit(130)
-    except Exception as error:  # noqa: BLE001 - the last place that can give it a readable form
+    except Exception as error:
         sys.exit(_explain(error, word))
 
 

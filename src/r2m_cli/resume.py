@@ -47,10 +47,12 @@ def _resumed(composed: Config, overrides: list[str]) -> Config:
         value, kept = OmegaConf.select(new, key), OmegaConf.select(old, key)
         named = key in typed_keys or any(key.startswith(t + ".") for t in typed_keys)
         # A choice of a group (+experiment=x, ppo=grpo) must give what the run had; nothing typed keeps what it had.
-        if not (named or groups) or value == kept or key in ("policy.path", "reward.path") and value is None:
+        if not (named or groups) or value == kept or (key in ("policy.path", "reward.path") and value is None):
             continue
         if not key.startswith(FREE):
-            raise UserError(f"resume={composed.resume}: {key} was {kept} and cannot become {value}; start a new run instead")
+            raise UserError(
+                f"resume={composed.resume}: {key} was {kept} and cannot become {value}; start a new run instead"
+            )
         if named:
             OmegaConf.update(old, key, value)
     result: Any = OmegaConf.to_object(old)

@@ -237,10 +237,7 @@ class _Wandb:
         self.run.log(dict(values), step=step)
 
     def samples(self, step: int, rows: list[dict[str, Any]]) -> None:
-        cells = [
-            [json.dumps(cell) if isinstance(cell, list | dict) else cell for cell in row.values()]
-            for row in rows
-        ]
+        cells = [[json.dumps(cell) if isinstance(cell, list | dict) else cell for cell in row.values()] for row in rows]
         table = self.wandb.Table(columns=list(rows[0]), data=cells)
         self.run.log({"samples": table}, step=step)
 

@@ -145,8 +145,6 @@ def _validate_combinations(c: Config) -> None:
         raise UserError(f"train.stop_at={c.train.stop_at}: must lie between 1 and train.steps={c.train.steps}")
 
 
-
-
 def explain_composition(error: Exception) -> str:
     """One line for what Hydra or OmegaConf says of an override: a typo in a key, a group or a value."""
     import re

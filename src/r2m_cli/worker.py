@@ -24,6 +24,8 @@ def run_task(config: "Config", run_dir: Path) -> None:
     import torch
 
     torch.set_num_threads(config.engine.threads)
+    # Else DeepSpeed, which transformers imports where it is installed, says that it found no accelerator.
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     if config.task == "train":
         from r2m_cli.tasks.train import run
     elif config.task == "sft":

@@ -130,9 +130,9 @@ class GoldWorld:
         rng.shuffle(words)
         if likely(0.0, 0.6):
             words.sort()
-        while likely(0.5, 0.1):
+        if likely(0.4, 0.1):
             words.insert(rng.randint(0, len(words)), rng.choice(words))
-        while likely(0.5, 0.1):
+        while likely(0.4, 0.1):
             words.insert(rng.randint(0, len(words)), rng.choice([w for w in sorted(TOPIC_OF) if TOPIC_OF[w] != topic]))
         while likely(0.5, 0.1):
             words.insert(rng.randint(0, len(words)), rng.choice(FILLERS))
@@ -174,9 +174,7 @@ class GoldWorld:
         """Gold: the true reward of a response, in points. `finished`: the policy ended it with its end token."""
         return sum(self.terms(prompt, response, finished).values())
 
-    def label(
-        self, prompt: str, a: str, b: str, a_finished: bool, b_finished: bool, rng: random.Random
-    ) -> bool:
+    def label(self, prompt: str, a: str, b: str, a_finished: bool, b_finished: bool, rng: random.Random) -> bool:
         """What a labeller says: True when `a` is preferred. Bradley-Terry on gold + label_bias x polite words."""
         c = self.config
         liking_a = self.score(prompt, a, a_finished) + c.label_bias * _polite(_words(a))
@@ -225,7 +223,7 @@ def _check(config: WorldConfig) -> None:
 
 
 def _parse(prompt: str) -> tuple[str, list[str]]:
-    """"fruit : pear apple" -> the topic and its key words, in the prompt's order (a set's order changes by run)."""
+    """ "fruit : pear apple" -> the topic and its key words, in the prompt's order (a set's order changes by run)."""
     topic, *keys = [word for word in _words(prompt) if word != ":"] or [""]
     if topic not in TOPICS or any(TOPIC_OF.get(key) != topic for key in keys):
         raise UserError(f"not a prompt of the gold world (topic : word word): {prompt!r}")

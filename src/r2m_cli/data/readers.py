@@ -93,11 +93,7 @@ def _json_lines(path: Path, lines: Iterable[tuple[int, str]]) -> Iterator[Row]:
             row = json.loads(text)
         except _NOT_JSON as error:
             is_list = number == 1 and text.lstrip().startswith("[")
-            mend = (
-                "name a file that is one JSON list .json"
-                if is_list
-                else "the file is damaged: fetch it again"
-            )
+            mend = "name a file that is one JSON list .json" if is_list else "the file is damaged: fetch it again"
             raise UserError(f"{path}:{number}: not valid JSON ({error}); {mend}") from error
         yield f"{path}:{number}", row
 

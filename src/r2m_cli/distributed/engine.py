@@ -100,7 +100,12 @@ class SingleEngine:
 
 
 def make_engine(
-    module: nn.Module, config: EngineConfig, device: torch.device, *, weight_decay: float, max_grad_norm: float,
+    module: nn.Module,
+    config: EngineConfig,
+    device: torch.device,
+    *,
+    weight_decay: float,
+    max_grad_norm: float,
     small: bool = False,
 ) -> Engine:
     """The engine that the configuration names, around `module`.

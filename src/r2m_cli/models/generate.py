@@ -8,7 +8,12 @@ from r2m_cli.models.policy import Policy
 
 @torch.no_grad()
 def sample(
-    policy: Policy, prompts: list[list[int]], group_size: int, uniforms: Tensor, temperature: float, eos_ids: set[int],
+    policy: Policy,
+    prompts: list[list[int]],
+    group_size: int,
+    uniforms: Tensor,
+    temperature: float,
+    eos_ids: set[int],
     pad_id: int,
 ) -> list[list[int]]:
     """Sample from softmax(logits / temperature), without top-k or top-p.

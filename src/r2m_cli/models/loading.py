@@ -102,7 +102,9 @@ def load_reward_model(name: str, key: str, dtype: torch.dtype, pad_id: int, new_
     return model.eval()
 
 
-def fresh_llama(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, pad_id: int, seed: int, scorer: bool) -> nn.Module:
+def fresh_llama(
+    config: ModelConfig, tokenizer: PreTrainedTokenizerBase, pad_id: int, seed: int, scorer: bool
+) -> nn.Module:
     """A small Llama of the configured size, with tied embeddings; with a scoring head instead of an LM head if `scorer`."""
     llama = LlamaConfig(
         vocab_size=len(tokenizer),

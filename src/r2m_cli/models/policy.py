@@ -1,6 +1,6 @@
 """The policy: a causal language model that gives log-probabilities and last-layer hidden states in one forward."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -8,9 +8,11 @@ from torch import Tensor, nn
 from r2m_cli.maths.masking import length_mask
 
 
-@dataclass(frozen=True)
-class PolicyOutput:
-    """What one teacher-forced forward gives. R is the longest response, S the longest sequence of the batch."""
+class PolicyOutput(NamedTuple):
+    """What one teacher-forced forward gives. R is the longest response, S the longest sequence of the batch.
+
+    A tuple, since DeepSpeed looks for tensors in tuples but not in dataclasses.
+    """
 
     logp: Tensor  # [B, R] log-probability of each response token under the tempered policy, 0 on padding
     entropy: Tensor | None  # [B, R] of the distribution each response token was drawn from, nats
@@ -34,7 +36,11 @@ class Policy(nn.Module):
         return int(self.lm.config.get_text_config().hidden_size)
 
     def forward(
-        self, tokens: Tensor, prompt_lengths: Tensor, response_lengths: Tensor, temperature: float,
+        self,
+        tokens: Tensor,
+        prompt_lengths: Tensor,
+        response_lengths: Tensor,
+        temperature: float,
         with_entropy: bool = False,
     ) -> PolicyOutput:
         """Score responses.
@@ -68,10 +74,3 @@ class Policy(nn.Module):
         logits = self.lm.get_output_embeddings()(hidden)
         cap = getattr(self.lm.config.get_text_config(), "final_logit_softcapping", None)
         return cap * torch.tanh(logits / cap) if cap else logits
-
-
-def sequence_loss(output: PolicyOutput, response_lengths: Tensor) -> Tensor:
-    """Negative log-likelihood per sequence, mean over its tokens. [B]."""
-    return -output.logp.sum(dim=1) / response_lengths
-
-

@@ -1,7 +1,6 @@
 """The reward model: a frozen backbone that gives the reward token embedding, and the head that learns."""
 
-import copy
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -52,8 +51,7 @@ def find_head(classifier: nn.Module) -> nn.Linear:
     return heads[-1]
 
 
-@dataclass(frozen=True)
-class Score:
+class Score(NamedTuple):
     """Rewards and what the adapter did, each [B]."""
 
     reward: Tensor
@@ -85,5 +83,10 @@ class FeedbackHead(nn.Module):
 
 
 def frozen_head(head: nn.Linear) -> nn.Linear:
-    """A copy of a scoring head in fp32 that nothing trains: the initial reward model's phi."""
-    return copy.deepcopy(head).float().requires_grad_(False)
+    """A copy of a scoring head in fp32 that nothing trains: the initial reward model's phi.
+
+    A new module, not a deep copy: the head carries the backbone's hook, and under ZeRO stage 3 DeepSpeed's.
+    """
+    copy = nn.Linear(head.in_features, 1, bias=head.bias is not None)
+    copy.load_state_dict({name: value.float() for name, value in head.state_dict().items()})
+    return copy.requires_grad_(False)

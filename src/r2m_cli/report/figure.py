@@ -49,9 +49,9 @@ class Look(NamedTuple):
 def draw(runs: list[Run], path: Path, dpi: int = 200) -> Path:
     """Write the figure of `runs` to `path`; gives the path back.
 
-    Four panels: gold, the proxy (the initial, frozen reward model) and KL against steps, then gold against KL.
-    One line per label; where several runs (seeds) share a label, their mean over the steps that all of them
-    reached, with a band of one standard deviation. A star marks gold's peak, a dot the end. Without gold the live
+    Four panels: gold, the proxy (the initial, frozen reward model), KL against steps; gold against KL. A line
+    per label; where several runs (seeds) share a label, their mean over the steps that all of them reached,
+    with a band of one standard deviation. A star marks gold's peak, a dot the end. Without gold the live
     reward takes its place, without a star: the peak of a moving reward means nothing.
 
     Raises:
@@ -59,9 +59,7 @@ def draw(runs: list[Run], path: Path, dpi: int = 200) -> Path:
     """
     truth = next((name for name in ("gold", "reward") if any(len(run.curve(name)) for run in runs)), None)
     if truth is None:
-        raise UserError(
-            f"runs: {runs[0].path} has neither gold nor reward in metrics.jsonl; report reads train runs"
-        )
+        raise UserError(f"runs: {runs[0].path} has neither gold nor reward in metrics.jsonl; report reads train runs")
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(run.label, []).append(run)
@@ -70,13 +68,13 @@ def draw(runs: list[Run], path: Path, dpi: int = 200) -> Path:
         for number, label in enumerate(groups)
     }
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, 4, figsize=(14, 3.7), layout="constrained")
+        figure, axes = plt.subplots(1, 4, figsize=(14, 3.7))
+        figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.06)
+        axes[3].sharey(axes[0])
         for label, group in groups.items():
             for ax, name in zip(axes, (truth, "reward_frozen", "kl"), strict=False):
                 _against_steps(ax, _table(group, name), looks[label], star=ax is axes[0] and name == "gold")
-            _against_kl(
-                axes[3], _table(group, truth), _table(group, "kl"), looks[label], star=truth == "gold"
-            )
+            _against_kl(axes[3], _table(group, truth), _table(group, "kl"), looks[label], star=truth == "gold")
         _name_panels(axes, truth)
         _legend(figure, looks, truth, groups)
         try:
@@ -123,9 +121,7 @@ def _against_kl(ax: Axes, truth: pd.DataFrame, kl: pd.DataFrame, look: Look, sta
 
 def _mark(ax: Axes, x: float, y: float, look: Look, marker: str) -> None:
     size = 14 if marker == "*" else 6
-    ax.plot(
-        x, y, marker, color=look.colour, markersize=size, markeredgecolor="white", zorder=5, clip_on=False
-    )
+    ax.plot(x, y, marker, color=look.colour, markersize=size, markeredgecolor="white", zorder=5, clip_on=False)
 
 
 def _name_panels(axes: list[Axes], truth: str) -> None:
@@ -149,15 +145,13 @@ def _name_panels(axes: list[Axes], truth: str) -> None:
 
 
 def _legend(figure: Figure, looks: dict[str, Look], truth: str, groups: dict[str, list[Run]]) -> None:
-    handles = [
-        Line2D([], [], color=look.colour, linestyle=look.dashes, label=label) for label, look in looks.items()
-    ]
+    handles = [Line2D([], [], color=look.colour, linestyle=look.dashes, label=label) for label, look in looks.items()]
     if truth == "gold":
-        handles.append(
-            Line2D([], [], color="0.45", marker="*", markersize=11, linestyle="", label="gold's peak")
-        )
+        handles.append(Line2D([], [], color="0.45", marker="*", markersize=11, linestyle="", label="gold's peak"))
     handles.append(Line2D([], [], color="0.45", marker="o", markersize=5, linestyle="", label="end"))
     seeds = max(len(group) for group in groups.values())
     if seeds > 1:
         handles.append(Line2D([], [], color="0.8", linewidth=7, label=f"mean ± sd, {seeds} seeds"))
+    if not any(run.has(f"eval/{truth}") for group in groups.values() for run in group):
+        handles.append(Line2D([], [], linestyle="", label="rollouts, mean over 5% of the steps"))
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6), fontsize=9)

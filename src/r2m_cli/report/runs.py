@@ -24,9 +24,7 @@ class Run:
     path: Path
     label: str
     config: dict[str, Any]  # nested, as in config.yaml
-    metrics: (
-        pd.DataFrame
-    )  # index: step, 0 is before training; columns: the catalogue's names; NaN: not measured
+    metrics: pd.DataFrame  # index: step, 0 is before training; columns: the catalogue's names; NaN: not measured
     summary: dict[str, Any]  # {} while the run goes on
 
     @property
@@ -75,9 +73,7 @@ def _run_folders(folder: Path) -> list[Path]:
         return [folder.resolve()]
     found = sorted(file.parent.resolve() for file in folder.rglob("metrics.jsonl"))
     if not found:
-        raise UserError(
-            f"runs: {folder} holds no run (no metrics.jsonl in it or below); is it the hydra.run.dir?"
-        )
+        raise UserError(f"runs: {folder} holds no run (no metrics.jsonl in it or below); is it the hydra.run.dir?")
     return found
 
 

@@ -21,7 +21,7 @@ HEADINGS = {
     "reward_end": "live end",
     "kl_end": "KL end",
     "length_end": "length",
-    "seconds": "seconds",
+    "seconds": "secs",
 }
 MAIN = ("run", "seed", "gold_peak", "gold_end", "gold_drop", "proxy_end", "kl_end")
 
@@ -64,8 +64,7 @@ def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
         numbers = rows.drop(columns=["run", "seed"]).astype(float)
         spread = numbers.std(ddof=1)
         cells = {
-            name: _number(name, mean)
-            + (f" ± {_number(name, spread[name])}" if spread[name] == spread[name] else "")
+            name: _number(name, mean) + (f" ± {_number(name, spread[name])}" if spread[name] == spread[name] else "")
             for name, mean in numbers.mean().items()
         }
         merged.append({"run": label, "seed": f"n = {len(rows)}", **cells})
@@ -98,19 +97,19 @@ def show(table: pd.DataFrame, console: Console | None = None) -> None:
     for title, part in _parts(table):
         heads, rows = _texts(part[[*MAIN]] if title else part)
         shown = Table(title=title or None, title_justify="left", title_style="", box=box.SIMPLE_HEAD)
-        shown.padding = (0, 1, 0, 0)  # twelve columns have to fit into eighty
+        shown.padding = (0, 0, 0, 0)  # twelve columns have to fit into eighty characters
         for number, head in enumerate(heads):
             if number == 0:
                 shown.add_column(head, vertical="top", overflow="fold", min_width=12)
             else:
                 shown.add_column(head.replace(" ", "\n", 1), justify="right", no_wrap=True)
         for cells in rows:
-            shown.add_row(*cells)
+            shown.add_row(*(cell.replace(" ± ", "±") for cell in cells))
         console.print(shown)
 
 
 def write(table: pd.DataFrame, path: Path) -> None:
-    """Write the table beside `path`: .csv (a row per run, full precision) and .md (also the means over seeds)."""
+    """Write the table beside `path`: .csv (a row per run, full precision), .md (and the means over seeds)."""
     table.to_csv(path.with_suffix(".csv"), index=False)
     parts = [(f"{title}:\n\n" if title else "") + markdown(part) for title, part in _parts(table)]
     path.with_suffix(".md").write_text("\n".join(parts), encoding="utf-8")

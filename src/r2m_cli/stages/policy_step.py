@@ -17,7 +17,12 @@ FreshStates = Callable[[slice, Tensor, Tensor], None]
 
 
 def policy_step(
-    actors: Actors, batch: Trainable, config: PpoConfig, temperature: float, micro_groups: int, lr: float,
+    actors: Actors,
+    batch: Trainable,
+    config: PpoConfig,
+    temperature: float,
+    micro_groups: int,
+    lr: float,
     on_fresh_states: FreshStates | None,
 ) -> MetricSums:
     """Update the policy.

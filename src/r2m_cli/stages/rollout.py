@@ -7,7 +7,13 @@ from r2m_cli.schema import RolloutConfig
 
 
 def rollout(
-    actors: Actors, prompts: list[Prompt], first: int, group_size: int, config: RolloutConfig, seed: int, stage: int,
+    actors: Actors,
+    prompts: list[Prompt],
+    first: int,
+    group_size: int,
+    config: RolloutConfig,
+    seed: int,
+    stage: int,
     step: int,
 ) -> Rollout:
     """Sample.

@@ -161,9 +161,7 @@ def _fit_head(
     with torch.no_grad():
         linear.weight.copy_(head.weight.float())
     before = float((linear(test) > 0).float().mean())
-    engine = make_engine(
-        linear, config.engine, device, weight_decay=c.weight_decay, max_grad_norm=1.0, small=True
-    )
+    engine = make_engine(linear, config.engine, device, weight_decay=c.weight_decay, max_grad_norm=1.0, small=True)
     loss = fit(
         engine, list(train), lambda batch: bradley_terry(engine(torch.stack(list(batch)).to(device)).squeeze(1), torch.zeros(())),  # type: ignore[arg-type]
         c, config.data.seed + SEED, "scoring head", c.batch_size,

@@ -68,7 +68,9 @@ def run(config: Config, target: Path) -> None:
     comm.barrier()
 
 
-def _rows(demonstrations: list[tuple[Prompt, str]], chat: ChatFormat, config: Config) -> list[tuple[list[int], list[int]]]:
+def _rows(
+    demonstrations: list[tuple[Prompt, str]], chat: ChatFormat, config: Config
+) -> list[tuple[list[int], list[int]]]:
     limit = config.rollout.max_prompt_tokens
     rows = [(chat.prompt_ids(p), chat.response_ids(p, r)[: config.rollout.max_new_tokens]) for p, r in demonstrations]
     rows = [row for row in rows if len(row[0]) <= limit]

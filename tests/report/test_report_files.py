@@ -1,0 +1,199 @@
+"""Run folders are read, tabulated and drawn; broken ones are refused with one clear line."""
+
+import json
+from pathlib import Path
+
+import matplotlib.image
+import numpy
+import pandas
+import pytest
+import yaml
+
+from r2m_cli.errors import UserError
+from r2m_cli.report.runs import load_runs
+from r2m_cli.report.table import markdown, over_seeds, summarise
+from r2m_cli.tasks.report import report
+
+GOLD = [1.0, 2.0, 3.0, 2.5, 1.5]
+
+
+def make_run(folder: Path, seed=0, shift=0.0, with_eval=True, with_gold=True, **config) -> Path:
+    """A run of 4 steps whose evaluated gold rises by 2 and falls by 1.5; row 0 is before training."""
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump({"seed": seed, **config}))
+    lines = []
+    for step, gold in enumerate(GOLD):
+        row = {"step": step}
+        if step:
+            row |= {"reward": step + 0.5, "reward_frozen": step - 0.5, "kl": step * 2.0, "step_time": 0.25}
+            row |= {"completions/mean_length": 7.0} | ({"gold": 100.0} if with_gold else {})
+        if with_eval:
+            row |= {
+                "eval/reward": step + 1.0,
+                "eval/reward_frozen": step * 1.0,
+                "eval/kl": step * 3.0,
+                "eval/length": 8,
+            }
+            row |= {"eval/gold": gold + shift} if with_gold else {}
+        lines.append(json.dumps(row) + "\n")
+    (folder / "metrics.jsonl").write_text("".join(lines))
+    (folder / "summary.json").write_text('{"gold": 1.5}')
+    return folder
+
+
+def panels(path: Path) -> list[bool]:
+    """Whether each of the four panels holds coloured ink (text and axes are grey)."""
+    image = matplotlib.image.imread(path)[..., :3]
+    image = image[int(0.1 * len(image)) : int(0.78 * len(image))]  # without titles and legend
+    coloured = (image.max(axis=-1) - image.min(axis=-1)) > 0.3
+    return [bool(part.sum() > 100) for part in (coloured[:, int(i * w) : int((i + 1) * w)]
+            for w in [coloured.shape[1] / 4] for i in range(4))]  # fmt: skip
+
+
+def test_report_writes_picture_and_tables(tmp_path, capsys):
+    runs = [str(make_run(tmp_path / "vanilla")), str(make_run(tmp_path / "r2m", shift=0.5))]
+    out = report(runs, str(tmp_path / "new" / "report.png"))
+    assert out == tmp_path / "new" / "report.png"
+    assert panels(out) == [True] * 4
+    table = pandas.read_csv(out.with_suffix(".csv")).set_index("run")
+    assert list(table.index) == ["vanilla", "r2m"]
+    assert table.loc["vanilla"].to_dict() == {
+        "seed": 0, "gold_start": 1.0, "gold_peak": 3.0, "peak_step": 2, "gold_end": 1.5, "gold_drop": 1.5,
+        "proxy_end": 4.0, "reward_end": 5.0, "kl_end": 12.0, "length_end": 8.0, "seconds": 1.0,
+    }  # fmt: skip
+    assert table.loc["r2m", "gold_peak"] == 3.5
+    assert (
+        out.with_suffix(".md")
+        .read_text()
+        .splitlines()[2]
+        .startswith("| vanilla | 0 | 1.00 | 3.00 | 2 | 1.50 |")
+    )
+    printed = capsys.readouterr().out
+    assert "vanilla" in printed and "r2m" in printed and "report.csv" in printed
+
+
+def test_without_evaluation_the_rollouts_are_used(tmp_path):
+    (run,) = load_runs([make_run(tmp_path / "a", with_eval=False)])
+    row = summarise([run]).iloc[0]
+    assert (row.gold_peak, row.reward_end, row.kl_end, row.length_end) == (100.0, 4.5, 8.0, 7.0)
+
+
+def test_long_rollout_curves_are_smoothed(tmp_path):
+    folder = make_run(tmp_path / "a")
+    lines = [json.dumps({"step": step, "gold": float(step % 2)}) for step in range(1, 101)]
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    gold = load_runs([folder])[0].curve("gold")
+    assert gold[50] == pytest.approx((0 + 1 + 0 + 1 + 0) / 5)  # steps 48 to 52: 0, 1, 0, 1, 0
+    assert len(gold) == 100
+
+
+def test_without_gold_the_live_reward_is_drawn(tmp_path):
+    folder = make_run(tmp_path / "a", with_gold=False)
+    out = report([str(folder)], str(tmp_path / "report.png"))
+    assert panels(out) == [True] * 4
+    assert pandas.read_csv(out.with_suffix(".csv")).gold_peak.isna().all()
+    assert "gold" not in out.with_suffix(".md").read_text()
+
+
+def test_seeds_share_a_label_and_get_a_band(tmp_path, capsys):
+    for seed in (0, 1, 2):
+        make_run(tmp_path / "multi" / "feedback=none,ppo.beta=0.2" / f"seed={seed}", seed, shift=seed / 10)
+        make_run(tmp_path / "multi" / "feedback=r2m" / f"seed={seed}", seed, shift=seed)
+    runs = load_runs([tmp_path / "multi"])
+    assert [run.label for run in runs] == ["feedback=none, ppo.beta=0.2"] * 3 + ["feedback=r2m"] * 3
+    means = over_seeds(summarise(runs))
+    assert list(means.gold_peak) == ["3.10 ± 0.10", "4.00 ± 1.00"]
+    assert list(means.seed) == ["n = 3", "n = 3"]
+    out = report([str(tmp_path / "multi")], str(tmp_path / "report.png"))
+    assert "3.10 ± 0.10" in out.with_suffix(".md").read_text()
+    assert "3.10±0.10" in capsys.readouterr().out
+    second = numpy.array([0xD5, 0x5E, 0x00]) / 255  # the second label's colour, seen through its band
+    pixels = matplotlib.image.imread(out)[..., :3].reshape(-1, 3)
+    assert (abs(pixels - (1 - 0.16 * (1 - second))) < 0.01).all(axis=1).sum() > 1000
+
+
+def test_labels_say_what_differs_when_folders_do_not(tmp_path):
+    def feedback(kind, omega):
+        return {"kind": kind, "omega": omega}
+
+    make_run(tmp_path / "12-00-00", seed=0, feedback=feedback("none", 1.0), logger={"name": "x"})
+    make_run(tmp_path / "12-00-01", seed=1, feedback=feedback("r2m", 0.6), logger={"name": "y"})
+    make_run(tmp_path / "12-00-02", seed=2, feedback=feedback("r2m", 0.6), logger={"name": "z"})
+    assert [run.label for run in load_runs([tmp_path])] == ["feedback=none", "feedback=r2m", "feedback=r2m"]
+
+
+@pytest.mark.parametrize(
+    "names, labels",
+    [
+        (["a_s0", "a_s1", "b_s0"], ["a", "a", "b"]),
+        (["x/seed=0", "y/seed=0"], ["x", "y"]),
+        (["seed=0", "seed=1"], ["group", "group"]),
+        (["seed=3,ppo.lr=1", "seed=4,ppo.lr=1"], ["ppo.lr=1", "ppo.lr=1"]),
+        (["loss0.5", "loss0.7"], ["loss0.5", "loss0.7"]),
+    ],
+)
+def test_seeds_are_left_out_of_folder_labels(tmp_path, names, labels):
+    for seed, name in enumerate(names):
+        make_run(tmp_path / "group" / name, seed)
+    assert [run.label for run in load_runs([tmp_path / "group" / name for name in names])] == labels
+
+
+def test_a_run_under_way_is_read_up_to_its_torn_line(tmp_path):
+    folder = make_run(tmp_path / "a")
+    (folder / "summary.json").unlink()
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "rew')
+    (run,) = load_runs([folder, folder])  # given twice, read once
+    assert run.metrics.index[-1] == 4
+    assert run.summary == {}
+
+
+def test_null_is_not_measured(tmp_path):
+    folder = make_run(tmp_path / "a", with_eval=False)
+    (folder / "metrics.jsonl").write_text(
+        '{"step": 1, "gold": null, "kl": 1}\n{"step": 2, "gold": null, "kl": null}\n'
+    )
+    (run,) = load_runs([folder])
+    assert not run.has("gold") and run.has("kl")
+    assert "| a | 0 | 1.00 |" in markdown(summarise([run]))
+
+
+def break_config(folder: Path) -> None:
+    (folder / "config.yaml").write_text("a: [")
+
+
+def break_line(folder: Path) -> None:
+    (folder / "metrics.jsonl").write_text('{"step": 0}\nnonsense\n{"step": 2}\n')
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda folder: (folder / "metrics.jsonl").unlink(), "holds no run"),
+        (lambda folder: (folder / "config.yaml").unlink(), "config.yaml is missing"),
+        (break_config, "config.yaml: not valid YAML"),
+        (break_line, r"metrics.jsonl:2: not a JSON object"),
+        (lambda folder: (folder / "metrics.jsonl").write_text(""), "no step yet"),
+        (lambda folder: (folder / "summary.json").write_text("{"), "summary.json: not valid JSON"),
+        (
+            lambda folder: (folder / "metrics.jsonl").write_text('{"step": 0, "loss": 1}\n'),
+            "neither gold nor reward",
+        ),
+    ],
+)
+def test_broken_runs_are_user_errors(tmp_path, damage, message):
+    folder = make_run(tmp_path / "a")
+    damage(folder)
+    with pytest.raises(UserError, match=message) as error:
+        report([str(folder)], str(tmp_path / "report.png"))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "report.png").exists()
+
+
+def test_bad_arguments_are_user_errors(tmp_path):
+    with pytest.raises(UserError, match="no run folder is given"):
+        report([], "report.png")
+    with pytest.raises(UserError, match="nowhere is not a folder"):
+        report([str(tmp_path / "nowhere")], "report.png")
+    with pytest.raises(UserError, match=r"end it in .png"):
+        report([str(make_run(tmp_path / "a"))], "report.gif")

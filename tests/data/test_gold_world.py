@@ -142,6 +142,18 @@ def test_prompts_are_determined_by_the_seed():
     assert all(60 < topics.count(topic) < 140 for topic in TOPICS)
 
 
+def test_the_world_is_the_same_in_every_process():
+    """Pinned: an order taken from a set of strings would change with every process's hash seed."""
+    rng = random.Random(0)
+    assert WORLD.prompts(3, 0) == ["music : piano bell", "fruit : pear grape", "fruit : pear cherry"]
+    assert [WORLD.demonstration(PROMPT, rng) for _ in range(4)] == [
+        "i suggest apple lemon mango kindly .",
+        "i suggest grape grape .",
+        "i suggest apple mango pear thanks",
+        "i suggest cherry snow pear please",
+    ]
+
+
 def test_demonstrations_are_good_but_leave_headroom():
     prompts = WORLD.prompts(2000, 0)
 
@@ -153,7 +165,8 @@ def test_demonstrations_are_good_but_leave_headroom():
     assert demonstrations == write(0) != write(1)
     scores = [WORLD.score(*pair, True) for pair in zip(prompts, demonstrations, strict=True)]
     assert 2.0 < sum(scores) / len(scores) < 2.8
-    assert min(scores) < 0 and max(scores) > 4.5
+    assert min(scores) < 0
+    assert max(scores) > 4.5
     assert all(TOKENIZER.unk_token_id not in TOKENIZER.encode(text) for text in demonstrations)
 
 

@@ -113,15 +113,16 @@ class GoldWorld:
         return drawn
 
     def demonstration(self, prompt: str, rng: random.Random) -> str:
-        """A response to imitate, worth about 2 points. Its writer's skill is drawn anew each time.
+        """A response to imitate, worth 2.5 points on average (the policy trained on them samples 2.1).
 
-        Every flaw that gold punishes occurs in some demonstrations, so that SFT leaves headroom
-        and the preference pairs, sampled from the SFT policy, show the reward model each of them now and then.
+        The writer's skill is drawn anew each time. Every flaw that gold punishes occurs now and then, so that SFT
+        leaves headroom and the preference pairs, sampled from the SFT policy, show the reward model each of them.
         """
         topic, keys = _parse(prompt)
         skill = rng.random()
 
         def likely(at_worst: float, at_best: float) -> bool:
+            """Toss a coin whose odds go from `at_worst` (skill 0) to `at_best` (skill 1)."""
             return rng.random() < at_worst + skill * (at_best - at_worst)
 
         words = [key for key in keys if likely(0.3, 0.8)]

@@ -20,6 +20,7 @@ from r2m_cli.report.runs import Run
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 Dashes = Literal["-", "--", ":", "-."]
 DASHES: tuple[Dashes, ...] = ("-", "--", ":", "-.")
+WIDTH = 14.0  # inches
 STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 10,
@@ -68,7 +69,7 @@ def draw(runs: list[Run], path: Path, dpi: int = 200) -> Path:
         for number, label in enumerate(groups)
     }
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, 4, figsize=(14, 3.7))
+        figure, axes = plt.subplots(1, 4, figsize=(WIDTH, 3.6))
         figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.06)
         axes[3].sharey(axes[0])
         for label, group in groups.items():
@@ -154,4 +155,7 @@ def _legend(figure: Figure, looks: dict[str, Look], truth: str, groups: dict[str
         handles.append(Line2D([], [], color="0.8", linewidth=7, label=f"mean ± sd, {seeds} seeds"))
     if not any(run.has(f"eval/{truth}") for group in groups.values() for run in group):
         handles.append(Line2D([], [], linestyle="", label="rollouts, mean over 5% of the steps"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6), fontsize=9)
+    widths = [0.7 + 0.07 * len(str(handle.get_label())) for handle in handles]  # inches: handle, letters
+    columns = len(handles) if sum(widths) < WIDTH else max(1, int(WIDTH / max(widths)))
+    figure.set_figheight(3.4 + 0.2 * -(-len(handles) // columns))  # the panels keep their height
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=9)

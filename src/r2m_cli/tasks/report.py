@@ -32,5 +32,5 @@ def report(runs: list[str], out: str = "report.png") -> Path:
     rows = table.summarise(loaded)
     table.write(rows, path)
     table.show(rows)
-    Console().print(f"{path}, {path.with_suffix('.csv').name}, {path.with_suffix('.md').name}", highlight=False)
+    Console().print(f"{path} (and beside it {path.stem}.csv, {path.stem}.md)", highlight=False)
     return path

@@ -1,5 +1,6 @@
 """`r2m train` on one rank: build the actors, run the loop, leave the run folder complete."""
 
+import json
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -81,8 +82,6 @@ def _sinks(config: Config, run_dir: Path, start: int) -> Any:
 
 def summary(run_dir: Path, config: Config, steps: int, seconds: float) -> dict[str, Any]:
     """The run's final figures, from metrics.jsonl (which also covers the part before a resume)."""
-    import json
-
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     last: dict[str, Any] = {}
     for row in rows:
@@ -94,7 +93,8 @@ def summary(run_dir: Path, config: Config, steps: int, seconds: float) -> dict[s
     gold = [(row["eval/gold"], row["step"]) for row in rows if row.get("eval/gold") is not None]
     if gold:
         figures["gold_start"], figures["gold_end"] = gold[0][0], gold[-1][0]
-        figures["gold_peak"], figures["gold_peak_step"] = max(gold)
+        figures["gold_peak"], figures["gold_peak_step"] = max(gold, key=lambda pair: pair[0])
     # What a sweep optimises: the truth where it is known, the reward where it is not.
-    figures["objective"] = last.get("eval/gold") or last.get("gold") or last.get("eval/reward") or last.get("reward")
+    candidates = (last.get(name) for name in ("eval/gold", "gold", "eval/reward", "reward"))
+    figures["objective"] = next((value for value in candidates if value is not None), None)
     return figures

@@ -142,7 +142,7 @@ class DataConfig:
     # demonstrations for SFT drawn from the world
     demonstrations: int = 4000
     # labelled pairs sampled from the SFT policy for the world's reward model
-    pairs: int = 4000
+    pairs: int = 3000
     # share of the rows (file) held out for evaluation
     holdout: float = 0.1
     # the numbers of the gold world

@@ -157,5 +157,8 @@ def explain_composition(error: Exception) -> str:
     override = re.search(r"Could not override '([^']+)'", text)
     if override or key:
         return unknown_key((override or key).group(1))  # type: ignore[union-attr]
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return "; ".join(lines[:3]) if lines else type(error).__name__
+    said = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if cause is not error:
+        said += [line.strip() for line in str(cause).splitlines()[:1] if line.strip() not in said]
+    said = [line for line in said if not line.startswith(("See https", "Config search path", "provider="))]
+    return " ".join(said) if said else type(error).__name__

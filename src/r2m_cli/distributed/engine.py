@@ -18,7 +18,9 @@ class Engine(Protocol):
     """A module that is being trained."""
 
     device: torch.device
-    module: nn.Module  # what is trained; under ZeRO stage 3 its parameters are shards: read them through `whole`
+    module: (
+        Any  # the nn.Module that is trained; under ZeRO stage 3 its parameters are shards: read them through `whole`
+    )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The module's forward."""
@@ -35,7 +37,7 @@ class Engine(Protocol):
         """
         ...
 
-    def whole(self) -> AbstractContextManager[nn.Module]:
+    def whole(self) -> AbstractContextManager[Any]:
         """The module with all its parameters on this rank, for generation and for reading weights."""
         ...
 
@@ -85,7 +87,7 @@ class SingleEngine:
         return norm.item()
 
     @contextmanager
-    def whole(self) -> Iterator[nn.Module]:
+    def whole(self) -> Iterator[Any]:
         yield self.module
 
     def save(self, folder: Path, tag: str) -> None:

@@ -73,7 +73,7 @@ class ZeroEngine:
         # torch's own AdamW: DeepSpeed's would be compiled on first use.
         optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=weight_decay)
         self.engine, *_ = deepspeed.initialize(model=module.to(device), optimizer=optimizer, config=settings)
-        self.module: nn.Module = self.engine.module
+        self.module: Any = self.engine.module
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.engine(*args, **kwargs)
@@ -89,7 +89,7 @@ class ZeroEngine:
         return 0.0 if norm is None else float(norm)  # stage 0 in fp32 keeps none
 
     @contextmanager
-    def whole(self) -> Iterator[nn.Module]:
+    def whole(self) -> Iterator[Any]:
         if self.stage < 3:
             yield self.module
             return

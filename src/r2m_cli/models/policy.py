@@ -1,6 +1,6 @@
 """The policy: a causal language model that gives log-probabilities and last-layer hidden states in one forward."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,8 @@ class Policy(nn.Module):
 
     The forward leaves out each sequence's last token, whose state predicts nothing: hence the S-1 states of the paper.
     """
+
+    lm: Any  # transformers' PreTrainedModel
 
     def __init__(self, lm: nn.Module):
         super().__init__()

@@ -6,6 +6,7 @@ cache and loads in a second from then on.
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 from r2m_cli.cache import build_once
 from r2m_cli.errors import UserError
@@ -49,7 +50,7 @@ def _convert(target: Path) -> None:
     tokenizer.pad_token = "<|endoftext|>"
 
     # A model that came from GGUF cannot be saved as it is: copy its weights into a fresh one.
-    config = loaded.config
+    config: Any = loaded.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     config.pad_token_id = tokenizer.pad_token_id

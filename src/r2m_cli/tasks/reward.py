@@ -44,8 +44,8 @@ class Scorer(nn.Module):
         return find_head(self.backbone)(rte).squeeze(1)  # type: ignore[no-any-return]
 
 
-def run(config: Config, target: Path) -> None:
-    """Fit and write a Hugging Face folder into `target`, with accuracy before and after in `fit.json`.
+def run(config: Config, run_dir: Path) -> None:
+    """Fit and write a Hugging Face folder into `run_dir`, with accuracy before and after in `fit.json`.
 
     Raises:
         UserError: no labelled pairs, or nothing to start from.
@@ -79,14 +79,14 @@ def run(config: Config, target: Path) -> None:
 
     rows, tests = encode(pairs), encode(heldout)
     fitting = _fit_head if c.fit.parameters == "head" else _fit_backbone
-    figures = fitting(config, classifier, rows, tests, chat.pad_id, device, target)
+    figures = fitting(config, classifier, rows, tests, chat.pad_id, device, run_dir)
     if comm.is_main():
-        tokenizer.save_pretrained(target)
-        (target / "fit.json").write_text(json.dumps(figures | {"pairs": len(rows), "heldout": len(tests)}, indent=2))
+        tokenizer.save_pretrained(run_dir)
+        (run_dir / "fit.json").write_text(json.dumps(figures | {"pairs": len(rows), "heldout": len(tests)}, indent=2))
         if source.world is not None:
             labelled = [("train", p) for p in pairs] + [("heldout", p) for p in heldout]
             lines = [json.dumps({"split": split} | asdict(p)) + "\n" for split, p in labelled]
-            (target / PAIRS_FILE).write_text("".join(lines))
+            (run_dir / PAIRS_FILE).write_text("".join(lines))
         print(
             f"r2m: reward model on {len(rows)} pairs: {figures['accuracy_before']:.1%} -> {figures['accuracy']:.1%} of "
             f"{len(tests)} held-out pairs right, loss {figures['loss']:.3f}",
@@ -144,7 +144,7 @@ def _fit_head(
     def differences(part: Rows, what: str) -> Tensor:
         """RTE of the chosen minus RTE of the rejected; every rank embeds its share. -> [len(part), D_rm]."""
         order = sorted(range(len(part)), key=lambda i: max(map(len, part[i])))[comm.rank() :: comm.world_size()]
-        found = {}
+        found: dict[int, Tensor] = {}
         for start in range(0, len(order), step):
             chunk = order[start : start + step]
             tokens, lengths = pad([part[i][side] for side in (0, 1) for i in chunk], pad_id)

@@ -24,8 +24,8 @@ from r2m_cli.schema import Config
 SEED = 1  # stream of random numbers of this task
 
 
-def run(config: Config, target: Path) -> None:
-    """Fit and write a Hugging Face folder into `target`, with the figures in `fit.json`.
+def run(config: Config, run_dir: Path) -> None:
+    """Fit and write a Hugging Face folder into `run_dir`, with the figures in `fit.json`.
 
     Raises:
         UserError: no demonstrations, or none that fits the lengths.
@@ -59,11 +59,11 @@ def run(config: Config, target: Path) -> None:
     loss = fit(engine, rows, loss_of, c.fit, config.data.seed + SEED, "SFT", micro_rows)  # type: ignore[arg-type]
     with engine.whole() as module:
         if comm.is_main():
-            merged(module.lm).save_pretrained(target)
+            merged(module.lm).save_pretrained(run_dir)
     if comm.is_main():
-        tokenizer.save_pretrained(target)
+        tokenizer.save_pretrained(run_dir)
         figures = {"loss": loss, "demonstrations": len(rows)}
-        (target / "fit.json").write_text(json.dumps(figures, indent=2))
+        (run_dir / "fit.json").write_text(json.dumps(figures, indent=2))
         print(f"r2m: SFT on {len(rows)} demonstrations: loss {loss:.3f} nats per token", flush=True)
     comm.barrier()
 

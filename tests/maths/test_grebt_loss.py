@@ -1,0 +1,172 @@
+"""Group Reward Entropy Bradley-Terry (METHOD eqs. 5 to 7): worked cases, a naive loop, degenerate groups."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from r2m_cli.maths.reward_loss import bradley_terry, grebt
+
+
+@st.composite
+def spread_groups(draw):
+    """Rewards [n, K] in float64 with a spread of at least 0.1 in every group."""
+    n, k = draw(st.integers(1, 3)), draw(st.integers(2, 6))
+    rows = draw(st.lists(st.lists(st.integers(-50, 50), min_size=k, max_size=k), min_size=n, max_size=n))
+    rewards = torch.tensor(rows, dtype=torch.float64) / 10
+    rewards[:, 0] = rewards[:, 1:].amax(dim=1) + 0.1
+    return rewards
+
+
+def naive(row: list[float], alpha: float, pick: list[float] | None = None) -> tuple[float, float, float, float]:
+    """One group by the paper's formulas: (total, bt, gre, margin)."""
+    pick = row if pick is None else pick
+    winner = row[max(range(len(row)), key=lambda j: pick[j])]
+    loser = row[min(range(len(row)), key=lambda j: pick[j])]
+    bt = -math.log(1 / (1 + math.exp(-(winner - loser))))
+    mean = sum(row) / len(row)
+    std = math.sqrt(sum((r - mean) ** 2 for r in row) / len(row))
+    z = [(r - mean) / std if std else 0.0 for r in row]
+    weights = [math.exp(value) for value in z]
+    p = [w / sum(weights) for w in weights]
+    gre = -sum(value * math.log(value) for value in p)
+    return (1 - alpha) * bt + alpha * gre, bt, gre, winner - loser
+
+
+def test_bradley_terry_by_hand():
+    # -log sigmoid(log 3) = log(4/3)
+    got = bradley_terry(torch.tensor([math.log(3), 0.0, 1000.0, -1000.0]), torch.zeros(4))
+    assert got.tolist() == pytest.approx([math.log(4 / 3), math.log(2), 0.0, 1000.0])
+
+
+def test_grebt_by_hand():
+    # rewards 0 and log 3: margin log 3; z = -1, 1; p = 1 / (1 + e^2) = 0.1192, 0.8808; entropy 0.3653
+    got = grebt(torch.tensor([[0.0, math.log(3)]], dtype=torch.float64), alpha=0.25)
+    assert got.margin.item() == pytest.approx(1.098612, abs=1e-6)
+    assert got.bt.item() == pytest.approx(0.287682, abs=1e-6)
+    assert got.gre.item() == pytest.approx(0.365335, abs=1e-6)
+    assert got.total.item() == pytest.approx(0.75 * 0.287682 + 0.25 * 0.365335, abs=1e-6)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize(("n", "k"), [(1, 2), (4, 4), (3, 8), (2, 5)])
+def test_grebt_equals_a_naive_loop(n, k, alpha):
+    generator = torch.Generator().manual_seed(n + k)
+    rewards = torch.randn(n, k, generator=generator, dtype=torch.float64) * 2 + 1
+    pick = torch.randn(n, k, generator=generator, dtype=torch.float64)
+    for chosen_by in (None, pick):
+        got = grebt(rewards, alpha, chosen_by)
+        picks = [None] * n if chosen_by is None else chosen_by.tolist()
+        expected = list(zip(*(naive(row, alpha, p) for row, p in zip(rewards.tolist(), picks))))
+        for name, column in zip(("total", "bt", "gre", "margin"), expected):
+            assert getattr(got, name).tolist() == pytest.approx(list(column), abs=1e-9), name
+
+
+@given(spread_groups(), st.floats(0, 1))
+def test_grebt_equals_a_naive_loop_on_any_rewards(rewards, alpha):
+    got = grebt(rewards, alpha)
+    expected = [naive(row, alpha)[0] for row in rewards.tolist()]
+    assert got.total.tolist() == pytest.approx(expected, abs=1e-9)
+    assert (got.gre <= math.log(rewards.shape[1]) + 1e-9).all()
+    assert (got.margin > 0).all()
+
+
+def test_the_gradient_is_that_of_finite_differences():
+    rewards = torch.tensor([[0.3, -1.2, 2.0, 0.9], [5.0, 4.9, 5.3, 5.1]], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda r: grebt(r, 0.3).total, rewards)
+
+
+def test_alpha_zero_is_bradley_terry_alone_and_alpha_one_the_entropy_alone():
+    rewards = torch.randn(3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
+    only_bt, only_gre = grebt(rewards, 0.0), grebt(rewards, 1.0)
+    torch.testing.assert_close(only_bt.total.detach(), only_bt.bt)
+    torch.testing.assert_close(only_gre.total.detach(), only_gre.gre)
+    # Bradley-Terry moves the best and the worst only, in opposite directions
+    (gradient,) = torch.autograd.grad(only_bt.total.sum(), rewards)
+    assert ((gradient != 0).sum(dim=1) == 2).all()
+    assert torch.equal(gradient.argmin(dim=1), rewards.argmax(dim=1))
+    assert torch.equal(gradient.argmax(dim=1), rewards.argmin(dim=1))
+    torch.testing.assert_close(gradient.sum(dim=1), torch.zeros(3).double())
+
+
+@given(spread_groups(), st.floats(-100, 100), st.floats(0, 1))
+def test_a_shift_changes_nothing(rewards, shift, alpha):
+    torch.testing.assert_close(grebt(rewards + shift, alpha).total, grebt(rewards, alpha).total, atol=1e-8, rtol=0)
+
+
+@given(spread_groups(), st.floats(0.1, 50))
+def test_the_entropy_ignores_the_scale_and_the_margin_follows_it(rewards, scale):
+    plain, scaled = grebt(rewards, 0.3), grebt(scale * rewards, 0.3)
+    torch.testing.assert_close(scaled.gre, plain.gre, atol=1e-8, rtol=0)
+    torch.testing.assert_close(scaled.margin, scale * plain.margin, atol=1e-8, rtol=1e-8)
+
+
+def test_descending_the_entropy_sharpens_the_group():
+    rewards = torch.tensor([[0.0, 0.1, 0.2, 0.9]], dtype=torch.float64, requires_grad=True)
+    before = grebt(rewards, 1.0)
+    (gradient,) = torch.autograd.grad(before.total.sum(), rewards)
+    after = grebt(rewards.detach() - 0.05 * gradient, 1.0)
+    assert after.gre.item() < before.gre.item()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("k", [2, 3, 4, 5, 7, 8, 13])
+@pytest.mark.parametrize("value", [0.0, 0.1, -0.3, 1.0, 17.3, 1e4, -1e4, 33333.3])
+def test_equal_rewards_have_exactly_zero_gradient(value, k, dtype):
+    rewards = torch.full((2, k), value, dtype=dtype, requires_grad=True)
+    for alpha in (0.0, 0.3, 1.0):
+        got = grebt(rewards, alpha)
+        (gradient,) = torch.autograd.grad(got.total.sum(), rewards)
+        assert (gradient == 0).all(), gradient
+        assert got.bt.tolist() == pytest.approx([math.log(2)] * 2, rel=1e-6)
+        assert got.gre.tolist() == pytest.approx([math.log(k)] * 2, rel=1e-6)
+        assert got.margin.tolist() == [0.0, 0.0]
+
+
+def test_an_equal_group_does_not_touch_its_neighbour():
+    rewards = torch.tensor([[1e4, 1e4, 1e4], [0.0, 1.0, 3.0]], requires_grad=True)
+    (gradient,) = torch.autograd.grad(grebt(rewards, 0.3).total.sum(), rewards)
+    alone = rewards.detach()[1:].requires_grad_(True)
+    (expected,) = torch.autograd.grad(grebt(alone, 0.3).total.sum(), alone)
+    assert (gradient[0] == 0).all()
+    torch.testing.assert_close(gradient[1:], expected)
+
+
+def test_nearly_equal_rewards_still_count():
+    """A small spread that the float can hold is information, not rounding."""
+    rewards = torch.tensor([[1.0, 1.001, 0.999, 1.002]], requires_grad=True)
+    (gradient,) = torch.autograd.grad(grebt(rewards, 0.3).total.sum(), rewards)
+    assert gradient.isfinite().all()
+    assert (gradient != 0).all()
+
+
+def test_two_rewards_give_a_finite_gradient():
+    """With K = 2 the entropy is a constant: only Bradley-Terry is left."""
+    rewards = torch.tensor([[0.2, -0.4]], dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(grebt(rewards, 1.0).total.sum(), rewards)
+    torch.testing.assert_close(gradient, torch.zeros_like(gradient), atol=1e-12, rtol=0)
+
+
+def test_pick_chooses_the_pair_and_the_rewards_make_the_loss():
+    rewards = torch.tensor([[1.0, 2.0, 4.0]], requires_grad=True)
+    got = grebt(rewards, 0.0, pick=torch.tensor([[9.0, 5.0, 7.0]]))
+    assert got.margin.item() == -1.0  # winner 1.0, loser 2.0
+    got.total.sum().backward()
+    # d/dm -log sigmoid(m) = -sigmoid(-m) = -0.7311 at m = -1
+    assert rewards.grad[0].tolist() == pytest.approx([-0.731059, 0.731059, 0.0], abs=1e-6)
+
+
+def test_equal_picks_give_no_pair():
+    rewards = torch.tensor([[1.0, 2.0, 4.0]], requires_grad=True)
+    got = grebt(rewards, 0.0, pick=torch.zeros(1, 3))
+    got.total.sum().backward()
+    assert got.margin.item() == 0
+    assert (rewards.grad == 0).all()
+
+
+def test_what_is_reported_carries_no_gradient():
+    out = grebt(torch.tensor([[0.0, 1.0]], requires_grad=True), 0.3)
+    assert out.total.requires_grad
+    assert not (out.bt.requires_grad or out.gre.requires_grad or out.margin.requires_grad)

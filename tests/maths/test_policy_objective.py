@@ -1,0 +1,213 @@
+"""The clipped objective with its KL: worked cases, naive loops, gradients."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from r2m_cli.maths.masking import length_mask
+from r2m_cli.maths.policy_loss import policy_loss
+
+LEVELS = ("sequence", "token")
+LENGTHS = (3, 1, 5, 2)
+
+
+def loss_of(logp, old, ref, mask, advantages, level="sequence", low=0.2, high=0.2, beta=0.05, estimator="k3"):
+    return policy_loss(
+        logp, old, ref, mask, advantages, level=level, clip_low=low, clip_high=high, beta=beta, estimator=estimator
+    )
+
+
+def inputs(seed: int, spread: float = 0.3) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """logp, old_logp, ref_logp, mask, advantages: four sequences of different lengths, 0 on padding; float64."""
+    generator = torch.Generator().manual_seed(seed)
+    mask = length_mask(torch.tensor(LENGTHS), max(LENGTHS))
+
+    def noise() -> Tensor:
+        return torch.randn(mask.shape, generator=generator, dtype=torch.float64) * spread
+
+    old = -1 + noise()
+    logp, old, ref = (torch.where(mask, x, 0.0) for x in (old + noise(), old, old + noise()))
+    return logp, old, ref, mask, torch.tensor([1.5, -0.7, 0.4, -2.0], dtype=torch.float64)
+
+
+def kl_of(estimator: str, p: float, q: float) -> float:
+    d = p - q
+    return {"k1": d, "k2": d * d / 2, "k3": math.exp(-d) - 1 + d}[estimator]
+
+
+def naive(logp, old, ref, mask, advantages, level, low, high, beta, estimator):
+    """Sequence by sequence and token by token: (total, kl, ratio, clipped) as lists."""
+    columns = []
+    for b in range(len(advantages)):
+        advantage = float(advantages[b])
+        where = [j for j in range(mask.shape[1]) if mask[b, j]]
+        kls = [kl_of(estimator, float(logp[b, j]), float(ref[b, j])) for j in where]
+        if level == "sequence":
+            ratios = [math.exp(sum(float(logp[b, j]) - float(old[b, j]) for j in where))]
+            kl = sum(kls)
+        else:
+            ratios = [math.exp(float(logp[b, j]) - float(old[b, j])) for j in where]
+            kl = sum(kls) / len(kls)
+        surrogate, cut = 0.0, 0
+        for ratio in ratios:
+            clipped = min(max(ratio, 1 - low), 1 + high)
+            surrogate += min(ratio * advantage, clipped * advantage) / len(ratios)
+            cut += clipped * advantage < ratio * advantage
+        total = -surrogate + beta * kl
+        columns.append((total, kl, sum(ratios) / len(ratios), cut / len(ratios)))
+    return [list(column) for column in zip(*columns)]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "clipped"),
+    [
+        (1.0, 2.0, -2.0, 0.0),
+        (1.1, 2.0, -2.2, 0.0),  # inside the region
+        (1.5, 2.0, -2.4, 1.0),  # gain above 1 + 0.2 is cut off: -1.2 * 2
+        (0.5, 2.0, -1.0, 0.0),  # what is worse than the clip stays: -0.5 * 2
+        (0.5, -2.0, 1.6, 1.0),  # gain below 1 - 0.2 is cut off: 0.8 * 2
+        (1.5, -2.0, 3.0, 0.0),
+    ],
+)
+@pytest.mark.parametrize("level", LEVELS)
+def test_the_clip_by_hand(level, ratio, advantage, loss, clipped):
+    old = torch.tensor([[-1.0]])
+    got = loss_of(old + math.log(ratio), old, None, torch.tensor([[True]]), torch.tensor([advantage]), level)
+    assert got.total.item() == pytest.approx(loss, abs=1e-6)
+    assert got.ratio.item() == pytest.approx(ratio, abs=1e-6)
+    assert got.clipped.item() == clipped
+    assert got.kl.item() == 0
+
+
+def test_two_tokens_by_hand():
+    # ratios 2 and 1/4 by token, 1/2 of the sequence; A = 1; log-ratios to the reference are log 2 and 0
+    log2 = math.log(2)
+    old = torch.tensor([[-1.0, -1.0]])
+    logp = old + torch.tensor([[log2, -2 * log2]])
+    ref = logp - torch.tensor([[log2, 0.0]])
+    mask, advantages = torch.ones(1, 2, dtype=torch.bool), torch.tensor([1.0])
+
+    sequence = loss_of(logp, old, ref, mask, advantages, "sequence", beta=0.1, estimator="k1")
+    assert sequence.total.item() == pytest.approx(-0.5 + 0.1 * log2)
+    assert sequence.kl.item() == pytest.approx(log2)
+
+    token = loss_of(logp, old, ref, mask, advantages, "token", beta=0.1, estimator="k1")
+    assert token.total.item() == pytest.approx(-(1.2 + 0.25) / 2 + 0.1 * log2 / 2)
+    assert token.ratio.item() == pytest.approx((2 + 0.25) / 2)
+    assert token.clipped.item() == 0.5
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_equals_a_naive_loop(level, estimator, seed):
+    data = inputs(seed)
+    got = loss_of(*data, level, 0.1, 0.3, 0.07, estimator)
+    expected = naive(*data, level, 0.1, 0.3, 0.07, estimator)
+    for name, column in zip(("total", "kl", "ratio", "clipped"), expected):
+        assert getattr(got, name).tolist() == pytest.approx(column, rel=1e-9, abs=1e-9), name
+
+
+@given(
+    st.sampled_from(LEVELS), st.integers(0, 1000), st.floats(0, 0.9), st.floats(0, 2), st.floats(0, 1),
+    st.sampled_from(["k1", "k2", "k3"]),
+)  # fmt: skip
+def test_equals_a_naive_loop_whatever_the_settings(level, seed, low, high, beta, estimator):
+    data = inputs(seed)
+    got = loss_of(*data, level, low, high, beta, estimator)
+    expected = naive(*data, level, low, high, beta, estimator)
+    assert got.total.tolist() == pytest.approx(expected[0], rel=1e-8, abs=1e-8)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_at_ratio_one_the_gradient_is_that_of_reinforce(level):
+    _, old, _, mask, advantages = inputs(0)
+    logp = old.clone().requires_grad_(True)
+    got = loss_of(logp, old, None, mask, advantages, level)
+    (gradient,) = torch.autograd.grad(got.total.sum(), logp)
+    # d(-A log pi)/d log pi of each token, divided by the length where the loss is a mean over tokens
+    weight = torch.ones(len(LENGTHS)).double() if level == "sequence" else 1 / torch.tensor(LENGTHS).double()
+    torch.testing.assert_close(gradient, -(advantages * weight)[:, None] * mask)
+    assert got.ratio.tolist() == [1.0] * 4
+    assert got.clipped.tolist() == [0.0] * 4
+
+
+@pytest.mark.parametrize(("ratio", "advantage"), [(1.5, 1.0), (0.5, -1.0)])
+@pytest.mark.parametrize("level", LEVELS)
+def test_what_is_clipped_has_no_gradient(level, ratio, advantage):
+    old = torch.tensor([[-1.0]])
+    logp = (old + math.log(ratio)).requires_grad_(True)
+    loss_of(logp, old, None, torch.tensor([[True]]), torch.tensor([advantage]), level).total.sum().backward()
+    assert logp.grad.item() == 0
+
+
+@pytest.mark.parametrize(("ratio", "advantage"), [(1.5, -1.0), (0.5, 1.0)])
+@pytest.mark.parametrize("level", LEVELS)
+def test_what_went_the_wrong_way_keeps_its_gradient_beyond_the_clip(level, ratio, advantage):
+    old = torch.tensor([[-1.0]])
+    logp = (old + math.log(ratio)).requires_grad_(True)
+    loss_of(logp, old, None, torch.tensor([[True]]), torch.tensor([advantage]), level).total.sum().backward()
+    assert logp.grad.item() == pytest.approx(-ratio * advantage)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_beta_weighs_the_kl_in_value_and_gradient(level):
+    logp, old, ref, mask, advantages = inputs(1)
+
+    def run(beta, reference):
+        leaf = logp.clone().requires_grad_(True)
+        out = loss_of(leaf, old, reference, mask, advantages, level, beta=beta)
+        return out, torch.autograd.grad(out.total.sum(), leaf)[0]
+
+    (plain, g0), (at_zero, gz), (once, g1), (twice, g2) = run(0.3, None), run(0.0, ref), run(0.3, ref), run(0.6, ref)
+    torch.testing.assert_close(plain.total, at_zero.total)
+    torch.testing.assert_close(g0, gz)
+    torch.testing.assert_close(once.total - plain.total, 0.3 * once.kl)
+    torch.testing.assert_close(twice.total - plain.total, 0.6 * once.kl)
+    torch.testing.assert_close(g2 - g0, 2 * (g1 - g0))
+    assert (g1 - g0).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("junk", [7.0, -50.0])
+def test_masked_tokens_are_inert(level, estimator, junk):
+    logp, old, ref, mask, advantages = inputs(2)
+    results = []
+    for dirty in (False, True):
+        leaf = (torch.where(mask, logp, junk) if dirty else logp.clone()).requires_grad_(True)
+        o, r = (torch.where(mask, x, -junk) if dirty else x for x in (old, ref))
+        out = loss_of(leaf, o, r, mask, advantages, level, estimator=estimator)
+        out.total.sum().backward()
+        results.append((out, leaf.grad))
+    (clean, gradient), (got, dirty_gradient) = results
+    for name in ("total", "kl", "ratio", "clipped"):
+        assert torch.equal(getattr(got, name), getattr(clean, name)), name
+    assert torch.equal(dirty_gradient, gradient)
+    assert (dirty_gradient[~mask] == 0).all()
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_nan_in_masked_old_and_reference_values_does_not_reach_the_loss(level):
+    logp, old, ref, mask, advantages = inputs(3)
+    clean = loss_of(logp, old, ref, mask, advantages, level)
+    o, r = (torch.where(mask, x, math.nan) for x in (old, ref))
+    got = loss_of(logp, o, r, mask, advantages, level)
+    for name in ("total", "kl", "ratio", "clipped"):
+        assert torch.equal(getattr(got, name), getattr(clean, name)), name
+
+
+def test_what_is_reported_carries_no_gradient():
+    logp, *rest = inputs(0)
+    out = loss_of(logp.requires_grad_(True), *rest)
+    assert out.total.requires_grad
+    assert not (out.kl.requires_grad or out.ratio.requires_grad or out.clipped.requires_grad)
+
+
+def test_another_level_is_an_error():
+    with pytest.raises(ValueError, match="'sequence' or 'token'"):
+        loss_of(*inputs(0), level="word")

@@ -53,7 +53,7 @@ def build_actors(config: Config, source: Source) -> Actors:
     Raises:
         UserError: a model that cannot be loaded, or whose context is too short for prompt and response.
     """
-    assert config.policy.path is not None and config.reward.path is not None, "prepare() fills these"
+    assert config.policy.path is not None, "prepare() fills it"
     device, dtype, engine = local_device(config), DTYPES[config.engine.dtype], config.engine
     chat = ChatFormat(load_tokenizer(config.policy.path, "policy.path"), "policy")
     lm = load_causal_lm(config.policy.path, "policy.path", dtype)

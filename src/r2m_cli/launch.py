@@ -16,7 +16,6 @@ from r2m_cli import stop
 from r2m_cli.cache import build_once
 from r2m_cli.errors import UserError
 from r2m_cli.schema import Config
-from r2m_cli.stop import Stopped
 from r2m_cli.worker import OUTCOME, run_task
 
 GRACE = 10.0  # seconds between asking the ranks to end and killing them
@@ -177,20 +176,25 @@ def execute(config: Config, run_dir: Path) -> None:
     partial.write_text(OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
     partial.replace(run_dir / "config.yaml")
     (run_dir / OUTCOME).unlink(missing_ok=True)
-    try:
-        if config.engine.kind == "single":
-            with stop.on_signal(run_dir) as signals:
-                run_task(config, run_dir)
-        else:
-            signals = _start_ranks(config, run_dir)
-    except Stopped as stopped:
-        print(f"r2m: stopped after step {stopped.step}; go on with: r2m train resume={run_dir}", file=sys.stderr)
-        raise SystemExit(0) from None
-    if signals.received is not None:
-        raise SystemExit(128 + signals.received)
+    if config.engine.kind == "single":
+        stopped_after, signals = _run_here(config, run_dir)
+    else:
+        stopped_after, signals = _start_ranks(config, run_dir)
+    if stopped_after is not None:
+        print(f"r2m: stopped after step {stopped_after}; go on with: r2m train resume={run_dir}", file=sys.stderr)
+        raise SystemExit(128 + signals.received if signals.received is not None else 0)
 
 
-def _start_ranks(config: Config, run_dir: Path) -> stop.Signals:
+def _run_here(config: Config, run_dir: Path) -> tuple[int | None, stop.Signals]:
+    with stop.on_signal(run_dir) as signals:
+        try:
+            run_task(config, run_dir)
+        except stop.Stopped as stopped:
+            return stopped.step, signals
+    return None, signals
+
+
+def _start_ranks(config: Config, run_dir: Path) -> tuple[int | None, stop.Signals]:
     c = config.engine
     where = ["--standalone"]
     if c.num_nodes > 1:
@@ -218,18 +222,17 @@ def _start_ranks(config: Config, run_dir: Path) -> stop.Signals:
     outcome: dict[str, Any] = {}
     if (run_dir / OUTCOME).is_file():
         outcome = json.loads((run_dir / OUTCOME).read_text())
-    if outcome.get("kind") == "error":
-        raise UserError(outcome["what"])
-    if outcome.get("kind") == "stopped":
-        if signals.received is None:
-            raise Stopped(outcome["what"])
-        print(f"r2m: stopped after step {outcome['what']}; go on with: r2m train resume={run_dir}", file=sys.stderr)
-    elif outcome.get("kind") == "crash":
-        raise RankFailed(f"rank {outcome['rank']} failed:\n{outcome['what']}\nLogs of all ranks: {run_dir}/rank_*.log")
-    elif code != 0:
+    match outcome.get("kind"):
+        case "error":
+            raise UserError(outcome["what"])
+        case "crash":
+            raise RankFailed(f"rank {outcome['rank']} failed:\n{outcome['what']}\nLogs of all ranks: {run_dir}/rank_*.log")
+        case "stopped":
+            return outcome["what"], signals
+    if code != 0:
         tail = "\n".join((run_dir / "launch.log").read_text().splitlines()[-25:])
         raise RankFailed(f"a rank was killed or died without a word:\n{tail}\nLogs of all ranks: {run_dir}/rank_*.log")
-    return signals
+    return None, signals
 
 
 def _die_with_parent() -> None:

@@ -55,7 +55,7 @@ def typed(container: DictConfig, schema: type = Config) -> Any:
     except ConfigKeyError as error:
         raise UserError(unknown_key(str(error.full_key), schema)) from None
     except OmegaConfBaseException as error:
-        raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{error.full_key!s}: {str(error).splitlines()[0]!s}") from None
 
 
 def unknown_key(key: str, schema: type = Config) -> str:

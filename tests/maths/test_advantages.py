@@ -4,11 +4,13 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from r2m_cli.maths.advantages import ESTIMATORS, grpo, moments, rloo, scale_by_std
+
+QUICK = settings(max_examples=25, deadline=None)
 
 EPSILON = 1e-6  # what GRPO adds to the standard deviation
 
@@ -62,7 +64,7 @@ def test_grpo_by_hand():
 
 
 def test_the_names_of_the_configuration():
-    assert ESTIMATORS == {"rloo": rloo, "grpo": grpo}
+    assert {"rloo": rloo, "grpo": grpo} == ESTIMATORS
 
 
 @pytest.mark.parametrize(("n", "k"), [(1, 2), (3, 4), (5, 7), (2, 16)])
@@ -72,6 +74,7 @@ def test_estimators_equal_a_naive_loop(estimator, oracle, n, k):
     torch.testing.assert_close(estimator(rewards), oracle(rewards), atol=1e-5, rtol=1e-5)
 
 
+@QUICK
 @given(groups(), st.floats(-100, 100))
 def test_rloo_sums_to_zero_and_ignores_a_shift(rewards, shift):
     values = rloo(rewards)
@@ -79,11 +82,13 @@ def test_rloo_sums_to_zero_and_ignores_a_shift(rewards, shift):
     torch.testing.assert_close(rloo(rewards + shift), values, atol=1e-9, rtol=0)
 
 
+@QUICK
 @given(groups(), st.floats(-100, 100), st.floats(0.1, 10))
 def test_rloo_scales_with_the_rewards(rewards, shift, scale):
     torch.testing.assert_close(rloo(scale * rewards + shift), scale * rloo(rewards), atol=1e-8, rtol=0)
 
 
+@QUICK
 @given(spread_groups(), st.floats(-100, 100), st.floats(1, 10))
 def test_grpo_sums_to_zero_and_ignores_shift_and_scale(rewards, shift, scale):
     values = grpo(rewards)
@@ -92,6 +97,7 @@ def test_grpo_sums_to_zero_and_ignores_shift_and_scale(rewards, shift, scale):
     torch.testing.assert_close(grpo(scale * rewards + shift), values, atol=1e-6, rtol=1e-4)
 
 
+@QUICK
 @given(spread_groups())
 def test_the_order_of_the_group_changes_nothing(rewards):
     for estimator in (rloo, grpo):
@@ -100,14 +106,12 @@ def test_the_order_of_the_group_changes_nothing(rewards):
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, -3.7, 1e4])
-@pytest.mark.parametrize("k", [2, 4, 8])
-def test_equal_rewards_have_no_advantage(value, k):
-    rewards = torch.full((3, k), value)
-    assert grpo(rewards).abs().max() == 0
-    assert rloo(rewards).abs().max() <= 1e-6 * max(abs(value), 1)
+@pytest.mark.parametrize("k", [2, 3, 8])
+def test_rloo_gives_equal_rewards_no_advantage(value, k):
+    assert rloo(torch.full((3, k), value)).abs().max() <= 1e-6 * max(abs(value), 1)
 
 
-def test_grpo_gives_equal_rewards_no_advantage_at_any_group_size_and_value():
+def test_grpo_gives_equal_rewards_no_advantage():
     """The mean of equal numbers is not always that number: the rounding residue must not be taken for a reward."""
     values = torch.randn(200, 1, generator=torch.Generator().manual_seed(0)) * 10
     worst = {k: float(grpo(values.expand(-1, k).contiguous()).abs().max()) for k in range(2, 17)}
@@ -132,6 +136,7 @@ def test_scale_by_std_by_hand():
     torch.testing.assert_close(scale_by_std(advantages, moments(advantages), 1e-2), expected)
 
 
+@QUICK
 @given(groups())
 def test_scale_by_std_is_torchs_population_std_over_the_whole_batch(rewards):
     values = rloo(rewards)
@@ -139,6 +144,7 @@ def test_scale_by_std_is_torchs_population_std_over_the_whole_batch(rewards):
     torch.testing.assert_close(scale_by_std(values, moments(values), 1e-2), expected, atol=1e-9, rtol=1e-6)
 
 
+@QUICK
 @given(groups(), st.integers(0, 3))
 def test_scale_by_std_of_parts_with_summed_moments_is_that_of_the_whole(rewards, cut):
     """Two ranks with their own parts, unequal in size, divide by the same number as one process."""

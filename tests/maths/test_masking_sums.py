@@ -4,10 +4,12 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from r2m_cli.maths.masking import length_mask, masked_mean, masked_sum
+
+QUICK = settings(max_examples=25, deadline=None)
 
 rows = st.lists(st.tuples(st.floats(-100, 100), st.booleans()), min_size=1, max_size=8)
 
@@ -24,12 +26,14 @@ def test_length_mask_by_hand():
     assert mask.tolist() == [[False, False, False], [True, True, False], [True, True, True]]
 
 
+@QUICK
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=5), st.integers(1, 6))
 def test_length_mask_equals_a_naive_loop(lengths, width):
     expected = [[j < length for j in range(width)] for length in lengths]
     assert length_mask(torch.tensor(lengths), width).tolist() == expected
 
 
+@QUICK
 @given(st.lists(rows, min_size=1, max_size=1))
 def test_equal_a_naive_loop(table):
     values = torch.tensor([[v for v, _ in row] for row in table], dtype=torch.float64)

@@ -4,12 +4,14 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from r2m_cli.maths.masking import length_mask
 from r2m_cli.maths.policy_loss import policy_loss
+
+QUICK = settings(max_examples=25, deadline=None)
 
 LEVELS = ("sequence", "token")
 LENGTHS = (3, 1, 5, 2)
@@ -109,9 +111,10 @@ def test_equals_a_naive_loop(level, estimator, seed):
     got = loss_of(*data, level, 0.1, 0.3, 0.07, estimator)
     expected = naive(*data, level, 0.1, 0.3, 0.07, estimator)
     for name, column in zip(("total", "kl", "ratio", "clipped"), expected):
-        assert getattr(got, name).tolist() == pytest.approx(column, rel=1e-9, abs=1e-9), name
+        assert getattr(got, name).tolist() == pytest.approx(column, rel=1e-8, abs=1e-8), name
 
 
+@QUICK
 @given(
     st.sampled_from(LEVELS), st.integers(0, 1000), st.floats(0, 0.9), st.floats(0, 2), st.floats(0, 1),
     st.sampled_from(["k1", "k2", "k3"]),
@@ -205,7 +208,9 @@ def test_what_is_reported_carries_no_gradient():
     logp, *rest = inputs(0)
     out = loss_of(logp.requires_grad_(True), *rest)
     assert out.total.requires_grad
-    assert not (out.kl.requires_grad or out.ratio.requires_grad or out.clipped.requires_grad)
+    assert not (out.kl.requires_grad)
+    assert not (out.ratio.requires_grad)
+    assert not (out.clipped.requires_grad)
 
 
 def test_another_level_is_an_error():

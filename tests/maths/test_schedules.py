@@ -1,12 +1,15 @@
 """w(t) and the learning rate."""
 
+import itertools
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from r2m_cli.maths.schedule import feedback_weight, learning_rate
+
+QUICK = settings(max_examples=25, deadline=None)
 
 
 def test_feedback_weight_by_hand():
@@ -20,15 +23,17 @@ def test_feedback_weight_by_hand():
     assert feedback_weight(3, 10, 1.0) == 1.0
 
 
+@QUICK
 @given(st.integers(1, 300), st.floats(0, 1))
 def test_feedback_weight_starts_at_one_never_rises_and_stays_on_the_floor(total, omega):
     weights = [feedback_weight(t, total, omega) for t in range(total + 3)]
     assert weights[0] == 1.0
-    assert all(later <= earlier for earlier, later in zip(weights, weights[1:]))
+    assert all(later <= earlier for earlier, later in itertools.pairwise(weights))
     assert all(omega <= w <= 1 for w in weights)
     assert weights[total] == pytest.approx(omega, abs=1e-15)
 
 
+@QUICK
 @given(st.integers(1, 50), st.floats(0, 1))
 def test_feedback_weight_equals_the_formula(total, omega):
     for t in range(total + 1):
@@ -51,13 +56,14 @@ def test_learning_rate_by_hand():
         assert got == pytest.approx(warm + rest)
 
 
+@QUICK
 @given(st.integers(1, 60), st.integers(0, 20), st.floats(1e-7, 1.0), st.sampled_from(["constant", "linear", "cosine"]))
 def test_learning_rate_rises_to_its_peak_once_and_never_rises_again(total, warmup, peak, kind):
     rates = [learning_rate(step, total, peak, warmup, kind) for step in range(total + warmup + 2)]
     assert all(0 <= rate <= peak * (1 + 1e-12) for rate in rates)
-    assert all(a < b for a, b in zip(rates[:warmup], rates[1 : warmup + 1]))
+    assert all(a < b for a, b in itertools.pairwise(rates[: warmup + 1]))
     assert rates[warmup] == pytest.approx(peak)
-    assert all(b <= a * (1 + 1e-12) for a, b in zip(rates[warmup:], rates[warmup + 1 :]))
+    assert all(b <= a * (1 + 1e-12) for a, b in itertools.pairwise(rates[warmup:]))
     assert rates[0] > 0  # the first step of a run must move something
 
 

@@ -118,10 +118,10 @@ class _Sharded(nn.Module):
 
     def __init__(self, engine: Any):
         super().__init__()
-        self.__dict__["engine"] = engine  # not a sub-module: the engine already owns the parameters
+        self._call = engine.__call__  # the bound method: as a sub-module the engine's parameters would be ours too
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.engine(*args, **kwargs)
+        return self._call(*args, **kwargs)
 
 
 def shard_frozen(module: nn.Module, config: EngineConfig, device: torch.device) -> nn.Module:

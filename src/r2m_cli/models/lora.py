@@ -1,7 +1,10 @@
 """LoRA through peft: adapters in every linear layer while fitting, merged into plain weights at the end."""
 
+from typing import Any
+
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
+from transformers import PreTrainedModel
 
 from r2m_cli.schema import FitConfig
 
@@ -17,6 +20,6 @@ def with_lora(model: nn.Module, config: FitConfig, task: str) -> PeftModel:
     )  # fmt: skip
 
 
-def merged(model: nn.Module) -> nn.Module:
+def merged(model: Any) -> PreTrainedModel:
     """The plain transformers model, with the adapters folded in if there are any."""
     return model.merge_and_unload() if isinstance(model, PeftModel) else model

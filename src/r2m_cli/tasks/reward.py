@@ -5,6 +5,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -99,7 +100,7 @@ Rows = list[tuple[list[int], list[int]]]  # token ids of the chosen and of the r
 
 
 def _fit_backbone(
-    config: Config, classifier: nn.Module, rows: Rows, tests: Rows, pad_id: int, device: torch.device, target: Path
+    config: Config, classifier: Any, rows: Rows, tests: Rows, pad_id: int, device: torch.device, target: Path
 ) -> dict[str, float]:
     """Full or LoRA training. Writes the fitted classifier into `target` and gives the figures."""
     c = config.reward.fit
@@ -133,7 +134,7 @@ def _fit_backbone(
 
 
 def _fit_head(
-    config: Config, classifier: nn.Module, rows: Rows, tests: Rows, pad_id: int, device: torch.device, target: Path
+    config: Config, classifier: Any, rows: Rows, tests: Rows, pad_id: int, device: torch.device, target: Path
 ) -> dict[str, float]:
     """Only the scoring head: the frozen backbone runs once per sequence, then the head is fitted on what it gave."""
     c, head = config.reward.fit, find_head(classifier)

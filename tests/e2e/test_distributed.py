@@ -1,0 +1,101 @@
+"""Real DeepSpeed on two real gloo ranks, against the single process of plain torch."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import QUICK, Run, rows, timeless
+from safetensors.torch import load_file
+
+TWO_RANKS = ("engine=zero", "engine.num_processes=2")
+COMMON = (*QUICK, "train.steps=3", "engine.micro_groups=1")
+
+
+def assert_same_training(one: Path, two: Path, tolerance: float) -> None:
+    for a, b in zip(rows(one), rows(two), strict=True):
+        for name, value in timeless(a).items():
+            if "grad_norm" not in name:  # DeepSpeed keeps none at stage 0
+                assert b[name] == pytest.approx(value, abs=tolerance, rel=tolerance), (a["step"], name)
+    for model in ("policy", "reward_model"):
+        ours, theirs = (load_file(run / model / "model.safetensors") for run in (one, two))
+        for name in ours:
+            torch.testing.assert_close(theirs[name], ours[name], atol=1e-3, rtol=1e-3)
+
+
+def test_two_zero_ranks_equal_one_process(r2m: Run, tmp_path: Path) -> None:
+    r2m("train", *COMMON, "hydra.run.dir=one")
+    r2m("train", *COMMON, *TWO_RANKS, "engine.stage=2", "hydra.run.dir=two")
+    assert_same_training(tmp_path / "one", tmp_path / "two", 2e-4)
+    assert (tmp_path / "two" / "rank_1.log").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1, 3])
+def test_every_stage_equals_one_process(r2m: Run, tmp_path: Path, stage: int) -> None:
+    r2m("train", *COMMON, "hydra.run.dir=one")
+    r2m("train", *COMMON, *TWO_RANKS, f"engine.stage={stage}", "hydra.run.dir=two")
+    assert_same_training(tmp_path / "one", tmp_path / "two", 2e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+def test_ranks_resume_where_they_stopped(r2m: Run, tmp_path: Path, stage: int) -> None:
+    common = (*QUICK, "train.steps=3", *TWO_RANKS, f"engine.stage={stage}")
+    r2m("train", *common, "hydra.run.dir=whole")
+    r2m("train", *common, "hydra.run.dir=parts", "train.stop_at=1")
+    r2m("train", "resume=parts", "train.stop_at=null")
+    whole, parts = (list(map(timeless, rows(tmp_path / name))) for name in ("whole", "parts"))
+    assert whole == parts
+
+
+@pytest.mark.slow
+def test_bf16_ranks_train(r2m: Run, tmp_path: Path) -> None:
+    r2m("train", *QUICK, *TWO_RANKS, "engine.dtype=bf16", "hydra.run.dir=run")
+    assert rows(tmp_path / "run")[-1]["step"] == 2
+
+
+@pytest.mark.slow
+def test_a_killed_rank_ends_the_run(environment: dict[str, str], tmp_path: Path, r2m: Run) -> None:
+    r2m("train", *QUICK, "hydra.run.dir=warm")  # fits the models
+    command = [sys.executable, "-m", "r2m_cli.main", "train", *QUICK, *TWO_RANKS, "train.steps=1000", "hydra.run.dir=run"]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        metrics = tmp_path / "run" / "metrics.jsonl"
+        deadline = time.monotonic() + 120
+        while not (metrics.exists() and len(metrics.read_text().splitlines()) > 2):
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.2)
+        victim = max(_workers(tmp_path / "run"))
+        os.kill(victim, signal.SIGKILL)
+        begun = time.monotonic()
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert time.monotonic() - begun < 60
+    assert "SIGKILL" in said or "failed" in said
+    assert not _workers(tmp_path / "run"), "no rank survives"
+
+
+def test_bad_input_found_by_a_rank_is_one_line(r2m: Run) -> None:
+    failed = r2m("train", *QUICK, *TWO_RANKS, "rollout.max_prompt_tokens=2", "hydra.run.dir=run", code=2)
+    lines = [line for line in failed.stderr.splitlines() if "error" in line]
+    assert len(lines) == 1
+    assert "max_prompt_tokens=2" in lines[0]
+    assert "Traceback" not in failed.stderr
+
+
+def _workers(run: Path) -> list[int]:
+    found = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            try:
+                command = (process / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if b"r2m_cli.worker" in command and b"torch.distributed.run" not in command and b"run" in command[-2]:
+                found.append(int(process.name))
+    return found

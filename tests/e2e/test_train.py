@@ -1,0 +1,134 @@
+"""`r2m train` through its real entry point in the gold world."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import QUICK, Run, rows, timeless
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from r2m_cli.metrics import check_names
+
+
+def test_a_run_leaves_what_it_promises_and_trains_what_it_should(r2m: Run, tmp_path: Path) -> None:
+    r2m("train", *QUICK, "hydra.run.dir=run")
+    run = tmp_path / "run"
+    start = Path(json.loads(json.dumps(_config(run)))["policy"]["path"])
+    proxy = Path(_config(run)["reward"]["path"])
+
+    metrics = rows(run)
+    assert [row["step"] for row in metrics] == [0, 1, 2]
+    for row in metrics:
+        check_names(name for name in row if name != "step")
+        assert all(value is not None for value in row.values())
+    assert {"gold", "reward", "reward_frozen", "kl", "reward_model/loss", "time/policy_step", "eval/gold"} <= set(metrics[2])
+    assert metrics[1]["kl"] == pytest.approx(0, abs=1e-4), "the first rollouts come from the reference itself"
+
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["objective"] == metrics[2]["eval/gold"] == summary["gold_end"]
+    samples = rows(run, "samples.jsonl")
+    assert len(samples) == 4 * 3
+    assert {"prompt", "response", "reward", "reward_frozen", "gold", "finished"} <= set(samples[0])
+
+    trained = AutoModelForCausalLM.from_pretrained(run / "policy").state_dict()
+    initial = AutoModelForCausalLM.from_pretrained(start).state_dict()
+    assert all(not torch.equal(trained[name], initial[name]) for name in initial), "every policy parameter moves"
+    AutoTokenizer.from_pretrained(run / "policy")
+
+    after = AutoModelForSequenceClassification.from_pretrained(run / "reward_model").state_dict()
+    before = AutoModelForSequenceClassification.from_pretrained(proxy).state_dict()
+    moved = [name for name in before if not torch.equal(after[name], before[name])]
+    assert moved == ["score.weight"], "of the reward model only the head moves"
+    adapter = load_file(run / "reward_model" / "feedback.safetensors")
+    assert {"adapter.w_q", "adapter.w_k", "adapter.w_v", "adapter.w_o", "phi.weight"} == set(adapter)
+
+
+def test_without_feedback_nothing_of_the_reward_model_moves(r2m: Run, tmp_path: Path) -> None:
+    r2m("train", *QUICK, "feedback=none", "ppo=grpo", "ppo.beta=0", "hydra.run.dir=run")
+    run = tmp_path / "run"
+    for row in rows(run)[1:]:
+        assert row["reward"] == row["reward_frozen"]
+        assert not any(name.startswith(("feedback/", "reward_model/loss")) for name in row)
+    after = AutoModelForSequenceClassification.from_pretrained(run / "reward_model").state_dict()
+    before = AutoModelForSequenceClassification.from_pretrained(_config(run)["reward"]["path"]).state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_stopped_and_resumed_equals_uninterrupted(r2m: Run, tmp_path: Path) -> None:
+    common = (*QUICK, "train.steps=4", "eval.every=2")
+    r2m("train", *common, "hydra.run.dir=whole")
+    r2m("train", *common, "hydra.run.dir=parts", "train.stop_at=2")
+    assert not (tmp_path / "parts" / "policy").exists()
+    r2m("train", "resume=parts", "train.stop_at=null")
+
+    whole, parts = (list(map(timeless, rows(tmp_path / name))) for name in ("whole", "parts"))
+    assert whole == parts, "metrics are equal to the last bit"
+    assert rows(tmp_path / "whole", "samples.jsonl") == rows(tmp_path / "parts", "samples.jsonl")
+    for model in ("policy", "reward_model"):
+        weights = [load_file(tmp_path / name / model / "model.safetensors") for name in ("whole", "parts")]
+        assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
+
+    again = r2m("train", "resume=parts", code=2)
+    assert "are done" in again.stderr
+    changed = r2m("train", "resume=parts", "ppo.lr=1", "train.steps=5", code=2)
+    assert "ppo.lr" in changed.stderr
+    taken = r2m("train", *common, "hydra.run.dir=parts", code=2)
+    assert "holds a run already" in taken.stderr
+
+
+def test_an_interrupt_ends_the_run_with_a_checkpoint(environment: dict[str, str], r2m: Run, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "r2m_cli.main", "train", *QUICK, "train.steps=500", "hydra.run.dir=run"]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        metrics = tmp_path / "run" / "metrics.jsonl"
+        deadline = time.monotonic() + 120
+        while not (metrics.exists() and len(metrics.read_text().splitlines()) > 2):
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGINT, said
+    assert "resume=" in said
+    last = rows(tmp_path / "run")[-1]["step"]
+    assert (tmp_path / "run" / "checkpoints" / f"step_{last}" / "loop.json").is_file()
+    r2m("train", "resume=run", f"train.stop_at={last + 1}")
+    assert rows(tmp_path / "run")[-1]["step"] == last + 1
+
+
+def test_a_sweep_runs_every_job_and_a_report_reads_them(r2m: Run, tmp_path: Path) -> None:
+    r2m("train", "-m", *QUICK, "feedback=r2m,none", "hydra.sweep.dir=sweep")
+    folders = sorted(str(p.parent.relative_to(tmp_path / "sweep")) for p in (tmp_path / "sweep").rglob("summary.json"))
+    assert len(folders) == 2
+    assert "feedback=none" in folders[0]
+    assert folders[1].endswith("seed=0")
+    r2m("report", "runs=[sweep]", "out=picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 10_000
+    assert (tmp_path / "picture.csv").is_file()
+
+
+def test_evaluate_reads_a_run(r2m: Run, tmp_path: Path) -> None:
+    r2m("train", *QUICK, "hydra.run.dir=run")
+    r2m("evaluate", *QUICK, "run=run", "hydra.run.dir=evaluation")
+    figures = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
+    last = rows(tmp_path / "run")[-1]
+    assert figures["eval/gold"] == pytest.approx(last["eval/gold"]), "the exported policy is the trained one"
+    missing = r2m("evaluate", "run=nowhere", code=2)
+    assert "nowhere" in missing.stderr
+
+
+def test_an_impossible_gradient_stops_the_run_and_says_so(r2m: Run, tmp_path: Path) -> None:
+    failed = r2m("train", *QUICK, "ppo.lr=1e30", "train.steps=3", "hydra.run.dir=run", code=2)
+    assert "not a finite number" in failed.stderr
+    assert "Traceback" not in failed.stderr
+
+
+def _config(run: Path) -> dict:  # type: ignore[type-arg]
+    import yaml
+
+    return yaml.safe_load((run / "config.yaml").read_text())

@@ -1,0 +1,179 @@
+"""The configuration: every file composes, every key is documented, every mistake is one line with exit code 2."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+from r2m_cli import schema
+from r2m_cli.errors import UserError
+from r2m_cli.schema import Config, ReportConfig
+from r2m_cli.validate import keys, typed, validate
+
+ROOT = Path(__file__).parents[2]
+CONF = ROOT / "conf"
+
+
+def composed(*overrides: str, word: str = "train") -> Config:
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    store.store(name="report_schema", node=ReportConfig)
+    OmegaConf.register_new_resolver("r2m_run_dir", lambda resume, task: "run", replace=True)
+    with initialize_config_module("r2m_cli.conf", version_base="1.3"):
+        config: Config = typed(compose(word, list(overrides)))
+    validate(config)
+    return config
+
+
+def files(group: str) -> list[str]:
+    return sorted(p.stem for p in (CONF / group).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("word", ["train", "sft", "reward", "evaluate"])
+def test_every_word_composes(word: str) -> None:
+    assert composed(word=word).task == word
+
+
+@pytest.mark.parametrize("experiment", files("experiment"))
+def test_every_experiment_composes(experiment: str) -> None:
+    composed(f"+experiment={experiment}", "data.path=somewhere.jsonl")
+
+
+def test_the_paper_experiment_has_the_papers_numbers() -> None:
+    c = composed("+experiment=hh_rlhf")
+    assert (c.ppo.prompts_per_step, c.ppo.group_size, c.train.steps, c.ppo.epochs) == (64, 8, 100, 2)
+    assert (c.ppo.lr, c.feedback.lr, c.rollout.temperature, c.rollout.max_new_tokens) == (6e-6, 1e-6, 0.7, 512)
+    assert (c.feedback.omega, c.feedback.alpha, c.feedback.dim) == (0.7, 0.3, 2048)
+    assert c.engine.kind == "zero"
+
+
+@pytest.mark.parametrize("group", ["policy", "reward", "feedback", "ppo", "rollout", "data", "engine", "logger"])
+def test_every_choice_of_every_group_composes(group: str) -> None:
+    for choice in files(group):
+        composed(f"{group}={choice}", "data.path=somewhere.jsonl")
+
+
+def test_every_configuration_file_says_what_it_is() -> None:
+    for path in CONF.rglob("*.yaml"):
+        if "hydra" not in path.parts:
+            lines = [line for line in path.read_text().splitlines() if not line.startswith("# @package")]
+            assert lines[0].startswith("# "), path
+
+
+def test_every_key_has_a_comment_and_there_are_fewer_than_120() -> None:
+    assert len(keys()) < 120
+    for source in (schema.__file__, schema.WorldConfig.__module__.replace(".", "/")):
+        path = Path(source) if source.endswith(".py") else ROOT / "src" / f"{source}.py"
+        lines = path.read_text().splitlines()
+        for number, line in enumerate(lines):
+            plain = re.match(r"    \w+: (?!.*field\(default_factory=\w+Config\))[\w\[\] |]+ = ", line)
+            if plain:
+                above = [text for text in lines[max(0, number - 3) : number] if text.startswith("    # ")]
+                assert above, f"{path.name}:{number + 1} has no comment above it"
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("ppo.group_size=1", "ppo.group_size=1"),
+        ("ppo.beta=-1", "at least 0"),
+        ("ppo.beta=nan", "at least 0"),
+        ("feedback.omega=1.5", "between 0 and 1"),
+        ("feedback.kind=r3m", "choose one of r2m, none"),
+        ("engine.num_processes=2", "needs engine=zero"),
+        ("ppo.mini_batches=3", "multiple of"),
+        ("rollout.temperature=0", "above 0"),
+        ("policy.num_heads=5", "policy.hidden_size"),
+        ("data.kind=file", "data.path"),
+        ("logger.kinds=[tensorbord]", "unknown logger"),
+        ("train.stop_at=1000", "train.stop_at"),
+    ],
+)
+def test_impossible_values_name_the_key(override: str, says: str) -> None:
+    with pytest.raises(UserError, match=re.escape(says)) as error:
+        composed(override)
+    assert "\n" not in str(error.value)
+
+
+def test_a_key_added_with_plus_is_still_checked() -> None:
+    with pytest.raises(UserError, match=r"unknown configuration key ppo\.typo"):
+        composed("+ppo.typo=3")
+
+
+def command(*arguments: str, cwd: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
+    import os
+
+    return subprocess.run(
+        [sys.executable, "-m", "r2m_cli.main", *arguments],
+        cwd=cwd, capture_output=True, text=True, timeout=120, env=os.environ | {"HF_HUB_OFFLINE": "1"} | environment,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["train", "ppo.grop_size=2"], "did you mean ppo.group_size?"),
+        (["train", "ppo=grppo"], "ppo/grppo"),
+        (["train", "seed=abc"], "seed=abc"),
+        (["train", "+experiment=nope"], "hh_rlhf_cpu"),
+        (["trian"], "did you mean train?"),
+        (["train", "data=file", "data.path=missing.jsonl", "policy.path=."], "missing.jsonl"),
+        (["train", "resume=nowhere"], "nowhere"),
+        (["report", "runs=[nowhere]"], "nowhere"),
+        (["train", "policy.path=nowhere"], "policy.path=nowhere"),
+        (["train", "+experiment=hh_rlhf"], "CUDA GPU"),
+    ],
+)
+def test_mistakes_are_one_clear_line_and_exit_code_2(arguments: list[str], says: str, tmp_path: Path) -> None:
+    done = command(*arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("r2m: error:")]
+    assert len(lines) == 1
+    assert says in lines[0]
+
+
+def test_a_broken_line_of_data_is_named(tmp_path: Path) -> None:
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n{"prompt": \n')
+    done = command("reward", "data=file", "data.path=pairs.jsonl", "reward.base=nowhere/x", cwd=tmp_path)
+    assert done.returncode == 2
+
+
+def test_what_is_missing_for_the_gpu_experiment_is_said_at_once(tmp_path: Path) -> None:
+    said = command("train", "+experiment=hh_rlhf", cwd=tmp_path).stderr
+    for missing in ("8 CUDA GPU(s)", "Qwen/Qwen2.5-3B-Instruct", "Skywork/Skywork-Reward-V2-Llama-3.1-8B", "Anthropic/hh-rlhf"):
+        assert missing in said
+
+
+def test_help_names_words_groups_and_keys(tmp_path: Path) -> None:
+    bare = command(cwd=tmp_path)
+    assert bare.returncode == 0
+    assert bare.stdout == command("--help", cwd=tmp_path).stdout
+    assert all(word in bare.stdout for word in ("train", "sft", "reward", "evaluate", "report"))
+    helped = command("train", "--help", cwd=tmp_path).stdout
+    assert "feedback: none, r2m" in helped
+    assert "group_size" in helped
+    assert "prompts_per_step: 16" in command("train", "--cfg", "job", cwd=tmp_path).stdout
+    assert "conf" in command("train", "--info", cwd=tmp_path).stdout
+
+
+def test_a_persons_own_config_folder_is_found(tmp_path: Path) -> None:
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "own.yaml").write_text("# @package _global_\nppo:\n  beta: 0.123\n")
+    shown = command("train", "--config-dir", "mine", "+experiment=own", "--cfg", "job", cwd=tmp_path).stdout
+    assert "beta: 0.123" in shown
+
+
+def test_shell_completion_knows_words_and_keys(tmp_path: Path) -> None:
+    assert "complete" in command("-sc", "install=bash", cwd=tmp_path).stdout
+    line = "r2m tr"
+    assert command("-sc", "query=bash", cwd=tmp_path, COMP_LINE=line, COMP_POINT=str(len(line))).stdout.split() == ["train"]
+    line = "r2m train ppo.be"
+    assert "ppo.beta=" in command("-sc", "query=bash", cwd=tmp_path, COMP_LINE=line, COMP_POINT=str(len(line))).stdout
+    line = "r2m train feedback="
+    assert "feedback=r2m" in command("-sc", "query=bash", cwd=tmp_path, COMP_LINE=line, COMP_POINT=str(len(line))).stdout

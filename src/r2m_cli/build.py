@@ -12,7 +12,7 @@ from r2m_cli.distributed.engine import DTYPES, make_engine, place_frozen, resolv
 from r2m_cli.errors import UserError
 from r2m_cli.models.actors import Actors, RewardModel
 from r2m_cli.models.generate import mix
-from r2m_cli.models.loading import context_length, load_causal_lm, load_reward_model, load_tokenizer
+from r2m_cli.models.loading import context_length, load_causal_lm, load_reward_model, load_tokenizer, readable
 from r2m_cli.models.policy import Policy
 from r2m_cli.models.reward_model import FeedbackHead, RewardBackbone, find_head, frozen_head
 from r2m_cli.schema import Config
@@ -58,10 +58,7 @@ def build_actors(config: Config, source: Source) -> Actors:
     chat = ChatFormat(load_tokenizer(config.policy.path, "policy.path"), "policy")
     lm = load_causal_lm(config.policy.path, "policy.path", dtype)
     _check_context(config, context_length(lm))
-    if engine.gradient_checkpointing:
-        lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        lm.train()  # transformers checkpoints in training mode only; there is no dropout in the models this is for
-    policy = Policy(lm)
+    policy = Policy(lm, engine.gradient_checkpointing)
     policy_size = policy.hidden_size
     policy_engine = make_engine(
         policy, engine, device, weight_decay=config.ppo.weight_decay, max_grad_norm=config.ppo.max_grad_norm
@@ -91,13 +88,12 @@ def build_reward(config: Config, policy_size: int, device: torch.device) -> Rewa
     if config.feedback.kind != "none":
         module = FeedbackHead(head, policy_size, config.feedback.dim, mix(config.seed, ADAPTER_SEED))
         feedback = make_engine(module, config.engine, device, weight_decay=0.0, max_grad_norm=0.0, small=True)
-    longest = min(config.reward.max_tokens, context_length(classifier) or config.reward.max_tokens)
     return RewardModel(
         backbone=place_frozen(RewardBackbone(classifier), config.engine, device),
         frozen_head=initial,
         feedback=feedback,
         format=chat,
-        max_tokens=longest,
+        max_tokens=readable(classifier, chat.tokenizer, config.reward.max_tokens),
     )
 
 

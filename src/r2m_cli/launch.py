@@ -186,7 +186,7 @@ def execute(config: Config, run_dir: Path) -> None:
 
 
 def _run_here(config: Config, run_dir: Path) -> tuple[int | None, stop.Signals]:
-    with stop.on_signal(run_dir) as signals:
+    with stop.on_signal(run_dir, config.task == "train") as signals:
         try:
             run_task(config, run_dir)
         except stop.Stopped as stopped:
@@ -215,7 +215,7 @@ def _start_ranks(config: Config, run_dir: Path) -> tuple[int | None, stop.Signal
             _kill_group(ranks)
 
         try:
-            with stop.on_signal(run_dir, kill) as signals:
+            with stop.on_signal(run_dir, config.task == "train", kill) as signals:
                 code = ranks.wait()
         finally:
             kill()
@@ -226,7 +226,9 @@ def _start_ranks(config: Config, run_dir: Path) -> tuple[int | None, stop.Signal
         case "error":
             raise UserError(outcome["what"])
         case "crash":
-            raise RankFailed(f"rank {outcome['rank']} failed:\n{outcome['what']}\nLogs of all ranks: {run_dir}/rank_*.log")
+            raise RankFailed(
+                f"rank {outcome['rank']} failed:\n{outcome['what']}\nLogs of all ranks: {run_dir}/rank_*.log"
+            )
         case "stopped":
             return outcome["what"], signals
     if code != 0:

@@ -36,17 +36,23 @@ class Signals:
 
 
 @contextmanager
-def on_signal(run_dir: Path, on_second: Callable[[], None] | None = None) -> Iterator[Signals]:
-    """Turn the first SIGINT or SIGTERM into the stop mark; a second one calls `on_second` and raises KeyboardInterrupt."""
+def on_signal(run_dir: Path, gracefully: bool, at_once: Callable[[], None] | None = None) -> Iterator[Signals]:
+    """Handle SIGINT and SIGTERM while a task runs.
+
+    Args:
+        gracefully: the first signal becomes the stop mark that the training loop looks for, and only a second one ends the
+            task now; else the first one does.
+        at_once: called before the task is ended now, which raises SystemExit(128 + signal).
+    """
     mark = run_dir / MARK
     mark.unlink(missing_ok=True)
     state = Signals()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if state.received is not None:
-            if on_second is not None:
-                on_second()
-            raise KeyboardInterrupt
+        if state.received is not None or not gracefully:
+            if at_once is not None:
+                at_once()
+            raise SystemExit(128 + number)
         state.received = number
         mark.touch()
         print("\nr2m: stopping after this step, with a checkpoint; once more to stop now", file=sys.stderr, flush=True)

@@ -55,7 +55,8 @@ def typed(container: DictConfig, schema: type = Config) -> Any:
     except ConfigKeyError as error:
         raise UserError(unknown_key(str(error.full_key), schema)) from None
     except OmegaConfBaseException as error:
-        raise UserError(f"{error.full_key!s}: {str(error).splitlines()[0]!s}") from None
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{error.full_key!s}: {reason}") from None
 
 
 def unknown_key(key: str, schema: type = Config) -> str:
@@ -70,10 +71,10 @@ def keys(schema: type = Config) -> list[str]:
     """Every leaf key of a schema, dotted, in order."""
 
     def walk(node: DictConfig, prefix: str) -> list[str]:
-        found = []
+        found: list[str] = []
         for name in node:
             value = node._get_node(name)
-            path = f"{prefix}{name}"
+            path = prefix + str(name)
             found += walk(value, path + ".") if isinstance(value, DictConfig) else [path]
         return found
 

@@ -24,8 +24,7 @@ def run_task(config: "Config", run_dir: Path) -> None:
     import torch
 
     torch.set_num_threads(config.engine.threads)
-    # Else DeepSpeed, which transformers imports where it is installed, says that it found no accelerator.
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    _name_accelerator()
     if config.task == "train":
         from r2m_cli.tasks.train import run
     elif config.task == "sft":
@@ -66,6 +65,7 @@ def main() -> None:
 
 
 def _join_and_run(run_dir: Path) -> None:
+    _name_accelerator()
     import torch.distributed as dist
     from omegaconf import OmegaConf
 
@@ -77,6 +77,13 @@ def _join_and_run(run_dir: Path) -> None:
     start_process_group(config.engine, resolve_device(config.engine.device, local_rank()))
     run_task(config, run_dir)
     dist.barrier()
+
+
+def _name_accelerator() -> None:
+    """Else DeepSpeed, which transformers imports where it is installed, says on the terminal that it found none."""
+    import torch
+
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _outcome(run_dir: Path, rank: int, kind: str, what: object) -> None:

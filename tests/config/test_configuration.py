@@ -146,7 +146,12 @@ def test_a_broken_line_of_data_is_named(tmp_path: Path) -> None:
 
 def test_what_is_missing_for_the_gpu_experiment_is_said_at_once(tmp_path: Path) -> None:
     said = command("train", "+experiment=hh_rlhf", cwd=tmp_path).stderr
-    for missing in ("8 CUDA GPU(s)", "Qwen/Qwen2.5-3B-Instruct", "Skywork/Skywork-Reward-V2-Llama-3.1-8B", "Anthropic/hh-rlhf"):
+    for missing in (
+        "8 CUDA GPU(s)",
+        "Qwen/Qwen2.5-3B-Instruct",
+        "Skywork/Skywork-Reward-V2-Llama-3.1-8B",
+        "Anthropic/hh-rlhf",
+    ):
         assert missing in said
 
 
@@ -172,8 +177,12 @@ def test_a_persons_own_config_folder_is_found(tmp_path: Path) -> None:
 def test_shell_completion_knows_words_and_keys(tmp_path: Path) -> None:
     assert "complete" in command("-sc", "install=bash", cwd=tmp_path).stdout
     line = "r2m tr"
-    assert command("-sc", "query=bash", cwd=tmp_path, COMP_LINE=line, COMP_POINT=str(len(line))).stdout.split() == ["train"]
+    assert command("-sc", "query=bash", cwd=tmp_path, COMP_LINE=line, COMP_POINT=str(len(line))).stdout.split() == [
+        "train"
+    ]
     line = "r2m train ppo.be"
     assert "ppo.beta=" in command("-sc", "query=bash", cwd=tmp_path, COMP_LINE=line, COMP_POINT=str(len(line))).stdout
     line = "r2m train feedback="
-    assert "feedback=r2m" in command("-sc", "query=bash", cwd=tmp_path, COMP_LINE=line, COMP_POINT=str(len(line))).stdout
+    assert (
+        "feedback=r2m" in command("-sc", "query=bash", cwd=tmp_path, COMP_LINE=line, COMP_POINT=str(len(line))).stdout
+    )

@@ -145,9 +145,7 @@ BAD = {
     "missing key 'prompt'": {"chosen": "x", "rejected": "y"},
     "neither 'prompt' nor 'chosen' and 'rejected' (keys: text)": {"text": "hi"},
     "'prompt' is neither text nor a list of messages": {"prompt": 3, "chosen": "x", "rejected": "y"},
-    "'prompt' holds a message without text in 'role' and 'content'": {
-        "prompt": [{"role": USER, "content": None}]
-    },
+    "'prompt' holds a message without text in 'role' and 'content'": {"prompt": [{"role": USER, "content": None}]},
     "'chosen' holds the unknown role 'tool'": {"prompt": "a", "chosen": [say("tool", "x")], "rejected": "y"},
     "'chosen' does not end with an assistant turn": {
         "prompt": "a",
@@ -397,9 +395,7 @@ def test_hub_name_offline_says_how_to_give_a_file(monkeypatch: pytest.MonkeyPatc
         load_preferences("no-such-owner/no-such-set")
 
 
-@pytest.mark.parametrize(
-    ("name", "what"), [("x.csv", "unknown kind"), ("x.jsonl", "no rows"), ("x.json", "no rows")]
-)
+@pytest.mark.parametrize(("name", "what"), [("x.csv", "unknown kind"), ("x.jsonl", "no rows"), ("x.json", "no rows")])
 def test_other_files(name: str, what: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("")
     with pytest.raises(UserError, match=what):
@@ -447,10 +443,7 @@ def test_parse_transcript_takes_any_text(text: str) -> None:
 @given(
     rows=st.lists(
         st.recursive(
-            st.none()
-            | st.integers()
-            | st.text(max_size=5)
-            | st.sampled_from(["\n\nHuman: a\n\nAssistant: b"]),
+            st.none() | st.integers() | st.text(max_size=5) | st.sampled_from(["\n\nHuman: a\n\nAssistant: b"]),
             lambda inner: (
                 st.lists(inner, max_size=3)
                 | st.dictionaries(
@@ -474,9 +467,7 @@ def test_no_row_whatever_breaks_the_loader(rows: list[Any], tmp_path_factory: py
 # ---- the real files, where they are ----
 
 
-@pytest.mark.skipif(
-    "R2M_SHARED_DATA" not in os.environ, reason="R2M_SHARED_DATA names no folder with the real files"
-)
+@pytest.mark.skipif("R2M_SHARED_DATA" not in os.environ, reason="R2M_SHARED_DATA names no folder with the real files")
 @pytest.mark.parametrize(
     ("name", "pairs", "prompts", "dropped"),
     [

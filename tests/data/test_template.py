@@ -89,9 +89,7 @@ def bpe(template: str | None = None, **tokens: str) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     core.train_from_iterator(CORPUS, trainer)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, **({"bos_token": "<s>", "eos_token": "</s>"} | tokens)
-    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, **({"bos_token": "<s>", "eos_token": "</s>"} | tokens))
     tokenizer.add_special_tokens({"additional_special_tokens": SPECIALS[4:]})
     tokenizer.chat_template = template
     return tokenizer
@@ -116,14 +114,10 @@ def metaspace() -> PreTrainedTokenizerFast:
     core = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=False))
     core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
-    trainer = trainers.BpeTrainer(
-        vocab_size=200, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False
-    )
+    trainer = trainers.BpeTrainer(vocab_size=200, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False)
     core.train_from_iterator(CORPUS, trainer)
     core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
 
 
 def read(chat: ChatFormat, ids: list[int]) -> str:
@@ -246,9 +240,7 @@ def test_plain_single_prompt_is_its_content(prompt: str, reply: str, text: str) 
     chat = BPE["plain"]
     assert chat.prompt_text(messages) == prompt
     assert read(chat, chat.conversation_ids(messages, reply)) == text + "</s>"
-    assert chat.prompt_ids(messages) + chat.response_ids(messages, reply) == chat.conversation_ids(
-        messages, reply
-    )
+    assert chat.prompt_ids(messages) + chat.response_ids(messages, reply) == chat.conversation_ids(messages, reply)
 
 
 def test_plain_dialogue_is_an_hh_transcript() -> None:
@@ -346,7 +338,5 @@ def test_smollm2_pads_with_endoftext() -> None:
 
 
 def test_pad_is_eos_where_there_is_nothing_else() -> None:
-    tokenizer = words(
-        "hi", "yes", unk_token="<|endoftext|>", eos_token="<|endoftext|>", bos_token="<|endoftext|>"
-    )
+    tokenizer = words("hi", "yes", unk_token="<|endoftext|>", eos_token="<|endoftext|>", bos_token="<|endoftext|>")
     assert ChatFormat(tokenizer).pad_id == tokenizer.eos_token_id

@@ -62,7 +62,16 @@ def test_bf16_ranks_train(r2m: Run, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_killed_rank_ends_the_run(environment: dict[str, str], tmp_path: Path, r2m: Run) -> None:
     r2m("train", *QUICK, "hydra.run.dir=warm")  # fits the models
-    command = [sys.executable, "-m", "r2m_cli.main", "train", *QUICK, *TWO_RANKS, "train.steps=1000", "hydra.run.dir=run"]
+    command = [
+        sys.executable,
+        "-m",
+        "r2m_cli.main",
+        "train",
+        *QUICK,
+        *TWO_RANKS,
+        "train.steps=1000",
+        "hydra.run.dir=run",
+    ]
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
         metrics = tmp_path / "run" / "metrics.jsonl"
         deadline = time.monotonic() + 120

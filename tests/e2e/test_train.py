@@ -27,7 +27,9 @@ def test_a_run_leaves_what_it_promises_and_trains_what_it_should(r2m: Run, tmp_p
     for row in metrics:
         check_names(name for name in row if name != "step")
         assert all(value is not None for value in row.values())
-    assert {"gold", "reward", "reward_frozen", "kl", "reward_model/loss", "time/policy_step", "eval/gold"} <= set(metrics[2])
+    assert {"gold", "reward", "reward_frozen", "kl", "reward_model/loss", "time/policy_step", "eval/gold"} <= set(
+        metrics[2]
+    )
     assert metrics[1]["kl"] == pytest.approx(0, abs=1e-4), "the first rollouts come from the reference itself"
 
     summary = json.loads((run / "summary.json").read_text())

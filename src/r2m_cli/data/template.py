@@ -87,6 +87,13 @@ class ChatFormat:
         ids = self._lead + self._encode(self._conversation_text(messages, response))
         return ids if self._template_closes else self._closed(ids)
 
+    def cut(self, ids: list[int], limit: int) -> list[int]:
+        """At most `limit` of a conversation's ids: the oldest go, but the token that opens every text ([CLS], BOS) stays."""
+        if len(ids) <= limit:
+            return ids
+        opens = ids[:1] if ids[0] in (self.tokenizer.cls_token_id, self.tokenizer.bos_token_id) else []
+        return opens + ids[len(ids) - limit + len(opens) :]
+
     def response_ids(self, messages: Sequence[Message], response: str) -> list[int]:
         """Token ids to put behind `prompt_ids`, [R], up to the token that ends the turn, as a policy samples.
 

@@ -26,7 +26,9 @@ class RewardModel:
     @torch.no_grad()
     def embed(self, prompts: list[Prompt], responses: list[str], device: torch.device) -> Tensor:
         """Reward token embeddings of whole conversations, through the reward model's own template. [B, D_rm] fp32."""
-        rows = [self.format.conversation_ids(p, r)[-self.max_tokens :] for p, r in zip(prompts, responses)]
+        rows = [
+            self.format.cut(self.format.conversation_ids(p, r), self.max_tokens) for p, r in zip(prompts, responses)
+        ]
         tokens, lengths = pad(rows, self.format.pad_id)
         mask = torch.arange(tokens.shape[1])[None, :] < lengths[:, None]
         return self.backbone(tokens.to(device), mask.to(device)).float()  # type: ignore[no-any-return]

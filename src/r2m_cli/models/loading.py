@@ -127,6 +127,11 @@ def fresh_llama(
         return (LlamaForSequenceClassification if scorer else LlamaForCausalLM)(llama).eval()
 
 
+def readable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, limit: int) -> int:
+    """Tokens of a conversation that a reward model reads: `limit`, or less if model or tokenizer say so."""
+    return min(limit, context_length(model) or limit, tokenizer.model_max_length)
+
+
 def context_length(model: PreTrainedModel) -> int | None:
     """Tokens that a model can read, if its configuration says."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)  # type: ignore[no-any-return, union-attr]

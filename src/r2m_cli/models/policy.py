@@ -1,5 +1,7 @@
 """The policy: a causal language model that gives log-probabilities and last-layer hidden states in one forward."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -28,9 +30,12 @@ class Policy(nn.Module):
 
     lm: Any  # transformers' PreTrainedModel
 
-    def __init__(self, lm: nn.Module):
+    def __init__(self, lm: nn.Module, gradient_checkpointing: bool = False):
         super().__init__()
-        self.lm = lm
+        self.lm = lm.eval()
+        if gradient_checkpointing:
+            self.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self._checkpointed = [m for m in lm.modules() if getattr(m, "gradient_checkpointing", False)]
 
     @property
     def hidden_size(self) -> int:
@@ -54,7 +59,9 @@ class Policy(nn.Module):
         """  # fmt: skip
         inputs = tokens[:, :-1]
         mask = length_mask(prompt_lengths + response_lengths - 1, inputs.shape[1])
-        hidden = self.lm.base_model(input_ids=inputs, attention_mask=mask.long(), use_cache=False).last_hidden_state
+        with self._checkpointing():
+            output = self.lm.base_model(input_ids=inputs, attention_mask=mask.long(), use_cache=False)
+        hidden = output.last_hidden_state
 
         # State j predicts token j + 1, so the response's states begin at the prompt's last token.
         width = int(response_lengths.max())
@@ -70,6 +77,16 @@ class Policy(nn.Module):
             flat = torch.distributions.Categorical(logits=logits.detach(), validate_args=False).entropy()
             entropy = flat.new_zeros(response_mask.shape).index_put((row, column), flat)
         return PolicyOutput(logp, entropy, hidden.detach(), mask)
+
+    @contextmanager
+    def _checkpointing(self) -> Iterator[None]:
+        """transformers checkpoints a layer in training mode only, and then drops its cache: so set the mode of these
+        layers alone (no dropout inside them wakes up: the first ratio must be 1), and only while a gradient is wanted."""
+        for layer in self._checkpointed:
+            layer.training = torch.is_grad_enabled()
+        yield
+        for layer in self._checkpointed:
+            layer.training = False
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The LM head with the soft cap that some architectures (Gemma) put on it. [..., D_p] -> [..., V]."""

@@ -22,7 +22,7 @@ from r2m_cli.fit import fit
 from r2m_cli.maths.reward_loss import bradley_terry
 from r2m_cli.models.actors import pad
 from r2m_cli.models.generate import mix, sample, uniform_rows
-from r2m_cli.models.loading import context_length, fresh_llama, load_causal_lm, load_reward_model, load_tokenizer
+from r2m_cli.models.loading import fresh_llama, load_causal_lm, load_reward_model, load_tokenizer, readable
 from r2m_cli.models.lora import merged, with_lora
 from r2m_cli.models.policy import Policy
 from r2m_cli.models.reward_model import RewardBackbone, find_head
@@ -70,11 +70,11 @@ def run(config: Config, run_dir: Path) -> None:
             classifier = load_reward_model(c.base, "reward.base", dtype, chat.pad_id, new_head=True)
     else:
         classifier = fresh_llama(c, tokenizer, chat.pad_id, config.data.seed, scorer=True)
-    limit = min(c.max_tokens, context_length(classifier) or c.max_tokens)
+    limit = readable(classifier, tokenizer, c.max_tokens)
 
     def encode(part: Sequence[Pair]) -> list[tuple[list[int], list[int]]]:
         def ids(p: Pair, reply: str) -> list[int]:
-            return chat.conversation_ids(p.prompt, reply)[-limit:]
+            return chat.cut(chat.conversation_ids(p.prompt, reply), limit)
 
         return [(ids(p, p.chosen), ids(p, p.rejected)) for p in part]
 

@@ -33,7 +33,7 @@ class Engine(Protocol):
     def step(self, lr: float) -> float:
         """One optimiser step at this learning rate; gradients are cleared. Gives the norm before clipping.
 
-        Raises FloatingPointError, and changes nothing, if the norm is not finite on any rank.
+        Raises FloatingPointError if the norm is not finite; what it did to the parameters must then be thrown away.
         """
         ...
 
@@ -79,7 +79,7 @@ class SingleEngine:
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm or float("inf"))
         if not torch.isfinite(norm):
             self.optimizer.zero_grad(set_to_none=True)
-            raise FloatingPointError(f"the gradient norm is {norm.item()}")
+            raise FloatingPointError(f"the norm of the gradient, {norm.item()}, is not a finite number")
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()

@@ -1,5 +1,6 @@
 """The engine on DeepSpeed ZeRO, and the process group it runs in. The only file that imports deepspeed."""
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -86,7 +87,10 @@ class ZeroEngine:
             group["lr"] = lr
         self.engine.step()
         norm = self.engine.get_global_grad_norm()
-        return 0.0 if norm is None else float(norm)  # stage 0 in fp32 keeps none
+        value = 0.0 if norm is None else float(norm)  # stage 0 in fp32 keeps none
+        if not math.isfinite(value):
+            raise FloatingPointError(f"the norm of the gradient, {value}, is not a finite number")
+        return value
 
     @contextmanager
     def whole(self) -> Iterator[Any]:

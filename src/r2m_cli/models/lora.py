@@ -10,7 +10,10 @@ from r2m_cli.schema import FitConfig
 
 
 def with_lora(model: nn.Module, config: FitConfig, task: str) -> PeftModel:
-    """The model with trainable low-rank adapters (and a trainable scoring head for task SEQ_CLS), the rest frozen."""
+    """Put trainable low-rank adapters into `model`, in place, and freeze the rest (but a scoring head, task SEQ_CLS).
+
+    Gives peft's wrapper, which `merged` takes; `model` itself goes on being called as before.
+    """
     return get_peft_model(
         model,  # type: ignore[arg-type]
         LoraConfig(

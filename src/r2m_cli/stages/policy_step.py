@@ -30,7 +30,7 @@ def policy_step(
     The last epoch's forwards hand their hidden states to `on_fresh_states`, micro-batch by micro-batch, and nothing
     keeps them: the fresh feedback costs no forward and no memory of its own.
 
-    Raises FloatingPointError, with the policy unchanged by that optimiser step, if a gradient is not finite.
+    Raises FloatingPointError if a loss or a gradient is not finite; the policy is then to be thrown away.
     """  # fmt: skip
     annotated, rollout = batch.annotated, batch.annotated.rollout
     advantages = batch.advantages.flatten()

@@ -104,8 +104,7 @@ def _fit_backbone(
 ) -> dict[str, float]:
     """Full or LoRA training. Writes the fitted classifier into `target` and gives the figures."""
     c = config.reward.fit
-    if c.parameters == "lora":
-        classifier = with_lora(classifier, c, "SEQ_CLS")
+    fitted = with_lora(classifier, c, "SEQ_CLS") if c.parameters == "lora" else classifier
     engine = make_engine(Scorer(classifier), config.engine, device, weight_decay=c.weight_decay, max_grad_norm=1.0)
     micro_rows = config.engine.micro_groups * config.ppo.group_size
 
@@ -127,9 +126,9 @@ def _fit_backbone(
         config.data.seed + SEED, "reward model", micro_rows,
     )  # fmt: skip
     figures = {"accuracy_before": before, "accuracy": accuracy(), "loss": loss}
-    with engine.whole() as module:
+    with engine.whole():
         if comm.is_main():
-            merged(module.backbone.classifier).save_pretrained(target)
+            merged(fitted).save_pretrained(target)
     return figures
 
 

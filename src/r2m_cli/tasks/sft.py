@@ -45,8 +45,8 @@ def run(config: Config, run_dir: Path) -> None:
     else:
         lm = fresh_llama(c, tokenizer, chat.pad_id, config.data.seed, scorer=False)
     device = local_device(config)
-    policy = Policy(with_lora(lm, c.fit, "CAUSAL_LM") if c.fit.parameters == "lora" else lm)
-    engine = make_engine(policy, config.engine, device, weight_decay=c.fit.weight_decay, max_grad_norm=1.0)
+    fitted = with_lora(lm, c.fit, "CAUSAL_LM") if c.fit.parameters == "lora" else lm
+    engine = make_engine(Policy(lm), config.engine, device, weight_decay=c.fit.weight_decay, max_grad_norm=1.0)
 
     def loss_of(batch: Sequence[tuple[list[int], list[int]]]) -> Tensor:
         tokens, lengths = pad([prompt + response for prompt, response in batch], chat.pad_id)
@@ -57,9 +57,9 @@ def run(config: Config, run_dir: Path) -> None:
 
     micro_rows = config.engine.micro_groups * config.ppo.group_size
     loss = fit(engine, rows, loss_of, c.fit, config.data.seed + SEED, "SFT", micro_rows)  # type: ignore[arg-type]
-    with engine.whole() as module:
+    with engine.whole():
         if comm.is_main():
-            merged(module.lm).save_pretrained(run_dir)
+            merged(fitted).save_pretrained(run_dir)
     if comm.is_main():
         tokenizer.save_pretrained(run_dir)
         figures = {"loss": loss, "demonstrations": len(rows)}

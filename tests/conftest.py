@@ -1,0 +1,91 @@
+"""Shared fixtures: the gold world's tokenizer and tiny actors, built in memory; no network, one thread."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+
+# What needs torch or transformers is imported inside the fixtures, so that tests of neither start fast.
+
+
+@pytest.fixture(scope="session")
+def world():
+    """The gold world."""
+    from r2m_cli.data.gold_world import GoldWorld
+
+    return GoldWorld()
+
+
+@pytest.fixture(scope="session")
+def chat(world):
+    """The word-level tokenizer's chat format, for policy and reward model alike."""
+    from r2m_cli.data.template import ChatFormat
+
+    return ChatFormat(world.tokenizer())
+
+
+@pytest.fixture(scope="session")
+def prompts(world):
+    """Four prompts of the gold world of different lengths: some continue a conversation."""
+    first, second, third, fourth = world.prompts(4, seed=0)
+    user, reply = "user", {"role": "assistant", "content": "i suggest piano ."}
+    return [
+        ({"role": user, "content": first},),
+        ({"role": user, "content": third}, reply, {"role": user, "content": second}),
+        ({"role": user, "content": third},),
+        ({"role": user, "content": "please"}, reply, {"role": user, "content": fourth}),
+    ]
+
+
+@pytest.fixture(scope="session")
+def make_actors(world, chat):
+    """A function that builds fresh tiny actors; the same arguments give the same weights.
+
+    Arguments: seed, feedback (an adapter that learns), reference (a frozen policy of other weights, so that the KL is
+    not 0), policy_dtype, max_tokens of the reward model.
+    """
+    import torch
+
+    from r2m_cli.distributed.engine import SingleEngine
+    from r2m_cli.models.actors import Actors, RewardModel
+    from r2m_cli.models.loading import fresh_llama
+    from r2m_cli.models.policy import Policy
+    from r2m_cli.models.reward_model import FeedbackHead, RewardBackbone, find_head, frozen_head
+    from r2m_cli.schema import ModelConfig
+
+    device = torch.device("cpu")
+
+    def model(size: int, seed: int, scorer: bool):
+        config = ModelConfig(hidden_size=size, num_layers=2, num_heads=2)
+        built = fresh_llama(config, chat.tokenizer, chat.pad_id, seed, scorer)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():  # larger weights than the initial ones: logits and rewards that differ
+            for weight in built.parameters():
+                weight.add_(0.12 * torch.randn(weight.shape, generator=generator))
+            if not scorer:  # end tokens often enough for responses of different lengths
+                built.get_input_embeddings().weight[chat.tokenizer.eos_token_id] *= 3
+        return built
+
+    def make(seed=0, feedback=True, reference=True, policy_dtype=torch.float32, max_tokens=64):
+        policy = Policy(model(16, seed, scorer=False).to(policy_dtype))
+        classifier = model(12, seed + 100, scorer=True)
+        head = find_head(classifier)
+        learner = SingleEngine(FeedbackHead(head, 16, 8, seed), device, 0.0, 0.0) if feedback else None
+        return Actors(
+            policy=SingleEngine(policy, device, 0.0, 1.0),
+            reference=Policy(model(16, seed + 200, scorer=False)).requires_grad_(False) if reference else None,
+            reward=RewardModel(
+                backbone=RewardBackbone(classifier).requires_grad_(False),
+                frozen_head=frozen_head(head),
+                feedback=learner,
+                format=chat,
+                max_tokens=max_tokens,
+            ),
+            format=chat,
+            gold=lambda prompt, response, finished: world.score(prompt[-1]["content"], response, finished),
+            device=device,
+        )
+
+    return make

@@ -41,7 +41,8 @@ def fit(
             f"{what}: batches of {min(config.batch_size, len(rows))} rows cannot be split over {ranks} ranks"
         )
     updates = len(rows) // (size * ranks)
-    total, step, shown = updates * config.epochs, 0, monotonic()
+    total, step = updates * config.epochs, 0
+    begun = shown = monotonic()
     mean = 0.0
     for epoch in range(config.epochs):
         order = list(range(len(rows)))
@@ -61,8 +62,9 @@ def fit(
             step += 1
             if comm.is_main() and monotonic() - shown > 10:
                 shown = monotonic()
-                print(f"r2m: {what}: update {step} of {total}, loss {losses[-1].mean():.3f}", flush=True)
-        seen = torch.cat(losses)
-        sums = comm.sum_over_ranks(torch.stack([seen.double().sum().cpu(), torch.tensor(float(len(seen))).double()]))
-        mean = float(sums[0] / sums[1])
+                left = (monotonic() - begun) / step * (total - step)
+                loss_now = losses[-1].mean().item()
+                print(f"r2m: {what}: update {step} of {total}, loss {loss_now:.3f}, {left:.0f} s left", flush=True)
+        every = comm.gather(torch.cat(losses).mean().item())  # the ranks have equally many rows
+        mean = sum(every) / len(every)
     return mean

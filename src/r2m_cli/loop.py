@@ -1,5 +1,7 @@
 """The training loop: R2M's Algorithm 1, one function call per line of it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import Tensor
@@ -36,7 +38,7 @@ def train(
     Raises:
         UserError: a reward, loss or gradient that is not a finite number; the newest checkpoint is from before it.
         stop.Stopped: a signal asked for it, or train.stop_at; a checkpoint of the last step is written.
-    """  # fmt: skip
+    """
     stream = PromptStream(prompts, config.seed)
     total, c = config.train.steps, config.ppo
 
@@ -57,20 +59,15 @@ def train(
         trainable = Trainable(annotated, advantages(annotated, config))
 
         reward_step = RewardStep(actors, annotated, config.feedback, weight) if actors.reward.feedback else None
-        try:
-            with timer("policy_step"):
-                metrics = policy_step(
-                    actors, trainable, c, config.rollout.temperature, config.engine.micro_groups, policy_lr,
-                    on_fresh_states=reward_step.consume if reward_step else None,
-                )  # fmt: skip
-            if reward_step:
-                with timer("reward_step"):
-                    metrics.update(reward_step.update(config.feedback.lr))
-        except FloatingPointError as error:
-            raise UserError(
-                f"step {step}: {error}; the step is not saved. Lower ppo.lr or feedback.lr, or raise ppo.beta, and go on "
-                f"with resume={run_dir}"
-            ) from error
+        with timer("policy_step"), not_finite_is_an_error(step, run_dir):
+            metrics = policy_step(
+                actors, trainable, c, config.rollout.temperature, config.engine.micro_groups, policy_lr,
+                on_fresh_states=reward_step.consume if reward_step else None,
+            )  # fmt: skip
+        if reward_step:
+            with timer("reward_step"), not_finite_is_an_error(step, run_dir):
+                metrics.update(reward_step.update(config.feedback.lr))
+            timer.shift("policy_step", "reward_step", reward_step.seconds)
 
         metrics.update(rollout_metrics(annotated))
         values = metrics.means() | {"learning_rate": policy_lr}
@@ -82,10 +79,10 @@ def train(
 
         stopping = stop.requested(run_dir) or step == config.train.stop_at
         due = config.checkpoint.every and step % config.checkpoint.every == 0
-        if due or stopping or step == total:
-            with timer("checkpoint"):
-                checkpoint.save(run_dir, step, actors, observer.state(batch), config.checkpoint.keep)
+        # The row first: a run that dies in between repeats the step on resuming, and its row with it.
         observer.row(step, values, timer, annotated)
+        if due or stopping or step == total:
+            checkpoint.save(run_dir, step, actors, {"tokens": observer.tokens}, config.checkpoint.keep)
         if stopping and step < total:
             raise stop.Stopped(step)
     return total
@@ -113,6 +110,18 @@ def shard(prompts: list[Prompt]) -> tuple[list[Prompt], int]:
     size = len(prompts) // comm.world_size()
     first = comm.rank() * size
     return prompts[first : first + size], first
+
+
+@contextmanager
+def not_finite_is_an_error(step: int, run_dir: Path) -> Iterator[None]:
+    """Turn a gradient or loss that is not finite into a UserError that says how to go on."""
+    try:
+        yield
+    except FloatingPointError as error:
+        raise UserError(
+            f"step {step}: {error}; the step is not saved. Lower ppo.lr or feedback.lr, or raise ppo.beta, and go on with "
+            f"resume={run_dir}"
+        ) from error
 
 
 def require_finite(annotated: Annotated, step: int) -> None:

@@ -76,9 +76,8 @@ _ROWS: tuple[tuple[str, str, Reduction, str], ...] = (
     ("time/rollout", "s", "max", "sampling the responses"),
     ("time/annotate", "s", "max", "old and reference log-probabilities, hidden states, rewards"),
     ("time/policy_step", "s", "max", "the k epochs of the policy update"),
-    ("time/reward_step", "s", "max", "the update of the adapter and the head"),
+    ("time/reward_step", "s", "max", "forward, backward and update of adapter and head"),
     ("time/eval", "s", "max", "evaluation on the fixed prompts"),
-    ("time/checkpoint", "s", "max", "writing the checkpoint"),
     ("perf/tokens_per_second", "tokens/s", "sum", "prompt and response tokens per second of step time"),
     ("perf/peak_memory_bytes", "bytes", "max", "peak so far: the accelerator's, or on CPU the process's"),
 )  # fmt: skip

@@ -33,6 +33,11 @@ class Timer:
         yield
         self._stages[f"time/{stage}"] = perf_counter() - start
 
+    def shift(self, stage: str, to: str, seconds: float) -> None:
+        """Count `seconds` that were spent inside one stage as another's."""
+        self._stages[f"time/{stage}"] -= seconds
+        self._stages[f"time/{to}"] += seconds
+
     def seconds(self) -> dict[str, float]:
         """Seconds per stage and of the whole step so far; the slowest rank's. Collective."""
         mine = self._stages | {"step_time": perf_counter() - self._start}
@@ -121,10 +126,6 @@ class Observer:
         rows = [row for rank in comm.gather(sample_rows(annotated)) for row in rank]
         if self.sinks is not None:
             self.sinks.samples(step, rows)
-
-    def state(self, rollout: Rollout) -> dict[str, Any]:
-        """What a resumed run must know beside the step number: the counters after this step. Collective."""
-        return {"tokens": self.tokens + step_tokens(rollout)}
 
     def warn(self, message: str) -> None:
         """Show a warning once."""

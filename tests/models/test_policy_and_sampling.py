@@ -1,5 +1,6 @@
 """The policy's one forward and the sampler against plain transformers: one unpadded sequence at a time, no cache."""
 
+import copy
 import functools
 
 import pytest
@@ -99,6 +100,36 @@ def test_gradients_equal_each_sequence_alone():
         total = total + (log_p[torch.arange(p - 1, p + r - 1), ids[p:]] * weights[b, :r]).sum()
     for mine, oracle in zip(gradients, torch.autograd.grad(total, list(lm.parameters()))):
         torch.testing.assert_close(mine, oracle, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "gemma2"])
+def test_gradient_checkpointing_changes_memory_and_no_number(family):
+    """GPT-2's dropout must stay asleep, or the first epoch's ratio is not 1; and the sampler still has its cache."""
+    plain = Policy(copy.deepcopy(language_model(family)))
+    checkpointed = Policy(copy.deepcopy(language_model(family)), gradient_checkpointing=True)
+    results = []
+    for policy in (plain, checkpointed):
+        got = forward(policy)
+        got.logp.sum().backward()
+        results.append([got.logp, got.entropy, got.hidden, *(p.grad for p in policy.parameters())])
+        assert not any(module.training for module in policy.lm.modules())
+    for mine, oracle in zip(*results):
+        torch.testing.assert_close(mine, oracle, atol=1e-5, rtol=1e-5)
+    uniforms = uniform_rows(0, 0, 1, [0, 1], 6)
+    drawn = [sample(policy, [[5, 6]], 2, uniforms, 1.0, {1}, PAD) for policy in (plain, checkpointed)]
+    assert drawn[0] == drawn[1]
+
+
+def test_gradient_checkpointing_runs_every_layer_again_in_the_backward():
+    """Otherwise it saves nothing: transformers quietly ignores it outside training mode."""
+    policy = Policy(copy.deepcopy(language_model("llama")), gradient_checkpointing=True)
+    calls = []
+    for layer in policy.lm.model.layers:
+        layer.mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+    got = forward(policy, with_entropy=False)
+    assert len(calls) == 2
+    got.logp.sum().backward()
+    assert len(calls) == 4
 
 
 def test_temperature_divides_the_logits():

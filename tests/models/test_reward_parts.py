@@ -5,13 +5,20 @@ import math
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 
 from r2m_cli.errors import UserError
 from r2m_cli.maths.masking import length_mask
 from r2m_cli.models.cross_attention import CrossAttention
-from r2m_cli.models.loading import context_length
+from r2m_cli.models.loading import readable
 from r2m_cli.models.reward_model import FeedbackHead, RewardBackbone, find_head, frozen_head
 
 VOCABULARY = 29
@@ -119,12 +126,26 @@ def test_the_backbone_keeps_nothing_between_calls():
     assert torch.equal(backbone(tokens, mask), whole)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "roberta"])
+def tokenizer(longest: int | None = None) -> PreTrainedTokenizerFast:
+    """A tokenizer that says how many tokens its model reads, or, like many, nothing."""
+    limit = {} if longest is None else {"model_max_length": longest}
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"<unk>": 0}, unk_token="<unk>")), **limit)
+
+
+@pytest.mark.parametrize(
+    ("family", "own_limit", "asked", "expected"),
+    [
+        ("llama", None, 1000, 24),  # the model's positions
+        ("llama", None, 10, 10),
+        ("bert", 20, 1000, 20),
+        ("roberta", 22, 1000, 22),  # the first two of its 24 positions are reserved; its tokenizer knows
+    ],
+)
 @torch.no_grad()
-def test_a_sequence_of_context_length_can_be_read(family):
-    """`context_length` is what bounds the reward model's input: a model must be able to read that many tokens."""
+def test_as_many_tokens_as_are_readable_can_be_read(family, own_limit, asked, expected):
     model = classifier(family)
-    tokens, mask = batch(model.config.pad_token_id, (context_length(model),))
+    assert readable(model, tokenizer(own_limit), asked) == expected
+    tokens, mask = batch(model.config.pad_token_id, (expected,))
     assert RewardBackbone(model)(tokens, mask).isfinite().all()
 
 

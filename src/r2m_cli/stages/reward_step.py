@@ -1,5 +1,7 @@
 """Stage 4: adapter and scoring head learn on the fresh hidden states (Algorithm 1, line "reward-model optimisation")."""
 
+from time import perf_counter
+
 import torch
 from torch import Tensor
 
@@ -24,9 +26,11 @@ class RewardStep:
         self.config = config
         self.weight = weight
         self.metrics = MetricSums()
+        self.seconds = 0.0  # spent in `consume`, that is inside the policy step
 
     def consume(self, part: slice, hidden: Tensor, mask: Tensor) -> None:
         """Add the gradient of these groups: hidden [B, S-1, D_p] and mask [B, S-1] of the sequences in `part`."""
+        begun = perf_counter()
         group_size = self.annotated.rollout.group_size
         groups = slice(part.start // group_size, part.stop // group_size)
         annotated_rewards = self.annotated.rewards[groups]
@@ -45,6 +49,7 @@ class RewardStep:
         self.metrics.add(
             "feedback/refresh_cosine", torch.cosine_similarity(_centre(live), _centre(annotated_rewards), dim=1)
         )
+        self.seconds += perf_counter() - begun
 
     def update(self, lr: float) -> MetricSums:
         """The optimiser step, after the last group. Raises FloatingPointError if the gradient is not finite."""

@@ -108,7 +108,7 @@ def test_a_sweep_runs_every_job_and_a_report_reads_them(r2m: Run, tmp_path: Path
     folders = sorted(str(p.parent.relative_to(tmp_path / "sweep")) for p in (tmp_path / "sweep").rglob("summary.json"))
     assert len(folders) == 2
     assert "feedback=none" in folders[0]
-    assert folders[1].endswith("seed=0")
+    assert folders[1].endswith("seed=0,world=0")
     r2m("report", "runs=[sweep]", "out=picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 10_000
     assert (tmp_path / "picture.csv").is_file()

@@ -14,7 +14,7 @@ from r2m_cli.errors import UserError
 
 # What makes two runs repetitions of one another, or says nothing about the method: never part of a label.
 IGNORED = re.compile(r"(seed|data\.seed|resume|run|output|train\.stop_at|(checkpoint|logger|hydra)\..*)$")
-SEED_IN_NAME = re.compile(r"(^|(?<=/)|[,_\-./])(seed[=_-]?|s)\d+(?=$|[,_\-/])")
+SEED_IN_NAME = re.compile(r"(^|(?<=/)|[,_\-./])((seed|world)[=_-]?|s)\d+(?=$|[,_\-/])")
 
 
 @dataclass(frozen=True)

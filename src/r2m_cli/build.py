@@ -60,6 +60,11 @@ def build_actors(config: Config, source: Source) -> Actors:
     _check_context(config, context_length(lm))
     policy = Policy(lm, engine.gradient_checkpointing)
     policy_size = policy.hidden_size
+    if not policy.agrees_with_its_model():
+        raise UserError(
+            f"policy.path={config.policy.path}: a {lm.config.model_type} model changes its logits behind the LM head in a way "
+            "that r2m does not know; use another architecture"
+        )
     policy_engine = make_engine(
         policy, engine, device, weight_decay=config.ppo.weight_decay, max_grad_norm=config.ppo.max_grad_norm
     )

@@ -139,9 +139,9 @@ def test_scale_by_std_by_hand():
 @QUICK
 @given(groups())
 def test_scale_by_std_is_torchs_population_std_over_the_whole_batch(rewards):
-    values = rloo(rewards)
-    expected = values / values.std(correction=0).clamp_min(1e-2)
-    torch.testing.assert_close(scale_by_std(values, moments(values), 1e-2), expected, atol=1e-9, rtol=1e-6)
+    for values in (rloo(rewards), rewards):  # also where the mean is not 0
+        expected = values / values.std(correction=0).clamp_min(1e-2)
+        torch.testing.assert_close(scale_by_std(values, moments(values), 1e-2), expected, atol=1e-9, rtol=1e-6)
 
 
 @QUICK

@@ -130,6 +130,28 @@ def test_equal_rewards_have_exactly_zero_gradient(value, k, dtype):
         assert got.margin.tolist() == [0.0, 0.0]
 
 
+@pytest.mark.parametrize("k", range(2, 17))
+def test_the_rounding_residue_of_equal_rewards_is_no_information(k):
+    """The mean of equal numbers is not always that number."""
+    values = torch.randn(300, 1, generator=torch.Generator().manual_seed(0)) * 10
+    rewards = values.expand(-1, k).contiguous().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(grebt(rewards, 0.3).total.sum(), rewards)
+    assert (gradient == 0).all()
+
+
+@pytest.mark.parametrize("value", [0.1, -3.7, 1e4])
+def test_rewards_that_differ_in_the_last_bit_are_equal(value):
+    """The same response twice in a group may get rewards one bit apart (another place in the batch): no winner there."""
+    base = torch.tensor([value])
+    up = torch.nextafter(base, torch.tensor([math.inf]))
+    rewards = torch.cat([base, up, base, up])[None].requires_grad_(True)
+    got = grebt(rewards, 0.3)
+    got.total.sum().backward()
+    assert (rewards.grad == 0).all()
+    assert got.margin.item() == 0
+    assert got.gre.item() == pytest.approx(math.log(4))
+
+
 def test_an_equal_group_does_not_touch_its_neighbour():
     rewards = torch.tensor([[1e4, 1e4, 1e4], [0.0, 1.0, 3.0]], requires_grad=True)
     (gradient,) = torch.autograd.grad(grebt(rewards, 0.3).total.sum(), rewards)

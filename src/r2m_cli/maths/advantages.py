@@ -23,7 +23,10 @@ def grpo(rewards: Tensor) -> Tensor:
     """
     _group_size(rewards)
     centred = rewards - rewards.mean(dim=1, keepdim=True)
-    return centred / (rewards.std(dim=1, keepdim=True) + EPSILON)
+    std = rewards.std(dim=1, keepdim=True)
+    # Equal rewards leave the mean's rounding behind, which the division would blow up to whole advantages.
+    resolution = 8 * torch.finfo(rewards.dtype).eps * rewards.abs().amax(dim=1, keepdim=True)
+    return torch.where(std <= resolution, 0.0, centred / (std + EPSILON))
 
 
 ESTIMATORS = {"rloo": rloo, "grpo": grpo}

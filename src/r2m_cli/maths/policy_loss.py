@@ -62,7 +62,8 @@ def policy_loss(
 
     penalty = torch.zeros_like(loss)
     if ref_logp is not None:
-        penalty = reduce(kl.ESTIMATORS[estimator](logp, ref_logp), mask)
+        # Masked positions are made equal first: a NaN there would pass through the mask into the gradient.
+        penalty = reduce(kl.ESTIMATORS[estimator](logp, torch.where(mask, ref_logp, logp.detach())), mask)
         loss = loss + beta * penalty
 
     with torch.no_grad():

@@ -17,13 +17,13 @@ def learning_rate(step: int, total: int, peak: float, warmup: int, kind: str) ->
 
     Raises ValueError for another kind.
     """
-    if step < warmup:
-        return peak * (step + 1) / (warmup + 1)
-    progress = (step - warmup) / max(total - warmup, 1)
+    progress = min(max(step - warmup, 0) / max(total - warmup, 1), 1.0)
     if kind == "constant":
-        return peak
-    if kind == "linear":
-        return peak * max(1 - progress, 0.0)
-    if kind == "cosine":
-        return peak * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
-    raise ValueError(f"schedule is constant, linear or cosine, got {kind!r}")
+        decay = 1.0
+    elif kind == "linear":
+        decay = 1 - progress
+    elif kind == "cosine":
+        decay = 0.5 * (1 + math.cos(math.pi * progress))
+    else:
+        raise ValueError(f"schedule is constant, linear or cosine, got {kind!r}")
+    return peak * decay * min((step + 1) / (warmup + 1), 1.0)

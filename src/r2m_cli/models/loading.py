@@ -129,7 +129,14 @@ def fresh_llama(
 
 def readable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, limit: int) -> int:
     """Tokens of a conversation that a reward model reads: `limit`, or less if model or tokenizer say so."""
-    return min(limit, context_length(model) or limit, tokenizer.model_max_length)
+    positions = context_length(model) or limit
+    for module in model.modules():  # RoBERTa numbers its positions from padding_idx + 1
+        if (
+            hasattr(module, "position_embeddings")
+            and getattr(module.position_embeddings, "padding_idx", None) is not None
+        ):
+            positions -= module.position_embeddings.padding_idx + 1
+    return min(limit, positions, tokenizer.model_max_length)
 
 
 def context_length(model: PreTrainedModel) -> int | None:

@@ -84,12 +84,28 @@ class Policy(nn.Module):
         layers alone (no dropout inside them wakes up: the first ratio must be 1), and only while a gradient is wanted."""
         for layer in self._checkpointed:
             layer.training = torch.is_grad_enabled()
-        yield
-        for layer in self._checkpointed:
-            layer.training = False
+        try:
+            yield
+        finally:
+            for layer in self._checkpointed:
+                layer.training = False
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """The LM head with the soft cap that some architectures (Gemma) put on it. [..., D_p] -> [..., V]."""
+        """The LM head with what some architectures do to its output. [..., D_p] -> [..., V]."""
         logits = self.lm.get_output_embeddings()(hidden)
-        cap = getattr(self.lm.config.get_text_config(), "final_logit_softcapping", None)
+        config = self.lm.config.get_text_config()
+        if config.model_type.startswith("granite"):
+            logits = logits / config.logits_scaling
+        elif config.model_type.startswith("cohere"):
+            logits = logits * config.logit_scale
+        cap = getattr(config, "final_logit_softcapping", None)  # Gemma
         return cap * torch.tanh(logits / cap) if cap else logits
+
+    @torch.no_grad()
+    def agrees_with_its_model(self) -> bool:
+        """Whether `logits` of the last-layer states are the model's own: false for an architecture that scales them in
+        a way not known here. Call it before the parameters are sharded."""
+        tokens = torch.tensor([[1, 2, 3]], device=next(self.parameters()).device)
+        states = self.lm.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+        own = self.lm(input_ids=tokens, use_cache=False).logits
+        return torch.allclose(self.logits(states).float(), own.float(), rtol=1e-2, atol=1e-2)

@@ -87,6 +87,6 @@ def frozen_head(head: nn.Linear) -> nn.Linear:
 
     A new module, not a deep copy: the head carries the backbone's hook, and under ZeRO stage 3 DeepSpeed's.
     """
-    copy = nn.Linear(head.in_features, 1, bias=head.bias is not None)
+    copy = nn.utils.skip_init(nn.Linear, head.in_features, 1, bias=head.bias is not None)
     copy.load_state_dict({name: value.float() for name, value in head.state_dict().items()})
     return copy.requires_grad_(False)

@@ -131,11 +131,9 @@ def readable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, limit: 
     """Tokens of a conversation that a reward model reads: `limit`, or less if model or tokenizer say so."""
     positions = context_length(model) or limit
     for module in model.modules():  # RoBERTa numbers its positions from padding_idx + 1
-        if (
-            hasattr(module, "position_embeddings")
-            and getattr(module.position_embeddings, "padding_idx", None) is not None
-        ):
-            positions -= module.position_embeddings.padding_idx + 1
+        padding: int | None = getattr(getattr(module, "position_embeddings", None), "padding_idx", None)
+        if padding is not None:
+            positions -= padding + 1
     return min(limit, positions, tokenizer.model_max_length)
 
 

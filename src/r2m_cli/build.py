@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from r2m_cli.cache import cache_dir, key_of
+from r2m_cli.cache import cache_dir, digest_of, key_of
 from r2m_cli.data.source import Source, identity_of
 from r2m_cli.data.template import ChatFormat
 from r2m_cli.distributed.engine import DTYPES, make_engine, place_frozen, resolve_device
@@ -22,19 +22,32 @@ ADAPTER_SEED = 7  # stream of random numbers for the adapter's initial weights
 
 def policy_cache(config: Config) -> Path:
     """Where the fitted policy of this configuration lies, or will lie."""
-    model = asdict(config.policy) | {"path": None}
+    model = asdict(config.policy) | {"path": None, "base": _content(config.policy.base)}
     identity = key_of("policy", model, identity_of(config.data), config.data.demonstrations)
     return cache_dir() / f"policy-{identity}"
 
 
 def reward_cache(config: Config) -> Path:
     """Where the fitted reward model of this configuration lies, or will lie."""
-    model = asdict(config.reward) | {"path": None}
+    model = asdict(config.reward) | {"path": None, "base": _content(config.reward.base)}
     labels: list[object] = [identity_of(config.data)]
     if config.data.kind == "gold":  # the pairs are sampled from the SFT policy
-        labels += [config.policy.path or policy_cache(config).name, config.data.pairs, config.rollout.max_new_tokens]
+        labels += [
+            _content(config.policy.path) or policy_cache(config).name,
+            config.data.pairs,
+            config.rollout.max_new_tokens,
+        ]
         labels += [config.rollout.temperature, config.eval.pairs]
     return cache_dir() / f"reward-{key_of('reward', model, labels)}"
+
+
+def _content(name: str | None) -> str | None:
+    """A folder by what is in it, so that a model refitted in place is a new one; other names as they are."""
+    folder = Path(name or "").expanduser()
+    inside_cache = folder.parent == cache_dir()
+    return (
+        digest_of(folder) if name and folder.is_dir() and not inside_cache else (folder.name if inside_cache else name)
+    )
 
 
 def local_device(config: Config) -> torch.device:
@@ -47,8 +60,11 @@ def local_device(config: Config) -> torch.device:
     return resolve_device(config.engine.device, local_rank)
 
 
-def build_actors(config: Config, source: Source) -> Actors:
+def build_actors(config: Config, source: Source, policy_path: str | None = None) -> Actors:
     """Load every model that the run needs and put it where it is trained or kept.
+
+    Args:
+        policy_path: a policy to evaluate instead of the configured one, which stays the reference.
 
     Raises:
         UserError: a model that cannot be loaded, or whose context is too short for prompt and response.
@@ -56,7 +72,7 @@ def build_actors(config: Config, source: Source) -> Actors:
     assert config.policy.path is not None, "prepare() fills it"
     device, dtype, engine = local_device(config), DTYPES[config.engine.dtype], config.engine
     chat = ChatFormat(load_tokenizer(config.policy.path, "policy.path"), "policy")
-    lm = load_causal_lm(config.policy.path, "policy.path", dtype)
+    lm = load_causal_lm(policy_path or config.policy.path, "policy.path", dtype)
     _check_context(config, context_length(lm))
     policy = Policy(lm, engine.gradient_checkpointing)
     policy_size = policy.hidden_size

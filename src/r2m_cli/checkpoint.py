@@ -18,7 +18,7 @@ from r2m_cli.distributed import comm
 from r2m_cli.errors import UserError
 from r2m_cli.models.actors import Actors
 from r2m_cli.models.loading import load_reward_model
-from r2m_cli.models.reward_model import FeedbackHead, find_head
+from r2m_cli.models.reward_model import find_head
 
 ADAPTER_FILE = "feedback.safetensors"
 ADAPTER_CONFIG = "feedback.json"
@@ -119,13 +119,16 @@ def _write_folder(target: Path, fill: Callable[[Path], None]) -> None:
     partial.rename(target)
 
 
-def load_exported_feedback(folder: Path, head: nn.Linear) -> tuple[FeedbackHead, dict[str, Any]] | None:
-    """Adapter, head and settings that `export` wrote into a `reward_model/` folder; None if it has no adapter."""
+def load_feedback(folder: Path, module: nn.Module) -> float:
+    """Put adapter and head that `export` wrote into a FeedbackHead; gives Omega, the weight to score with.
+
+    Raises:
+        UserError: the folder has no adapter, or one of another size.
+    """
     if not (folder / ADAPTER_FILE).is_file():
-        return None
-    settings: dict[str, Any] = json.loads((folder / ADAPTER_CONFIG).read_text())
-    weights = load_file(folder / ADAPTER_FILE)
-    policy_size, inner_size = weights["adapter.w_k"].shape
-    module = FeedbackHead(head, policy_size, inner_size, seed=0)
-    module.load_state_dict(weights)
-    return module, settings
+        raise UserError(f"{folder}: no {ADAPTER_FILE} there; the run had feedback=none or did not finish")
+    try:
+        module.load_state_dict(load_file(folder / ADAPTER_FILE))
+    except RuntimeError as error:
+        raise UserError(f"{folder / ADAPTER_FILE}: does not fit this policy and feedback.dim") from error
+    return float(json.loads((folder / ADAPTER_CONFIG).read_text())["omega"])

@@ -1,6 +1,5 @@
 """The parent: make what is missing, write the resolved configuration, start the ranks, give back the objective."""
 
-import ctypes
 import json
 import os
 import signal
@@ -16,7 +15,7 @@ from r2m_cli import stop
 from r2m_cli.cache import build_once
 from r2m_cli.errors import UserError
 from r2m_cli.schema import Config
-from r2m_cli.worker import OUTCOME, run_task
+from r2m_cli.worker import OUTCOME, die_with_parent, run_task
 
 GRACE = 10.0  # seconds between asking the ranks to end and killing them
 
@@ -37,9 +36,7 @@ def launch(config: Config, run_dir: Path) -> float | None:
     if config.task in ("sft", "reward"):
         fit_once(config)
         return None
-    if config.task == "evaluate" and config.run is not None:
-        config = _from_run(config, Path(config.run).expanduser())
-    elif config.task == "train" and config.resume is None and (run_dir / "metrics.jsonl").exists():
+    if config.task == "train" and config.resume is None and (run_dir / "metrics.jsonl").exists():
         raise UserError(
             f"hydra.run.dir={run_dir}: holds a run already; resume={run_dir} goes on with it, or name a new folder"
         )
@@ -66,26 +63,46 @@ def preflight(config: Config) -> None:
                 f"{config.engine.num_processes} CUDA GPU(s) for engine.num_processes={config.engine.num_processes} "
                 f"(found {found})"
             )
-    if config.task in ("train", "evaluate") or config.data.kind == "file":
-        missing += _missing_from_hub(config)
+    missing += _missing_from_hub(config)
     if missing:
         raise UserError("this run needs what is not here: " + "; ".join(missing))
+    _check_local(config)
+
+
+def _check_local(config: Config) -> None:
+    """Names that are on no hub must be on this disk; better said now than after a fit."""
+    from r2m_cli.data.readers import read_rows
+    from r2m_cli.models.loading import looks_like_hub, resolve
+
+    if config.data.kind == "file" and config.data.path and not looks_like_hub(config.data.path):
+        next(iter(read_rows(config.data.path, config.data.split)), None)
+    for key, model in (("policy", config.policy), ("reward", config.reward)):
+        if (config.task == "sft" and key == "reward") or (
+            config.task == "reward" and config.data.kind == "file" and key == "policy"
+        ):
+            continue
+        name = "path" if model.path is not None else "base"
+        value = model.path if model.path is not None else model.base
+        if value is not None and value != "smollm2":
+            resolve(value, f"{key}.{name}")
+        if value is None and config.data.kind == "file":
+            raise UserError(f"{key}.path and {key}.base are both null: with data=file name a model, {key}.path=FOLDER")
 
 
 def _missing_from_hub(config: Config) -> list[str]:
     """Hub names in the configuration that are neither cached nor, it seems, reachable."""
-    from r2m_cli.models.loading import HUB_NAME
+    from r2m_cli.models.loading import looks_like_hub
 
     wanted = {
         "policy.path": config.policy.path or config.policy.base,
         "reward.path": config.reward.path or config.reward.base,
         "data.path": config.data.path if config.data.kind == "file" else None,
     }
-    names = {k: v for k, v in wanted.items() if v and HUB_NAME.fullmatch(v) and not Path(v).expanduser().exists()}
+    names = {k: v for k, v in wanted.items() if v and looks_like_hub(v)}
     if not names:
         return []
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     missing = []
     for key, name in names.items():
@@ -100,7 +117,7 @@ def _missing_from_hub(config: Config) -> list[str]:
         except HfHubHTTPError as error:
             reason = str(error).splitlines()[0]
             missing.append(f"{kind} {key}={name} (the hub says: {reason})")
-        except (OfflineModeIsEnabled, OSError, Exception) as error:
+        except Exception as error:
             missing.append(
                 f"{kind} {key}={name} (not on disk, and the hub cannot be reached: {type(error).__name__}); give a folder "
                 f"with {key}=PATH"
@@ -117,21 +134,6 @@ def prepare(config: Config) -> Config:
         path = fit_once(replace(config, task="reward", output=None))
         config = replace(config, reward=replace(config.reward, path=str(path)))
     return config
-
-
-def _from_run(config: Config, run: Path) -> Config:
-    """The models that a training run left, in place of the configured ones."""
-    folders = {"policy": run / "policy", "reward": run / "reward_model"}
-    for folder in folders.values():
-        if not (folder / "config.json").is_file():
-            raise UserError(
-                f"run={run}: no {folder.name}/ there; the run is not finished, or had checkpoint.export=false"
-            )
-    return replace(
-        config,
-        policy=replace(config.policy, path=str(folders["policy"])),
-        reward=replace(config.reward, path=str(folders["reward"])),
-    )
 
 
 def fit_once(config: Config) -> Path:
@@ -206,9 +208,10 @@ def _start_ranks(config: Config, run_dir: Path) -> tuple[int | None, stop.Signal
     inherited = {k: v for k, v in inherited.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "GROUP_RANK")}
     environment = inherited | {"OMP_NUM_THREADS": str(c.threads), "OMP_WAIT_POLICY": "PASSIVE"}
     with (run_dir / "launch.log").open("a") as log:
-        # A session of its own, so that one killpg reaches every rank; and it dies with this process whatever happens.
+        # A session of its own, out of reach of the terminal's Ctrl-C. The ranks are sessions of their own again: whoever
+        # is killed takes its children along by `die_with_parent`, on Linux.
         ranks = subprocess.Popen(
-            command, env=environment, stderr=log, start_new_session=True, preexec_fn=_die_with_parent
+            command, env=environment, stderr=log, start_new_session=True, preexec_fn=die_with_parent
         )
 
         def kill() -> None:
@@ -235,12 +238,6 @@ def _start_ranks(config: Config, run_dir: Path) -> tuple[int | None, stop.Signal
         tail = "\n".join((run_dir / "launch.log").read_text().splitlines()[-25:])
         raise RankFailed(f"a rank was killed or died without a word:\n{tail}\nLogs of all ranks: {run_dir}/rank_*.log")
     return None, signals
-
-
-def _die_with_parent() -> None:
-    """Linux: ask the kernel to end the launcher (and so its ranks) if this process is killed outright."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def _kill_group(process: "subprocess.Popen[bytes]") -> None:

@@ -86,13 +86,14 @@ def _run_hydra(word: str, overrides: list[str]) -> None:
 
             config = configured(composed, list(hydra_config.overrides.task))
             return launch(config, Path(hydra_config.runtime.output_dir))
-        except UserError as error:
-            # Hydra would add a line of its own to an exception that leaves the job.
-            print(f"r2m: error: {error}", file=sys.stderr)
-            raise SystemExit(2) from None
+        except Exception as error:
+            raise SystemExit(_explain(error, word)) from None
 
     # With this set, Hydra hands its own errors to us instead of printing them its way and exiting with 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    for override in overrides:
+        if override.startswith("="):
+            raise UserError(f"{override}: an override is key=value, and this one has no key")
     hydra.main(version_base="1.3", config_path="pkg://r2m_cli.conf", config_name=word)(job)()
 
 
@@ -127,6 +128,12 @@ def _explain(error: Exception, word: str) -> int:
         from r2m_cli.validate import explain_composition
 
         print(f"r2m: error: {explain_composition(error)}", file=sys.stderr)
+        return 2
+    if isinstance(error, OSError) and error.filename is not None:
+        print(
+            f"r2m: error: {error.filename}: {error.strerror}; name another place (hydra.run.dir, out, output, R2M_CACHE)",
+            file=sys.stderr,
+        )
         return 2
     from r2m_cli.launch import RankFailed
 

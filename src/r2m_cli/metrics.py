@@ -37,7 +37,7 @@ _ROWS: tuple[tuple[str, str, Reduction, str], ...] = (
     # how far it went
     ("kl", "nats", "mean", "KL to the reference: k1 (log pi_old - log pi_ref) on the samples, summed over a "
      "sequence; unbiased, may be negative"),
-    ("entropy", "nats", "mean", "entropy of the policy's next-token distribution, per response token"),
+    ("entropy", "nats", "mean", "entropy of the tempered next-token distribution, per response token"),
     ("clip_ratio/region_mean", "share", "mean", "ratios that clipping took out of the gradient"),
     ("ratio_mean", "", "mean", "pi_theta / pi_old, per sequence or token (ppo.ratio); 1 at a step's start"),
     ("completions/mean_length", "tokens", "mean", "response length, EOS included"),

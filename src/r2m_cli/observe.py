@@ -2,6 +2,7 @@
 
 import math
 import resource
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -140,9 +141,10 @@ def step_tokens(rollout: Rollout) -> int:
 
 def peak_memory() -> float:
     """Largest memory of this rank so far in bytes: the GPU allocator's, or the process's resident set on a CPU."""
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return float(torch.cuda.max_memory_allocated())
-    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
 
 
 def sample_rows(annotated: Annotated) -> list[dict[str, Any]]:

@@ -72,7 +72,7 @@ class FeedbackConfig:
     omega: float = 0.6
     # alpha, weight of the group-entropy term in the reward model's loss (eq. 7), 0 to 1
     alpha: float = 0.3
-    # AdamW learning rate of adapter and scoring head
+    # AdamW learning rate of adapter and scoring head, constant; 0: scored with feedback, never trained (w/o train)
     lr: float = 1e-3
     # rewards that pick winner and loser of a group: recomputed (fresh states) | annotated (those of the rollout)
     pair: str = "recomputed"
@@ -86,7 +86,7 @@ class PpoConfig:
     group_size: int = 4
     # n, prompts per step over all ranks
     prompts_per_step: int = 16
-    # k, passes over a step's batch
+    # k, passes over a step's batch; with 1 (and one mini-batch) the fresh states are those from before the update
     epochs: int = 2
     # optimiser steps per pass
     mini_batches: int = 1
@@ -97,7 +97,7 @@ class PpoConfig:
     clip_high: float = 0.2
     # weight of KL(policy || reference) in the loss; with ratio=sequence a sum over the response, in nats
     beta: float = 0.05
-    # estimator of that KL: k1 | k2 | k3
+    # estimator of that KL: k2 | k3 (k1 has no gradient in expectation, so it cannot stand in a loss; it is what `kl` logs)
     kl_estimator: str = "k3"
     # divide advantages by the standard deviation of the global batch
     scale_advantages: bool = True

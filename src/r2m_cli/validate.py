@@ -17,7 +17,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "feedback.pair": ("recomputed", "annotated"),
     "ppo.algorithm": ("rloo", "grpo"),
     "ppo.ratio": ("sequence", "token"),
-    "ppo.kl_estimator": ("k1", "k2", "k3"),
+    "ppo.kl_estimator": ("k2", "k3"),
     "ppo.lr_schedule": ("constant", "linear", "cosine"),
     "data.kind": ("gold", "file"),
     "engine.kind": ("single", "zero"),
@@ -36,7 +36,8 @@ AT_LEAST: dict[str, float] = {
     "data.prompts": 1, "data.pairs": 2, "data.demonstrations": 1, "policy.fit.epochs": 1, "policy.fit.batch_size": 1,
     "policy.fit.lora_rank": 1, "reward.fit.epochs": 1, "reward.fit.batch_size": 1, "reward.fit.lora_rank": 1,
     "policy.hidden_size": 1, "policy.num_layers": 1, "policy.num_heads": 1, "reward.hidden_size": 1,
-    "reward.num_layers": 1, "reward.num_heads": 1, "seed": 0, "data.seed": 0,
+    "reward.num_layers": 1, "reward.num_heads": 1, "seed": 0, "data.seed": 0, "policy.fit.lr": 0, "reward.fit.lr": 0,
+    "policy.fit.weight_decay": 0, "reward.fit.weight_decay": 0,
 }  # fmt: skip
 UNIT_INTERVAL = ("feedback.omega", "feedback.alpha", "data.holdout")
 
@@ -63,7 +64,7 @@ def unknown_key(key: str, schema: type = Config) -> str:
     """The error line for a key that does not exist."""
     known = keys(schema)
     near = difflib.get_close_matches(key, known, n=1) or [k for k in known if k.split(".")[-1] == key.split(".")[-1]]
-    hint = f"did you mean {near[0]}?" if near else "`r2m train --cfg job` prints every key"
+    hint = f"did you mean {near[0]}?" if near else "--cfg job prints every key"
     return f"unknown configuration key {key}: {hint}"
 
 
@@ -107,7 +108,25 @@ def validate(config: Config) -> None:
                 f"{node}.hidden_size={value(f'{node}.hidden_size')}: must be a multiple of twice {node}.num_heads"
                 f"={value(f'{node}.num_heads')} (rotary position embeddings need an even head width)"
             )
+    _validate_words(config)
     _validate_combinations(config)
+
+
+def _validate_words(c: Config) -> None:
+    for key, value, tasks in (
+        ("resume", c.resume, ("train",)),
+        ("run", c.run, ("evaluate",)),
+        ("output", c.output, ("sft", "reward")),
+    ):
+        if value is not None and c.task not in tasks:
+            raise UserError(f"{key}={value}: `r2m {c.task}` does not take it; it belongs to r2m {' and '.join(tasks)}")
+    for key, rows in (
+        ("data.rows", c.data.rows),
+        ("policy.fit.rows", c.policy.fit.rows),
+        ("reward.fit.rows", c.reward.fit.rows),
+    ):
+        if rows is not None and rows < 2:
+            raise UserError(f"{key}={rows}: must be at least 2, or null for all rows")
 
 
 def _validate_combinations(c: Config) -> None:
@@ -156,8 +175,11 @@ def explain_composition(error: Exception) -> str:
     text = str(error) + "\n" + str(cause)
     key = re.search(r"[Kk]ey '([^']+)' (?:is )?not in", text)
     override = re.search(r"Could not override '([^']+)'", text)
-    if override or key:
-        return unknown_key((override or key).group(1))  # type: ignore[union-attr]
+    named = (override or key).group(1) if override or key else None  # type: ignore[union-attr]
+    if named in ("experiment", "debug"):
+        return f"{named}=...: write +{named}=..., with a plus: it is added to the configuration"
+    if named is not None:
+        return unknown_key(named)
     said = [line.strip() for line in str(error).splitlines() if line.strip()]
     if cause is not error:
         said += [line.strip() for line in str(cause).splitlines()[:1] if line.strip() not in said]

@@ -3,8 +3,10 @@
 The launcher starts `python -m r2m_cli.worker RUN_DIR` once per rank; engine=single calls `run_task` in its own process.
 """
 
+import ctypes
 import json
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -38,6 +40,7 @@ def run_task(config: "Config", run_dir: Path) -> None:
 
 def main() -> None:
     """A rank's process. Its standard error, and on ranks other than 0 everything it prints, goes to `rank_R.log`."""
+    die_with_parent()
     run_dir = Path(sys.argv[1])
     rank = int(os.environ["RANK"])
     log = (run_dir / f"rank_{rank}.log").open("a")
@@ -77,6 +80,12 @@ def _join_and_run(run_dir: Path) -> None:
     start_process_group(config.engine, resolve_device(config.engine.device, local_rank()))
     run_task(config, run_dir)
     dist.barrier()
+
+
+def die_with_parent() -> None:
+    """Linux: have the kernel kill this process when its parent ends, however it ends: no rank trains on as an orphan."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _name_accelerator() -> None:

@@ -115,13 +115,33 @@ def test_a_sweep_runs_every_job_and_a_report_reads_them(r2m: Run, tmp_path: Path
 
 
 def test_evaluate_reads_a_run(r2m: Run, tmp_path: Path) -> None:
-    r2m("train", *QUICK, "hydra.run.dir=run")
-    r2m("evaluate", *QUICK, "run=run", "hydra.run.dir=evaluation")
+    r2m("train", *QUICK, "hydra.run.dir=run", "feedback.omega=0.5", "train.steps=3")
+    r2m("evaluate", "run=run", "hydra.run.dir=evaluation")
     figures = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
     last = rows(tmp_path / "run")[-1]
-    assert figures["eval/gold"] == pytest.approx(last["eval/gold"]), "the exported policy is the trained one"
+    for name in ("eval/gold", "eval/kl", "eval/reward", "eval/reward_frozen", "eval/length"):
+        assert figures[name] == pytest.approx(last[name], abs=1e-5), name
+    fitted = json.loads((Path(_config(tmp_path / "run")["reward"]["path"]) / "fit.json").read_text())
+    assert figures["pairs/count"] == fitted["heldout"]
+    assert figures["pairs/accuracy"] == pytest.approx(fitted["accuracy"])
+    assert 0 <= figures["pairs/accuracy_feedback"] <= 1
     missing = r2m("evaluate", "run=nowhere", code=2)
     assert "nowhere" in missing.stderr
+    mixed = r2m("train", "run=run", code=2)
+    assert "r2m evaluate" in mixed.stderr
+
+
+def test_a_refused_continuation_leaves_the_run_as_it_was(r2m: Run, tmp_path: Path) -> None:
+    r2m("train", *QUICK, "train.steps=4", "train.stop_at=2", "hydra.run.dir=run")
+    before = (tmp_path / "run" / "config.yaml").read_text()
+    for change, says in (("train.steps=2", "are done"), ("ppo.lr=1", "ppo.lr")):
+        refused = r2m("train", "resume=run", "train.stop_at=null", change, code=2)
+        assert says in refused.stderr
+    assert (tmp_path / "run" / "config.yaml").read_text() == before
+    past = r2m("train", "resume=run", "train.stop_at=1", code=2)
+    assert "is past" in past.stderr
+    assert (tmp_path / "run" / "config.yaml").read_text() == before
+    r2m("train", "resume=run", "train.stop_at=null")
 
 
 def test_an_impossible_gradient_stops_the_run_and_says_so(r2m: Run, tmp_path: Path) -> None:

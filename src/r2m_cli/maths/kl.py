@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def k1(logp: Tensor, ref_logp: Tensor) -> Tensor:
-    """log pi - log pi_ref: unbiased, may be negative. Same shape as the inputs, nats."""
+    """log pi - log pi_ref: unbiased, may be negative; to be logged, since its gradient is 0 in expectation. Nats."""
     return logp - ref_logp
 
 
@@ -16,7 +16,10 @@ def k2(logp: Tensor, ref_logp: Tensor) -> Tensor:
 
 
 def k3(logp: Tensor, ref_logp: Tensor) -> Tensor:
-    """exp(-d) - 1 + d with d = log pi - log pi_ref: unbiased and never negative. Nats."""
+    """exp(-d) - 1 + d with d = log pi - log pi_ref: unbiased and never negative; GRPO's choice. Nats.
+
+    Its gradient is that of KL(pi_ref || pi), the other direction; near pi_ref the two are the same.
+    """
     d = logp - ref_logp
     return (-d).exp() - 1 + d
 

@@ -43,9 +43,16 @@ def resolve(name: str, key: str) -> str:
         if not (folder / "config.json").is_file():
             raise UserError(f"{key}={name}: the folder holds no config.json, so it is no Hugging Face model")
         return str(folder)
-    if not HUB_NAME.fullmatch(name) or Path(name).parts[0] in (".", ".."):
+    if not looks_like_hub(name):
         raise UserError(f"{key}={name}: no such folder, and not a hub name (owner/model) or smollm2")
     return name
+
+
+def looks_like_hub(name: str) -> bool:
+    """Whether a name that is nothing on this disk could be owner/name on the hub, and not a mistyped path to a file."""
+    path = Path(name).expanduser()
+    data_file = path.suffix in (".json", ".jsonl", ".gz", ".parquet", ".csv", ".yaml")
+    return bool(HUB_NAME.fullmatch(name)) and path.parts[0] not in (".", "..") and not data_file and not path.exists()
 
 
 def _load(loader: Callable[[], Any], name: str, key: str) -> Any:

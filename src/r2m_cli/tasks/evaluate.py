@@ -1,25 +1,24 @@
 """`r2m evaluate` on one rank: a policy on the fixed prompts, a reward model on held-out labelled pairs.
 
-The reward model is measured twice where an adapter lies beside it: on the text alone, and with the policy's hidden
-states and w at t = T, that is Omega (the paper's section G.6).
+With `run=` they are those of a finished training run, under that run's own configuration. The initial reward model is
+measured on the text alone; the one that the run left, with the policy's hidden states and w at t = T, that is Omega (the
+paper's section G.6).
 """
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from r2m_cli.build import build_actors
-from r2m_cli.checkpoint import load_exported_feedback
+from r2m_cli.checkpoint import load_feedback
 from r2m_cli.data.preferences import Pair
 from r2m_cli.data.source import load_source
 from r2m_cli.distributed import comm
 from r2m_cli.errors import UserError
 from r2m_cli.loop import evaluate
 from r2m_cli.models.actors import Actors, pad
-from r2m_cli.models.reward_model import FeedbackHead
 from r2m_cli.schema import Config
 from r2m_cli.tasks.reward import saved_pairs
 from r2m_cli.tasks.train import usable_prompts
@@ -35,16 +34,24 @@ def run(config: Config, run_dir: Path) -> None:
         raise UserError("r2m evaluate runs in one process: use engine=single")
     assert config.reward.path is not None
     source = load_source(config.data, config.eval.prompts)
-    actors = build_actors(replace(config, feedback=replace(config.feedback, kind="none")), source)
+    policy, learned, weight = None, None, 1.0
+    if config.run is not None:
+        policy, learned = (str(Path(config.run).expanduser() / name) for name in ("policy", "reward_model"))
+        if not Path(policy, "config.json").is_file():
+            raise UserError(
+                f"run={config.run}: no policy/ there; the run is not finished, or had checkpoint.export=false"
+            )
+    # The configured models stay what they were in the run: the reference, and the initial reward model.
+    actors = build_actors(config, source, policy)
+    if learned is not None and actors.reward.feedback is not None:
+        weight = load_feedback(Path(learned), actors.reward.feedback.module)
     _, prompts, notes = usable_prompts(source, actors.format, config)
-    figures = evaluate(actors, prompts, config, weight=1.0)
+    figures = evaluate(actors, prompts, config, weight)
 
     pairs = source.heldout_pairs or saved_pairs(Path(config.reward.path), "heldout")
     pairs = pairs[: config.eval.pairs]
     if pairs:
-        exported = load_exported_feedback(Path(config.reward.path), actors.reward.frozen_head)
-        module, omega = (exported[0], exported[1]["omega"]) if exported else (None, 1.0)
-        text, live = pair_margins(actors, pairs, module, omega, config.engine.micro_groups * config.ppo.group_size)
+        text, live = pair_margins(actors, pairs, weight, config.engine.micro_groups * config.ppo.group_size)
         figures["pairs/accuracy"] = float((text > 0).float().mean())
         if live is not None:
             figures["pairs/accuracy_feedback"] = float((live > 0).float().mean())
@@ -58,10 +65,8 @@ def run(config: Config, run_dir: Path) -> None:
 
 
 @torch.no_grad()
-def pair_margins(
-    actors: Actors, pairs: list[Pair], module: FeedbackHead | None, weight: float, micro_rows: int
-) -> tuple[Tensor, Tensor | None]:
-    """Reward of the chosen minus reward of the rejected reply, on the text alone and with the policy's states. [pairs]."""
+def pair_margins(actors: Actors, pairs: list[Pair], weight: float, micro_rows: int) -> tuple[Tensor, Tensor | None]:
+    """Reward of the chosen minus that of the rejected reply: the initial model on the text, the live one with states. [pairs]."""
     sides: list[list[Tensor]] = [[], []]
     chat = actors.format
     for start in range(0, len(pairs), micro_rows):
@@ -71,14 +76,14 @@ def pair_margins(
         replies = [p.chosen for p in part] + [p.rejected for p in part]
         rte = actors.reward.embed(prompts, replies, actors.device)
         scores = [actors.reward.frozen_head(rte).squeeze(1)]
-        if module is not None:
+        if actors.reward.feedback is not None:
             prompt_ids = [chat.prompt_ids(p) for p in prompts]
             reply_ids = [chat.response_ids(p, r) for p, r in zip(prompts, replies)]
             tokens, lengths = pad([p + r for p, r in zip(prompt_ids, reply_ids)], chat.pad_id)
             prompt_lengths = torch.tensor([len(p) for p in prompt_ids])
             given = (tokens, prompt_lengths, lengths - prompt_lengths)
             states = actors.policy(*(t.to(actors.device) for t in given), 1.0)
-            scores.append(module.to(actors.device)(rte, states.hidden, states.hidden_mask, weight).reward)
+            scores.append(actors.reward.feedback(rte, states.hidden, states.hidden_mask, weight).reward)
         for side, score in zip(sides, scores):
             side.append((score[: len(part)] - score[len(part) :]).cpu())
     return torch.cat(sides[0]), torch.cat(sides[1]) if sides[1] else None

@@ -30,8 +30,6 @@ def run(config: Config, run_dir: Path) -> None:
     state: dict[str, Any] = {"step": 0, "tokens": 0}
     if config.resume:
         state = checkpoint.load(run_dir, actors)
-        if state["step"] >= config.train.steps:
-            raise UserError(f"resume={config.resume}: its {state['step']} steps are done; raise train.steps to go on")
     with _sinks(config, run_dir, state["step"]) as sinks:
         observer = Observer(sinks, config.logger.samples_every, state["tokens"])
         for note in notes if state["step"] == 0 else []:

@@ -60,7 +60,10 @@ def test_bf16_ranks_train(r2m: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_rank_ends_the_run(environment: dict[str, str], tmp_path: Path, r2m: Run) -> None:
+@pytest.mark.parametrize("victim", ["rank", "launcher", "parent"])
+def test_whoever_is_killed_the_run_ends_and_no_rank_survives(
+    environment: dict[str, str], tmp_path: Path, r2m: Run, victim: str
+) -> None:
     r2m("train", *QUICK, "hydra.run.dir=warm")  # fits the models
     command = [
         sys.executable,
@@ -79,14 +82,43 @@ def test_a_killed_rank_ends_the_run(environment: dict[str, str], tmp_path: Path,
             assert time.monotonic() < deadline
             assert process.poll() is None
             time.sleep(0.2)
-        victim = max(_workers(tmp_path / "run"))
-        os.kill(victim, signal.SIGKILL)
+        launcher, *ranks = _processes(tmp_path)
+        os.kill({"rank": ranks[-1], "launcher": launcher, "parent": process.pid}[victim], signal.SIGKILL)
         begun = time.monotonic()
         _, said = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert time.monotonic() - begun < 60
-    assert "SIGKILL" in said or "failed" in said
-    assert not _workers(tmp_path / "run"), "no rank survives"
+    assert process.returncode == (-signal.SIGKILL if victim == "parent" else 1)
+    if victim != "parent":
+        assert "train failed" in said
+    while _processes(tmp_path):
+        assert time.monotonic() - begun < 60, "a process survives"
+        time.sleep(0.2)
+
+
+@pytest.mark.slow
+def test_a_terminated_run_of_ranks_leaves_a_checkpoint(environment: dict[str, str], tmp_path: Path, r2m: Run) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "r2m_cli.main",
+        "train",
+        *QUICK,
+        *TWO_RANKS,
+        "train.steps=1000",
+        "hydra.run.dir=run",
+    ]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        metrics = tmp_path / "run" / "metrics.jsonl"
+        deadline = time.monotonic() + 120
+        while not (metrics.exists() and len(metrics.read_text().splitlines()) > 2):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        process.terminate()
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "resume=" in said
+    assert not _processes(tmp_path)
+    last = rows(tmp_path / "run")[-1]["step"]
+    assert (tmp_path / "run" / "checkpoints" / f"step_{last}" / "loop.json").is_file()
 
 
 def test_bad_input_found_by_a_rank_is_one_line(r2m: Run) -> None:
@@ -97,14 +129,16 @@ def test_bad_input_found_by_a_rank_is_one_line(r2m: Run) -> None:
     assert "Traceback" not in failed.stderr
 
 
-def _workers(run: Path) -> list[int]:
+def _processes(folder: Path) -> list[int]:
+    """The launcher and the ranks that were started in a folder, by age."""
     found = []
     for process in Path("/proc").iterdir():
         if process.name.isdigit():
             try:
                 command = (process / "cmdline").read_bytes().split(b"\0")
+                here = (process / "cwd").resolve() == folder.resolve()
             except OSError:
                 continue
-            if b"r2m_cli.worker" in command and b"torch.distributed.run" not in command and b"run" in command[-2]:
+            if here and b"r2m_cli.worker" in command:
                 found.append(int(process.name))
-    return found
+    return sorted(found)

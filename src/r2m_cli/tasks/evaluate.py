@@ -6,6 +6,7 @@ paper's section G.6).
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -34,17 +35,16 @@ def run(config: Config, run_dir: Path) -> None:
         raise UserError("r2m evaluate runs in one process: use engine=single")
     assert config.reward.path is not None
     source = load_source(config.data, config.eval.prompts)
-    policy, learned, weight = None, None, 1.0
-    if config.run is not None:
-        policy, learned = (str(Path(config.run).expanduser() / name) for name in ("policy", "reward_model"))
-        if not Path(policy, "config.json").is_file():
-            raise UserError(
-                f"run={config.run}: no policy/ there; the run is not finished, or had checkpoint.export=false"
-            )
+    run = Path(config.run).expanduser() if config.run is not None else None
+    weight = 1.0
+    if run is None:  # an adapter that nothing has trained is not worth measuring
+        config = replace(config, feedback=replace(config.feedback, kind="none"))
+    elif not (run / "policy" / "config.json").is_file():
+        raise UserError(f"run={run}: no policy/ there; the run is not finished, or had checkpoint.export=false")
     # The configured models stay what they were in the run: the reference, and the initial reward model.
-    actors = build_actors(config, source, policy)
-    if learned is not None and actors.reward.feedback is not None:
-        weight = load_feedback(Path(learned), actors.reward.feedback.module)
+    actors = build_actors(config, source, str(run / "policy") if run is not None else None)
+    if run is not None and actors.reward.feedback is not None:
+        weight = load_feedback(run / "reward_model", actors.reward.feedback.module)
     _, prompts, notes = usable_prompts(source, actors.format, config)
     figures = evaluate(actors, prompts, config, weight)
 

@@ -11,11 +11,11 @@ from r2m_cli.data.template import ChatFormat
 from r2m_cli.distributed.engine import DTYPES, make_engine, place_frozen, resolve_device
 from r2m_cli.errors import UserError
 from r2m_cli.models.actors import Actors, RewardModel
-from r2m_cli.models.generate import mix
 from r2m_cli.models.loading import context_length, load_causal_lm, load_reward_model, load_tokenizer, readable
 from r2m_cli.models.policy import Policy
 from r2m_cli.models.reward_model import FeedbackHead, RewardBackbone, find_head, frozen_head
 from r2m_cli.schema import Config
+from r2m_cli.seeds import mix
 
 ADAPTER_SEED = 7  # stream of random numbers for the adapter's initial weights
 

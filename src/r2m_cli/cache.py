@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 FORMAT = 1  # raise it when what is built from the same configuration changes
 
@@ -45,17 +45,30 @@ def build_once(name: str, build: Callable[[Path], None], notice: str) -> Path:
     if target.is_dir():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(target.with_name(f".{name}.lock")):
-        if target.is_dir():
-            return target
-        print(f"r2m: {notice}", file=sys.stderr, flush=True)
-        partial = target.with_name(f".{name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        try:
-            build(partial)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-        partial.rename(target)
+    lock = FileLock(target.with_name(f".{name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"r2m: waiting for another process that is making {name}", file=sys.stderr, flush=True)
+        lock.acquire()
+    try:
+        if not target.is_dir():  # else the other process has made it
+            print(f"r2m: {notice}", file=sys.stderr, flush=True)
+            write_folder(target, build)
+    finally:
+        lock.release()
     return target
+
+
+def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
+    """Let `fill` write a folder that then appears at `target` whole, in place of what was there, or not at all."""
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        fill(partial)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)

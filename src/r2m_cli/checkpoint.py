@@ -6,7 +6,6 @@ the data cursor; beside it a checkpoint holds parameters and optimisers.
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from r2m_cli.cache import write_folder
 from r2m_cli.distributed import comm
 from r2m_cli.errors import UserError
 from r2m_cli.models.actors import Actors
@@ -89,7 +89,7 @@ def export(run_dir: Path, actors: Actors, reward_path: str, feedback: dict[str, 
                 policy.lm.save_pretrained(folder)
                 actors.format.tokenizer.save_pretrained(folder)
 
-            _write_folder(run_dir / "policy", policy_files)
+            write_folder(run_dir / "policy", policy_files)
     if comm.is_main():
 
         def reward_files(folder: Path) -> None:
@@ -106,17 +106,8 @@ def export(run_dir: Path, actors: Actors, reward_path: str, feedback: dict[str, 
             classifier.save_pretrained(folder)
             chat.tokenizer.save_pretrained(folder)
 
-        _write_folder(run_dir / "reward_model", reward_files)
+        write_folder(run_dir / "reward_model", reward_files)
     comm.barrier()
-
-
-def _write_folder(target: Path, fill: Callable[[Path], None]) -> None:
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    fill(partial)
-    shutil.rmtree(target, ignore_errors=True)
-    partial.rename(target)
 
 
 def load_feedback(folder: Path, module: nn.Module) -> float:

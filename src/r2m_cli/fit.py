@@ -11,8 +11,8 @@ from r2m_cli.distributed import comm
 from r2m_cli.distributed.engine import Engine
 from r2m_cli.errors import UserError
 from r2m_cli.maths.schedule import learning_rate
-from r2m_cli.models.generate import mix
 from r2m_cli.schema import FitConfig
+from r2m_cli.seeds import mix
 
 
 def fit(

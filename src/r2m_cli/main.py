@@ -1,6 +1,7 @@
 """The command: a word picks the task, Hydra does the rest."""
 
 import os
+import shutil
 import sys
 import traceback
 from pathlib import Path
@@ -87,6 +88,7 @@ def _run_hydra(word: str, overrides: list[str]) -> None:
             config = configured(composed, list(hydra_config.overrides.task))
             return launch(config, Path(hydra_config.runtime.output_dir))
         except Exception as error:
+            _forget(Path(hydra_config.runtime.output_dir))
             raise SystemExit(_explain(error, word)) from None
 
     # With this set, Hydra hands its own errors to us instead of printing them its way and exiting with 1.
@@ -102,6 +104,12 @@ def _run_dir(resume: str | None, task: str) -> str:
     from datetime import datetime
 
     return resume or f"outputs/{task}/{datetime.now():%Y-%m-%d_%H-%M-%S}"
+
+
+def _forget(run_dir: Path) -> None:
+    """Remove the folder that Hydra made for a job which then left nothing in it: a typo must not litter outputs/."""
+    if run_dir.is_dir() and {p.name for p in run_dir.iterdir()} == {".hydra"}:
+        shutil.rmtree(run_dir)
 
 
 def _unknown_word(word: str) -> Exception:

@@ -10,8 +10,8 @@ from r2m_cli.data.gold_world import GoldWorld
 from r2m_cli.data.preferences import Pair, describe, load_preferences
 from r2m_cli.data.template import ChatFormat
 from r2m_cli.errors import UserError
-from r2m_cli.models.generate import mix
 from r2m_cli.schema import DataConfig
+from r2m_cli.seeds import mix
 
 EVAL, DEMONSTRATIONS, TRAIN, SPLIT, ORDER = range(5)  # streams of random numbers
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from r2m_cli.models.policy import Policy
+from r2m_cli.seeds import mix
 
 
 @torch.no_grad()
@@ -80,14 +81,3 @@ def uniform_rows(seed: int, stage: int, step: int, indices: list[int], width: in
         generator = torch.Generator().manual_seed(mix(seed, stage, step, index))
         rows.append(1 - torch.rand(width, generator=generator))
     return torch.stack(rows)
-
-
-def mix(*numbers: int) -> int:
-    """One 63-bit seed from several numbers (a splitmix64 chain): near tuples give unrelated seeds."""
-    state = 0
-    for number in numbers:
-        state = (state + number + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
-        state ^= state >> 31
-    return state >> 1

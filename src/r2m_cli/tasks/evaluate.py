@@ -33,7 +33,6 @@ def run(config: Config, run_dir: Path) -> None:
     """
     if comm.world_size() > 1:
         raise UserError("r2m evaluate runs in one process: use engine=single")
-    assert config.reward.path is not None
     source = load_source(config.data, config.eval.prompts)
     run = Path(config.run).expanduser() if config.run is not None else None
     weight = 1.0
@@ -48,6 +47,7 @@ def run(config: Config, run_dir: Path) -> None:
     _, prompts, notes = usable_prompts(source, actors.format, config)
     figures = evaluate(actors, prompts, config, weight)
 
+    assert config.reward.path is not None, "prepare() fills it"
     pairs = source.heldout_pairs or saved_pairs(Path(config.reward.path), "heldout")
     pairs = pairs[: config.eval.pairs]
     if pairs:

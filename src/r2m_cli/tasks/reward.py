@@ -21,12 +21,13 @@ from r2m_cli.errors import UserError
 from r2m_cli.fit import fit
 from r2m_cli.maths.reward_loss import bradley_terry
 from r2m_cli.models.actors import pad
-from r2m_cli.models.generate import mix, sample, uniform_rows
+from r2m_cli.models.generate import sample, uniform_rows
 from r2m_cli.models.loading import fresh_llama, load_causal_lm, load_reward_model, load_tokenizer, readable
 from r2m_cli.models.lora import merged, with_lora
 from r2m_cli.models.policy import Policy
 from r2m_cli.models.reward_model import RewardBackbone, find_head
 from r2m_cli.schema import Config
+from r2m_cli.seeds import mix
 
 SEED, LABELS, PAIRS = 2, 3, 4  # streams of random numbers of this task
 PAIRS_FILE = "pairs.jsonl"  # the gold world's labelled pairs, beside the model that was fitted on them

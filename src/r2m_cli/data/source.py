@@ -43,12 +43,12 @@ def load_source(config: DataConfig, eval_prompts: int) -> Source:
     """Everything that the configuration's data part names.
 
     Args:
-        eval_prompts: number of fixed evaluation prompts (fewer if the held-out part is smaller).
+        eval_prompts: evaluation prompts to draw from the world; a file gives all of its held-out prompts.
 
     Raises:
         UserError: from the loader; or too few rows to hold any out.
     """
-    return _world(config, eval_prompts) if config.kind == "gold" else _file(config, eval_prompts)
+    return _world(config, eval_prompts) if config.kind == "gold" else _file(config)
 
 
 def _world(config: DataConfig, eval_prompts: int) -> Source:
@@ -65,7 +65,7 @@ def _world(config: DataConfig, eval_prompts: int) -> Source:
     )
 
 
-def _file(config: DataConfig, eval_prompts: int) -> Source:
+def _file(config: DataConfig) -> Source:
     assert config.path is not None
     loaded = load_preferences(config.path, config.split, config.rows)
     prompts = list(loaded.prompts)
@@ -80,7 +80,7 @@ def _file(config: DataConfig, eval_prompts: int) -> Source:
     heldout = {_identity(p) for p in prompts[:held]}
     return Source(
         prompts=prompts[held:],
-        eval_prompts=prompts[:held][:eval_prompts],
+        eval_prompts=prompts[:held],
         pairs=[p for p in loaded.pairs if _identity(p.prompt) not in heldout],
         heldout_pairs=[p for p in loaded.pairs if _identity(p.prompt) in heldout],
         demonstrations=[(p.prompt, p.chosen) for p in loaded.pairs if _identity(p.prompt) not in heldout],

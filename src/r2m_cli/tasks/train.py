@@ -59,6 +59,7 @@ def usable_prompts(source: Source, chat: ChatFormat, config: Config) -> tuple[li
         notes.append(f"{left_out} prompts are longer than rollout.max_prompt_tokens={limit} and are left out")
     if not prompts:
         raise UserError(f"every prompt is longer than rollout.max_prompt_tokens={limit} policy tokens; raise it")
+    eval_prompts = eval_prompts[: config.eval.prompts]
     even = len(eval_prompts) // comm.world_size() * comm.world_size()
     if config.eval.every and not even:
         raise UserError(

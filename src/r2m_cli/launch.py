@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from r2m_cli import stop
 from r2m_cli.cache import build_once
 from r2m_cli.errors import UserError
+from r2m_cli.preflight import preflight
 from r2m_cli.schema import Config
 from r2m_cli.worker import OUTCOME, die_with_parent, run_task
 
@@ -46,83 +47,6 @@ def launch(config: Config, run_dir: Path) -> float | None:
     if config.task != "train" or not summary.is_file():
         return None
     return json.loads(summary.read_text())["objective"]  # type: ignore[no-any-return]
-
-
-def preflight(config: Config) -> None:
-    """Say at once, and in one line, everything that a run needs and this machine does not have.
-
-    Raises UserError.
-    """
-    missing = []
-    if config.engine.device == "cuda":
-        import torch
-
-        found = torch.cuda.device_count()
-        if found < config.engine.num_processes:
-            missing.append(
-                f"{config.engine.num_processes} CUDA GPU(s) for engine.num_processes={config.engine.num_processes} "
-                f"(found {found})"
-            )
-    missing += _missing_from_hub(config)
-    if missing:
-        raise UserError("this run needs what is not here: " + "; ".join(missing))
-    _check_local(config)
-
-
-def _check_local(config: Config) -> None:
-    """Names that are on no hub must be on this disk; better said now than after a fit."""
-    from r2m_cli.data.readers import read_rows
-    from r2m_cli.models.loading import looks_like_hub, resolve
-
-    if config.data.kind == "file" and config.data.path and not looks_like_hub(config.data.path):
-        next(iter(read_rows(config.data.path, config.data.split)), None)
-    for key, model in (("policy", config.policy), ("reward", config.reward)):
-        if (config.task == "sft" and key == "reward") or (
-            config.task == "reward" and config.data.kind == "file" and key == "policy"
-        ):
-            continue
-        name = "path" if model.path is not None else "base"
-        value = model.path if model.path is not None else model.base
-        if value is not None and value != "smollm2":
-            resolve(value, f"{key}.{name}")
-        if value is None and config.data.kind == "file":
-            raise UserError(f"{key}.path and {key}.base are both null: with data=file name a model, {key}.path=FOLDER")
-
-
-def _missing_from_hub(config: Config) -> list[str]:
-    """Hub names in the configuration that are neither cached nor, it seems, reachable."""
-    from r2m_cli.models.loading import looks_like_hub
-
-    wanted = {
-        "policy.path": config.policy.path or config.policy.base,
-        "reward.path": config.reward.path or config.reward.base,
-        "data.path": config.data.path if config.data.kind == "file" else None,
-    }
-    names = {k: v for k, v in wanted.items() if v and looks_like_hub(v)}
-    if not names:
-        return []
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    missing = []
-    for key, name in names.items():
-        kind = "dataset" if key == "data.path" else "model"
-        try:
-            snapshot_download(name, repo_type=kind, local_files_only=True)
-            continue
-        except (LocalEntryNotFoundError, OSError, ValueError):
-            pass
-        try:
-            HfApi().repo_info(name, repo_type=kind, timeout=10)
-        except HfHubHTTPError as error:
-            reason = str(error).splitlines()[0]
-            missing.append(f"{kind} {key}={name} (the hub says: {reason})")
-        except Exception as error:
-            missing.append(
-                f"{kind} {key}={name} (not on disk, and the hub cannot be reached: {type(error).__name__}); give a folder "
-                f"with {key}=PATH"
-            )
-    return missing
 
 
 def prepare(config: Config) -> Config:

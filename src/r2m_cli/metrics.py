@@ -57,8 +57,8 @@ _ROWS: tuple[tuple[str, str, Reduction, str], ...] = (
     ("reward_model/accuracy_frozen", "share", "mean", "the same for the initial, frozen reward model"),
     ("reward_model/margin", "score", "mean", "winner's reward minus loser's, before the update"),
     ("reward_model/grad_norm", "", "mean", "norm of the adapter's and head's gradient before clipping"),
-    ("reward_model/agreement", "share", "mean", "groups whose live best and worst response the frozen "
-     "reward model orders the same way"),
+    ("reward_model/agreement", "share", "mean", "groups whose trained pair, best and worst response, "
+     "the frozen reward model orders the same way"),
     # the feedback (the policy's hidden states)
     ("feedback/omega", "", "last", "w(t) of this step: weight of the original reward token embedding"),
     ("feedback/refresh_cosine", "", "mean", "a group's rewards with fresh against old states (centred)"),

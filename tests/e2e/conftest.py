@@ -2,8 +2,11 @@
 
 import json
 import os
+import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +63,20 @@ def r2m(
         return done
 
     return run
+
+
+@contextmanager
+def under_way(environment: dict[str, str], folder: Path, *arguments: str) -> "Iterator[subprocess.Popen[str]]":
+    """`r2m train` with these arguments in a process of its own, in `folder`/run, once it has logged a few steps."""
+    command = [sys.executable, "-m", "r2m_cli.main", "train", *arguments, "train.steps=1000", "hydra.run.dir=run"]
+    with subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        metrics = folder / "run" / "metrics.jsonl"
+        deadline = time.monotonic() + 120
+        while not (metrics.exists() and len(metrics.read_text().splitlines()) > 2):
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.1)
+        yield process
 
 
 def rows(run_dir: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:

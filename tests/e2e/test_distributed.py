@@ -2,14 +2,12 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import QUICK, Run, rows, timeless
+from conftest import QUICK, Run, rows, timeless, under_way
 from safetensors.torch import load_file
 
 TWO_RANKS = ("engine=zero", "engine.num_processes=2")
@@ -65,23 +63,7 @@ def test_whoever_is_killed_the_run_ends_and_no_rank_survives(
     environment: dict[str, str], tmp_path: Path, r2m: Run, victim: str
 ) -> None:
     r2m("train", *QUICK, "hydra.run.dir=warm")  # fits the models
-    command = [
-        sys.executable,
-        "-m",
-        "r2m_cli.main",
-        "train",
-        *QUICK,
-        *TWO_RANKS,
-        "train.steps=1000",
-        "hydra.run.dir=run",
-    ]
-    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
-        metrics = tmp_path / "run" / "metrics.jsonl"
-        deadline = time.monotonic() + 120
-        while not (metrics.exists() and len(metrics.read_text().splitlines()) > 2):
-            assert time.monotonic() < deadline
-            assert process.poll() is None
-            time.sleep(0.2)
+    with under_way(environment, tmp_path, *QUICK, *TWO_RANKS) as process:
         launcher, *ranks = _processes(tmp_path)
         os.kill({"rank": ranks[-1], "launcher": launcher, "parent": process.pid}[victim], signal.SIGKILL)
         begun = time.monotonic()
@@ -96,22 +78,7 @@ def test_whoever_is_killed_the_run_ends_and_no_rank_survives(
 
 @pytest.mark.slow
 def test_a_terminated_run_of_ranks_leaves_a_checkpoint(environment: dict[str, str], tmp_path: Path, r2m: Run) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "r2m_cli.main",
-        "train",
-        *QUICK,
-        *TWO_RANKS,
-        "train.steps=1000",
-        "hydra.run.dir=run",
-    ]
-    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
-        metrics = tmp_path / "run" / "metrics.jsonl"
-        deadline = time.monotonic() + 120
-        while not (metrics.exists() and len(metrics.read_text().splitlines()) > 2):
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
+    with under_way(environment, tmp_path, *QUICK, *TWO_RANKS) as process:
         process.terminate()
         _, said = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM

@@ -2,14 +2,11 @@
 
 import json
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import QUICK, Run, rows, timeless
+from conftest import QUICK, Run, rows, timeless, under_way
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -85,14 +82,7 @@ def test_stopped_and_resumed_equals_uninterrupted(r2m: Run, tmp_path: Path) -> N
 
 
 def test_an_interrupt_ends_the_run_with_a_checkpoint(environment: dict[str, str], r2m: Run, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "r2m_cli.main", "train", *QUICK, "train.steps=500", "hydra.run.dir=run"]
-    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
-        metrics = tmp_path / "run" / "metrics.jsonl"
-        deadline = time.monotonic() + 120
-        while not (metrics.exists() and len(metrics.read_text().splitlines()) > 2):
-            assert time.monotonic() < deadline
-            assert process.poll() is None
-            time.sleep(0.1)
+    with under_way(environment, tmp_path, *QUICK) as process:
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGINT, said

@@ -36,11 +36,13 @@ class RewardStep:
         annotated_rewards = self.annotated.rewards[groups]
         score = self.engine(self.annotated.rte[part], hidden, mask, self.weight)
         rewards = score.reward.view(-1, group_size)
-        loss = grebt(rewards, self.config.alpha, annotated_rewards if self.config.pair == "annotated" else None)
+        live = rewards.detach()
+        pick = annotated_rewards if self.config.pair == "annotated" else live
+        loss = grebt(rewards, self.config.alpha, pick)
         self.engine.backward(loss.total.sum() / len(self.annotated.rewards))
 
-        live, frozen = rewards.detach(), self.annotated.frozen_rewards[groups]
-        best, worst = live.argmax(dim=1, keepdim=True), live.argmin(dim=1, keepdim=True)
+        frozen = self.annotated.frozen_rewards[groups]
+        best, worst = pick.argmax(dim=1, keepdim=True), pick.argmin(dim=1, keepdim=True)
         self.metrics.add("reward_model/loss", loss.total)
         self.metrics.add("reward_model/bt", loss.bt)
         self.metrics.add("reward_model/gre", loss.gre)

@@ -1,0 +1,90 @@
+"""What a run needs and this machine does not have, said at once and in one line: before anything is loaded or fitted."""
+
+from r2m_cli.errors import UserError
+from r2m_cli.schema import Config
+
+
+def preflight(config: Config) -> None:
+    """Check GPUs, models and data.
+
+    Raises:
+        UserError: all that is missing; or a name that is neither on this disk nor one of the hub's.
+    """
+    named = _named(config)
+    missing = _missing_gpus(config) + _missing_from_hub(named)
+    if missing:
+        raise UserError("this run needs what is not here: " + "; ".join(missing))
+    _check_local(config, named)
+
+
+def _named(config: Config) -> dict[str, str]:
+    """The models and data that this word reads: configuration key -> name."""
+    named = {}
+    if config.data.kind == "file" and config.data.path is not None:
+        named["data.path"] = config.data.path
+    for key, model, unread in (
+        ("policy", config.policy, config.task == "reward" and config.data.kind == "file"),
+        ("reward", config.reward, config.task == "sft"),
+    ):
+        name = "path" if model.path is not None else "base"
+        value = model.path if model.path is not None else model.base
+        if value is not None and not unread:
+            named[f"{key}.{name}"] = value
+        elif config.data.kind == "file" and not unread:
+            named[f"{key}.path"] = ""  # only the gold world has models of its own
+    return named
+
+
+def _missing_gpus(config: Config) -> list[str]:
+    if config.engine.device != "cuda":
+        return []
+    import torch
+
+    wanted, found = config.engine.num_processes, torch.cuda.device_count()
+    return [f"{wanted} CUDA GPU(s) for engine.num_processes={wanted} (found {found})"] if found < wanted else []
+
+
+def _missing_from_hub(named: dict[str, str]) -> list[str]:
+    """Hub names that are neither cached nor, it seems, reachable."""
+    from r2m_cli.models.loading import looks_like_hub
+
+    names = {key: name for key, name in named.items() if looks_like_hub(name)}
+    if not names:
+        return []
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    missing = []
+    for key, name in names.items():
+        kind = "dataset" if key == "data.path" else "model"
+        try:
+            snapshot_download(name, repo_type=kind, local_files_only=True)
+            continue
+        except (LocalEntryNotFoundError, OSError, ValueError):
+            pass
+        try:
+            HfApi().repo_info(name, repo_type=kind, timeout=10)
+        except HfHubHTTPError as error:
+            missing.append(f"{kind} {key}={name} (the hub says: {str(error).splitlines()[0]})")
+        except Exception as error:  # whatever the network stack raises
+            missing.append(
+                f"{kind} {key}={name} (not on disk, and the hub cannot be reached: {type(error).__name__}); give a folder "
+                f"with {key}=PATH"
+            )
+    return missing
+
+
+def _check_local(config: Config, named: dict[str, str]) -> None:
+    """Names that are no hub's must be on this disk."""
+    from r2m_cli.data.readers import read_rows
+    from r2m_cli.models.loading import looks_like_hub, resolve
+
+    for key, name in named.items():
+        if looks_like_hub(name) or name == "smollm2":  # the weights of smollm2 are converted when they are wanted
+            continue
+        if not name:
+            raise UserError(f"{key} is null: with data=file name a model, {key}=FOLDER or its hub name")
+        if key == "data.path":
+            next(iter(read_rows(name, config.data.split)), None)
+        else:
+            resolve(name, key)

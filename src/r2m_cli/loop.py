@@ -99,7 +99,7 @@ def evaluate(actors: Actors, prompts: list[Prompt], config: Config, weight: floa
 def advantages(annotated: Annotated, config: Config) -> Tensor:
     """Advantages [n, K] by the configured estimator, scaled by the global batch's std if asked."""
     values = estimators.ESTIMATORS[config.ppo.algorithm](annotated.rewards)
-    if config.ppo.scale_advantages:
+    if config.ppo.normalise != "none":
         moments = comm.sum_over_ranks(estimators.moments(values))
         values = estimators.scale_by_std(values, moments, config.ppo.std_floor)
     return values

@@ -52,35 +52,82 @@ class ModelConfig:
 
 
 @dataclass
+class RewardFitConfig(FitConfig):
+    # a chosen reply must score this much above the rejected one (Bradley-Terry with a margin), in units of reward
+    margin: float = 0.0
+    # weight of the squared mean reward of a pair, which holds the scores around 0 (Eisenstein et al. 2023)
+    centring: float = 0.0
+    # varies initial head, order and bootstrap of the rows; members of an ensemble get seed, seed + 1, ...
+    seed: int = 0
+
+
+@dataclass
 class PolicyConfig(ModelConfig):
-    pass
+    # rank of LoRA adapters that RL trains instead of all parameters, with the base as the reference; 0: no LoRA
+    lora_rank: int = 0
 
 
 @dataclass
 class RewardConfig(ModelConfig):
     # tokens of a conversation that the reward model reads at most; older ones are cut off on the left
     max_tokens: int = 1024
+    # reward models in an ensemble; those without a path are fitted with seeds of their own; 1: no ensemble
+    members: int = 1
+    # folders or hub names of the further members (the first is reward.path)
+    paths: list[str] = field(default_factory=list)
+    # how an ensemble gives one reward: mean | worst | uncertainty (mean - reward.uncertainty * variance)
+    combine: str = "mean"
+    # weight of the members' variance when combine=uncertainty
+    uncertainty: float = 1.0
+    # how a missing model is fitted (r2m reward)
+    fit: RewardFitConfig = field(default_factory=RewardFitConfig)
 
 
 @dataclass
 class FeedbackConfig:
-    # r2m: the reward model reads the policy's hidden states and learns at every step | none: a frozen reward model
+    # what the reward model reads beside the text: r2m (the policy's states, learning at every step) | frozen (the same,
+    # never trained) | noise (Gaussian, same mean and variance) | shuffled (another sequence's states) | head_only (nothing;
+    # the scoring head alone learns) | none (nothing; the reward model stays frozen)
     kind: str = "r2m"
     # d, inner width of the cross-attention
     dim: int = 64
     # Omega, floor of the weight w(t) of the original reward token embedding (eq. 4), 0 to 1
     omega: float = 0.6
+    # course of w(t): cosine (from 1 down to omega, eq. 4) | constant (omega from the first step on)
+    schedule: str = "cosine"
+    # factor on the initial W_o; 0: the adapter gives nothing until it has learnt
+    init_scale: float = 1.0
     # alpha, weight of the group-entropy term in the reward model's loss (eq. 7), 0 to 1
     alpha: float = 0.3
-    # AdamW learning rate of adapter and scoring head, constant; 0: scored with feedback, never trained (w/o train)
+    # AdamW learning rate of adapter and scoring head, constant
     lr: float = 1e-3
     # rewards that pick winner and loser of a group: recomputed (fresh states) | annotated (those of the rollout)
     pair: str = "recomputed"
+    # labelled pairs that adapter and head learn from before RL, once each, with the starting policy's states; 0: none
+    warmup_pairs: int = 0
+    # labelled pairs, with fresh states, added to every update of adapter and head; 0: none
+    replay_pairs: int = 0
+    # who says which of a group's best and worst response is better: none (the reward model itself) | gold | openai
+    judge: str = "none"
+    # pairs that the judge labels per step, over all ranks, one of a group at most
+    judge_pairs: int = 4
+
+
+@dataclass
+class CriticConfig:
+    # peak AdamW learning rate of the critic, on the policy's schedule
+    lr: float = 1e-3
+    # a value may move this far from the old one in a step, in units of reward; 0: no clipping
+    clip: float = 0.2
+    # discount of later rewards, 0 to 1
+    gamma: float = 1.0
+    # lambda of GAE: 1 trusts the returns, 0 the critic
+    gae_lambda: float = 0.95
 
 
 @dataclass
 class PpoConfig:
-    # advantage estimator: rloo | grpo
+    # advantage estimator: rloo | grpo | remax (greedy baseline) | reinforce_pp (no baseline, whitened) | ppo (critic, GAE)
     algorithm: str = "rloo"
     # K, responses per prompt
     group_size: int = 4
@@ -97,10 +144,20 @@ class PpoConfig:
     clip_high: float = 0.2
     # weight of KL(policy || reference) in the loss; with ratio=sequence a sum over the response, in nats
     beta: float = 0.05
-    # estimator of that KL: k2 | k3 (k1 has no gradient in expectation, so it cannot stand in a loss; it is what `kl` logs)
+    # where that KL stands: loss | reward (subtracted before advantages are made, without a gradient)
+    kl_in: str = "loss"
+    # its estimator: k2 | k3, and k1 in the reward only (in a loss k1 has no gradient in expectation)
     kl_estimator: str = "k3"
-    # divide advantages by the standard deviation of the global batch
-    scale_advantages: bool = True
+    # weight of the policy's entropy, a mean over the response tokens in nats, that the loss rewards
+    entropy_bonus: float = 0.0
+    # subtracted from the reward of a response that does not end by itself, in units of reward
+    eos_penalty: float = 0.0
+    # rewards are clipped to [-reward_clip, reward_clip]; null: no clipping
+    reward_clip: float | None = None
+    # whiten the rewards by mean and standard deviation of the global batch
+    whiten_rewards: bool = False
+    # advantages over the global batch: none | scale (divided by their standard deviation) | whiten (centred too)
+    normalise: str = "scale"
     # smallest standard deviation to divide by, in units of reward
     std_floor: float = 1e-2
     # peak AdamW learning rate of the policy
@@ -113,6 +170,8 @@ class PpoConfig:
     weight_decay: float = 0.0
     # gradients are scaled down to this L2 norm; 0: no clipping
     max_grad_norm: float = 1.0
+    # the critic of algorithm=ppo
+    critic: CriticConfig = field(default_factory=CriticConfig)
 
 
 @dataclass
@@ -157,6 +216,32 @@ class EvalConfig:
     prompts: int = 128
     # labelled pairs for the reward model's held-out accuracy
     pairs: int = 512
+    # held-out pairs that are scored before training starts, to show the reward model's accuracy and spread; 0: none
+    preflight_pairs: int = 64
+    # bootstrap resamples behind each interval of r2m evaluate
+    bootstrap: int = 1000
+    # r2m evaluate: who judges win rates: none | reward (reward.path) | gold | openai
+    judge: str = "none"
+    # r2m evaluate: the other side of the win rate: chosen (the data's replies) | a policy's folder or hub name
+    against: str = "chosen"
+    # r2m evaluate: responses per prompt for the best-of-n curve; 1: none
+    best_of: int = 1
+    # r2m evaluate: another reward model that scores the responses, one that training never saw
+    reward: str | None = None
+
+
+@dataclass
+class JudgeConfig:
+    # model that an OpenAI-compatible endpoint serves
+    model: str = "gpt-4o-mini"
+    # base URL of the endpoint; null: the OPENAI_BASE_URL of the environment, or api.openai.com (key: OPENAI_API_KEY)
+    url: str | None = None
+    # further tries after a failed request, with growing pauses
+    retries: int = 4
+    # seconds until a request counts as failed
+    timeout: float = 60.0
+    # requests under way at once
+    workers: int = 8
 
 
 @dataclass
@@ -234,6 +319,7 @@ class Config:
     engine: EngineConfig = field(default_factory=EngineConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
 
 
 @dataclass

@@ -6,6 +6,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from r2m_cli.combinations import check_combinations
 from r2m_cli.errors import UserError
 from r2m_cli.schema import Config
 
@@ -13,13 +14,19 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "task": ("train", "sft", "reward", "evaluate"),
     "policy.fit.parameters": ("full", "lora", "head"),
     "reward.fit.parameters": ("full", "lora", "head"),
-    "feedback.kind": ("r2m", "none"),
+    "reward.combine": ("mean", "worst", "uncertainty"),
+    "feedback.kind": ("r2m", "frozen", "noise", "shuffled", "head_only", "none"),
+    "feedback.schedule": ("cosine", "constant"),
+    "feedback.judge": ("none", "gold", "openai"),
     "feedback.pair": ("recomputed", "annotated"),
-    "ppo.algorithm": ("rloo", "grpo"),
+    "ppo.algorithm": ("rloo", "grpo", "remax", "reinforce_pp", "ppo"),
     "ppo.ratio": ("sequence", "token"),
-    "ppo.kl_estimator": ("k2", "k3"),
+    "ppo.kl_in": ("loss", "reward"),
+    "ppo.kl_estimator": ("k1", "k2", "k3"),
+    "ppo.normalise": ("none", "scale", "whiten"),
     "ppo.lr_schedule": ("constant", "linear", "cosine"),
     "data.kind": ("gold", "file"),
+    "eval.judge": ("none", "reward", "gold", "openai"),
     "engine.kind": ("single", "zero"),
     "engine.stage": (0, 1, 2, 3),
     "engine.device": ("auto", "cpu", "cuda"),
@@ -37,9 +44,13 @@ AT_LEAST: dict[str, float] = {
     "policy.fit.lora_rank": 1, "reward.fit.epochs": 1, "reward.fit.batch_size": 1, "reward.fit.lora_rank": 1,
     "policy.hidden_size": 1, "policy.num_layers": 1, "policy.num_heads": 1, "reward.hidden_size": 1,
     "reward.num_layers": 1, "reward.num_heads": 1, "seed": 0, "data.seed": 0, "policy.fit.lr": 0, "reward.fit.lr": 0,
-    "policy.fit.weight_decay": 0, "reward.fit.weight_decay": 0,
+    "policy.fit.weight_decay": 0, "reward.fit.weight_decay": 0, "policy.lora_rank": 0, "reward.members": 1,
+    "reward.uncertainty": 0, "reward.fit.margin": 0, "reward.fit.centring": 0, "reward.fit.seed": 0,
+    "feedback.init_scale": 0, "feedback.warmup_pairs": 0, "feedback.replay_pairs": 0, "feedback.judge_pairs": 1,
+    "ppo.entropy_bonus": 0, "ppo.eos_penalty": 0, "ppo.critic.lr": 0, "ppo.critic.clip": 0, "eval.preflight_pairs": 0,
+    "eval.bootstrap": 100, "eval.best_of": 1, "judge.retries": 0, "judge.workers": 1,
 }  # fmt: skip
-UNIT_INTERVAL = ("feedback.omega", "feedback.alpha", "data.holdout")
+UNIT_INTERVAL = ("feedback.omega", "feedback.alpha", "data.holdout", "ppo.critic.gamma", "ppo.critic.gae_lambda")
 
 
 def typed(container: DictConfig, schema: type = Config) -> Any:
@@ -108,61 +119,7 @@ def validate(config: Config) -> None:
                 f"{node}.hidden_size={value(f'{node}.hidden_size')}: must be a multiple of twice {node}.num_heads"
                 f"={value(f'{node}.num_heads')} (rotary position embeddings need an even head width)"
             )
-    _validate_words(config)
-    _validate_combinations(config)
-
-
-def _validate_words(c: Config) -> None:
-    for key, value, tasks in (
-        ("resume", c.resume, ("train",)),
-        ("run", c.run, ("evaluate",)),
-        ("output", c.output, ("sft", "reward")),
-    ):
-        if value is not None and c.task not in tasks:
-            raise UserError(f"{key}={value}: `r2m {c.task}` does not take it; it belongs to r2m {' and '.join(tasks)}")
-    for key, rows in (
-        ("data.rows", c.data.rows),
-        ("policy.fit.rows", c.policy.fit.rows),
-        ("reward.fit.rows", c.reward.fit.rows),
-    ):
-        if rows is not None and rows < 2:
-            raise UserError(f"{key}={rows}: must be at least 2, or null for all rows")
-
-
-def _validate_combinations(c: Config) -> None:
-    ranks = c.engine.num_processes * c.engine.num_nodes
-    if c.ppo.group_size < 2:
-        raise UserError(
-            f"ppo.group_size={c.ppo.group_size}: {c.ppo.algorithm} compares the K responses of a prompt, so K must be "
-            "at least 2"
-        )
-    if c.rollout.temperature <= 0:
-        raise UserError(f"rollout.temperature={c.rollout.temperature}: must be above 0 (1 samples the policy itself)")
-    if c.ppo.clip_low >= 1:
-        raise UserError(f"ppo.clip_low={c.ppo.clip_low}: must be below 1 (the ratio is clipped to 1 - clip_low)")
-    if c.engine.kind == "single" and ranks > 1:
-        raise UserError(f"engine.num_processes={ranks} needs engine=zero; engine=single is one process")
-    if c.engine.num_nodes > 1 and not c.engine.rendezvous:
-        raise UserError("engine.num_nodes > 1 needs engine.rendezvous=HOST:PORT, the same on every machine")
-    if c.engine.node_rank >= c.engine.num_nodes:
-        raise UserError(f"engine.node_rank={c.engine.node_rank}: must be below engine.num_nodes={c.engine.num_nodes}")
-    parts = ranks * c.ppo.mini_batches
-    if c.ppo.prompts_per_step % parts:
-        raise UserError(
-            f"ppo.prompts_per_step={c.ppo.prompts_per_step}: must be a multiple of ranks x ppo.mini_batches = {parts}, "
-            "so that every rank makes the same optimiser steps"
-        )
-    if c.engine.offload_optimizer and (c.engine.kind != "zero" or c.engine.stage == 0):
-        raise UserError("engine.offload_optimizer=true needs engine=zero with engine.stage 1, 2 or 3")
-    if c.data.kind == "file" and not c.data.path:
-        raise UserError("data.path is not set: give a file of preference pairs or prompts, data.path=FILE")
-    if c.policy.fit.parameters == "head":
-        raise UserError("policy.fit.parameters=head: a policy has no scoring head; choose full or lora")
-    unknown = [kind for kind in c.logger.kinds if kind not in ("wandb", "tensorboard")]
-    if unknown:
-        raise UserError(f"logger.kinds: unknown logger {unknown[0]}; choose from wandb, tensorboard")
-    if c.train.stop_at is not None and not 1 <= c.train.stop_at <= c.train.steps:
-        raise UserError(f"train.stop_at={c.train.stop_at}: must lie between 1 and train.steps={c.train.steps}")
+    check_combinations(config)
 
 
 def explain_composition(error: Exception) -> str:

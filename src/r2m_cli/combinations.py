@@ -1,0 +1,116 @@
+"""Combinations of configuration values that cannot work, each refused with one line that says the mend."""
+
+from r2m_cli.errors import UserError
+from r2m_cli.schema import Config
+
+GROUP_BASELINES = ("rloo", "grpo")
+TOKEN_ADVANTAGES = ("reinforce_pp", "ppo")
+LEARNING = ("r2m", "noise", "shuffled", "head_only")  # kinds of feedback with an update of adapter or head
+
+
+def check_combinations(config: Config) -> None:
+    """Raises UserError for the first combination that cannot work."""
+    for check in (_words, _ppo, _feedback, _reward, _judges, _engine, _data):
+        check(config)
+
+
+def _words(c: Config) -> None:
+    for key, value, tasks in (
+        ("resume", c.resume, ("train",)),
+        ("run", c.run, ("evaluate",)),
+        ("output", c.output, ("sft", "reward")),
+    ):
+        if value is not None and c.task not in tasks:
+            raise UserError(f"{key}={value}: `r2m {c.task}` does not take it; it belongs to r2m {' and '.join(tasks)}")
+    for key, rows in (
+        ("data.rows", c.data.rows),
+        ("policy.fit.rows", c.policy.fit.rows),
+        ("reward.fit.rows", c.reward.fit.rows),
+    ):
+        if rows is not None and rows < 2:
+            raise UserError(f"{key}={rows}: must be at least 2, or null for all rows")
+
+
+def _ppo(c: Config) -> None:
+    p = c.ppo
+    if p.group_size < 2 and p.algorithm in GROUP_BASELINES:
+        raise UserError(
+            f"ppo.group_size={p.group_size}: {p.algorithm} compares the K responses of a prompt, so K must be at least 2"
+        )
+    if p.algorithm in TOKEN_ADVANTAGES and p.ratio != "token":
+        raise UserError(f"ppo.ratio={p.ratio}: {p.algorithm} gives every token its advantage; it needs ppo.ratio=token")
+    if p.kl_estimator == "k1" and p.kl_in == "loss" and p.beta > 0:
+        raise UserError("ppo.kl_estimator=k1 has no gradient in expectation: use k2 or k3, or ppo.kl_in=reward")
+    if p.reward_clip is not None and not p.reward_clip > 0:
+        raise UserError(f"ppo.reward_clip={p.reward_clip}: must be above 0, or null for no clipping")
+    if p.clip_low >= 1:
+        raise UserError(f"ppo.clip_low={p.clip_low}: must be below 1 (the ratio is clipped to 1 - clip_low)")
+    if c.rollout.temperature <= 0:
+        raise UserError(f"rollout.temperature={c.rollout.temperature}: must be above 0 (1 samples the policy itself)")
+
+
+def _feedback(c: Config) -> None:
+    f = c.feedback
+    if c.ppo.group_size < 2 and f.kind in LEARNING:
+        raise UserError(
+            f"ppo.group_size={c.ppo.group_size}: feedback={f.kind} learns from the order of a prompt's K responses, so K "
+            "must be at least 2 (or feedback=none)"
+        )
+    for key, asked in (
+        ("feedback.warmup_pairs", f.warmup_pairs > 0),
+        ("feedback.replay_pairs", f.replay_pairs > 0),
+        ("feedback.judge", f.judge != "none"),
+    ):
+        if asked and f.kind not in LEARNING:
+            raise UserError(f"{key}: feedback={f.kind} learns nothing; it needs feedback={'|'.join(LEARNING)}")
+    if f.judge != "none" and f.judge_pairs > c.ppo.prompts_per_step:
+        raise UserError(
+            f"feedback.judge_pairs={f.judge_pairs}: one pair of a group at most, so no more than "
+            f"ppo.prompts_per_step={c.ppo.prompts_per_step}"
+        )
+
+
+def _reward(c: Config) -> None:
+    r = c.reward
+    if r.paths and len(r.paths) + 1 > r.members:
+        raise UserError(f"reward.members={r.members}: reward.path and {len(r.paths)} reward.paths are more; raise it")
+    if r.members > 1 and c.feedback.kind != "none" and c.task in ("train", "evaluate"):
+        raise UserError(f"reward.members={r.members}: an ensemble is a frozen baseline; it needs feedback=none")
+
+
+def _judges(c: Config) -> None:
+    for key, judge in (("feedback.judge", c.feedback.judge), ("eval.judge", c.eval.judge)):
+        if judge == "gold" and c.data.kind != "gold":
+            raise UserError(f"{key}=gold: only the gold world knows the truth (data=gold); use openai, or a reward model")
+    if c.judge.timeout <= 0:
+        raise UserError(f"judge.timeout={c.judge.timeout}: must be above 0 seconds")
+
+
+def _engine(c: Config) -> None:
+    ranks = c.engine.num_processes * c.engine.num_nodes
+    if c.engine.kind == "single" and ranks > 1:
+        raise UserError(f"engine.num_processes={ranks} needs engine=zero; engine=single is one process")
+    if c.engine.num_nodes > 1 and not c.engine.rendezvous:
+        raise UserError("engine.num_nodes > 1 needs engine.rendezvous=HOST:PORT, the same on every machine")
+    if c.engine.node_rank >= c.engine.num_nodes:
+        raise UserError(f"engine.node_rank={c.engine.node_rank}: must be below engine.num_nodes={c.engine.num_nodes}")
+    parts = ranks * c.ppo.mini_batches
+    if c.ppo.prompts_per_step % parts:
+        raise UserError(
+            f"ppo.prompts_per_step={c.ppo.prompts_per_step}: must be a multiple of ranks x ppo.mini_batches = {parts}, "
+            "so that every rank makes the same optimiser steps"
+        )
+    if c.engine.offload_optimizer and (c.engine.kind != "zero" or c.engine.stage == 0):
+        raise UserError("engine.offload_optimizer=true needs engine=zero with engine.stage 1, 2 or 3")
+
+
+def _data(c: Config) -> None:
+    if c.data.kind == "file" and not c.data.path:
+        raise UserError("data.path is not set: give a file of preference pairs or prompts, data.path=FILE")
+    if c.policy.fit.parameters == "head":
+        raise UserError("policy.fit.parameters=head: a policy has no scoring head; choose full or lora")
+    unknown = [kind for kind in c.logger.kinds if kind not in ("wandb", "tensorboard")]
+    if unknown:
+        raise UserError(f"logger.kinds: unknown logger {unknown[0]}; choose from wandb, tensorboard")
+    if c.train.stop_at is not None and not 1 <= c.train.stop_at <= c.train.steps:
+        raise UserError(f"train.stop_at={c.train.stop_at}: must lie between 1 and train.steps={c.train.steps}")

@@ -24,6 +24,7 @@ class Rollout:
     prompt_lengths: Tensor  # [B] tokens
     response_lengths: Tensor  # [B] tokens, the end token included; at least 1
     group_size: int  # K
+    seeds: list[int]  # B, of whatever else is drawn for a response (noise in place of feedback)
 
     @property
     def prompt_of(self) -> list[Prompt]:
@@ -41,11 +42,13 @@ class Annotated:
     entropy: Tensor  # [B, R] of the policy at each response token, nats
     mask: Tensor  # [B, R] true on response tokens
     rte: Tensor  # [B, D_rm] reward token embeddings, H_last, fp32
-    rewards: Tensor  # [n, K] of the live reward model
+    rewards: Tensor  # [n, K] of the live reward model; missing ones are the mean of their group's others
     frozen_rewards: Tensor  # [n, K] of the reward model as it was before RL
+    valid: Tensor  # [n, K] false where a reward was not a finite number: it teaches nothing
     gold: Tensor | None  # [n, K] true rewards where the world knows them
-    attention_entropy: Tensor  # [B] nats; empty without feedback
-    adapter_scale: Tensor  # [B]; empty without feedback
+    values: Tensor | None  # [B, R] the critic's, before each response token; None without a critic
+    attention_entropy: Tensor  # [B] nats; empty without an adapter
+    adapter_scale: Tensor  # [B]; empty without an adapter
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,8 @@ class Trainable:
     """The annotated batch with its advantages."""
 
     annotated: Annotated
-    advantages: Tensor  # [n, K]
+    advantages: Tensor  # [B], or [B, R] where every token has its own
+    returns: Tensor | None = None  # [B, R] what the critic is to learn; None without a critic
 
 
 def micro_batches(sequences: int, group_size: int, groups: int) -> Iterator[slice]:

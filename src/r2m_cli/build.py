@@ -1,6 +1,6 @@
 """From the configuration to the actors: tokenizers, models, engines."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -11,13 +11,16 @@ from r2m_cli.data.template import ChatFormat
 from r2m_cli.distributed.engine import DTYPES, make_engine, place_frozen, resolve_device
 from r2m_cli.errors import UserError
 from r2m_cli.models.actors import Actors, RewardModel
+from r2m_cli.models.critic import Critic
+from r2m_cli.models.ensemble import Calibration, Ensemble, calibration_of
 from r2m_cli.models.loading import context_length, load_causal_lm, load_reward_model, load_tokenizer, readable
+from r2m_cli.models.lora import BaseOfLora, with_lora
 from r2m_cli.models.policy import Policy
-from r2m_cli.models.reward_model import FeedbackHead, RewardBackbone, find_head, frozen_head
+from r2m_cli.models.reward_model import FeedbackHead, HeadOnly, RewardBackbone, find_head, frozen_head
 from r2m_cli.schema import Config
 from r2m_cli.seeds import mix
 
-ADAPTER_SEED = 7  # stream of random numbers for the adapter's initial weights
+ADAPTER_SEED, LORA_SEED = 7, 10  # streams of random numbers for initial weights
 
 
 def policy_cache(config: Config) -> Path:
@@ -30,6 +33,8 @@ def policy_cache(config: Config) -> Path:
 def reward_cache(config: Config) -> Path:
     """Where the fitted reward model of this configuration lies, or will lie."""
     model = asdict(config.reward) | {"path": None, "base": _content(config.reward.base)}
+    for key in ("members", "paths", "combine", "uncertainty"):  # a member of an ensemble is a model like any other
+        del model[key]
     labels: list[object] = [identity_of(config.data)]
     if config.data.kind == "gold":  # the pairs are sampled from the SFT policy
         labels += [
@@ -74,6 +79,10 @@ def build_actors(config: Config, source: Source, policy_path: str | None = None)
     chat = ChatFormat(load_tokenizer(config.policy.path, "policy.path"), "policy")
     lm = load_causal_lm(policy_path or config.policy.path, "policy.path", dtype)
     _check_context(config, context_length(lm))
+    training, trainer = config.task == "train", config.ppo
+    lora = None
+    if training and config.policy.lora_rank:
+        lora = with_lora(lm, config.policy.lora_rank, "CAUSAL_LM", mix(config.seed, LORA_SEED))
     policy = Policy(lm, engine.gradient_checkpointing)
     policy_size = policy.hidden_size
     if not policy.agrees_with_its_model():
@@ -81,12 +90,19 @@ def build_actors(config: Config, source: Source, policy_path: str | None = None)
             f"policy.path={config.policy.path}: a {lm.config.model_type} model changes its logits behind the LM head in a way "
             "that r2m does not know; use another architecture"
         )
-    policy_engine = make_engine(
-        policy, engine, device, weight_decay=config.ppo.weight_decay, max_grad_norm=config.ppo.max_grad_norm
-    )
-    reference = None
-    if config.ppo.beta > 0:
-        reference = place_frozen(Policy(load_causal_lm(config.policy.path, "policy.path", dtype)), engine, device)
+    decay, norm = trainer.weight_decay, trainer.max_grad_norm
+    policy_engine = make_engine(policy, engine, device, weight_decay=decay, max_grad_norm=norm)
+    reference: torch.nn.Module | None = None
+    if trainer.beta > 0:
+        if lora is not None:
+            reference = BaseOfLora(policy_engine, lora)
+        else:
+            reference = place_frozen(Policy(load_causal_lm(config.policy.path, "policy.path", dtype)), engine, device)
+    critic = None
+    if training and trainer.algorithm == "ppo":
+        body = load_causal_lm(config.policy.path, "policy.path", dtype)
+        values = Critic(body, engine.gradient_checkpointing)
+        critic = make_engine(values, engine, device, weight_decay=decay, max_grad_norm=norm)
     return Actors(
         policy=policy_engine,
         reference=reference,
@@ -94,20 +110,30 @@ def build_actors(config: Config, source: Source, policy_path: str | None = None)
         format=chat,
         gold=source.gold if source.world is not None else None,
         device=device,
+        critic=critic,
+        lora=lora,
     )
 
 
-def build_reward(config: Config, policy_size: int, device: torch.device) -> RewardModel:
-    """The reward model: frozen backbone, its initial head, and with feedback=r2m the part that learns."""
+def build_reward(config: Config, policy_size: int, device: torch.device, key: str = "reward.path") -> RewardModel:
+    """The reward model: frozen backbone, its initial head, and with feedback=r2m the part that learns.
+
+    With reward.paths it is an ensemble, whose first member is reward.path.
+
+    Args:
+        key: the configuration key that named the model, for error messages.
+    """
     assert config.reward.path is not None
-    chat = ChatFormat(load_tokenizer(config.reward.path, "reward.path"), "reward model")
+    chat = ChatFormat(load_tokenizer(config.reward.path, key), "reward model")
     dtype = DTYPES[config.engine.dtype]
-    classifier = load_reward_model(config.reward.path, "reward.path", dtype, chat.pad_id)
+    classifier = load_reward_model(config.reward.path, key, dtype, chat.pad_id)
     head = find_head(classifier)
     initial = frozen_head(head).to(device)  # before the backbone is sharded, and the head's weights with it
-    feedback = None
-    if config.feedback.kind != "none":
-        module = FeedbackHead(head, policy_size, config.feedback.dim, mix(config.seed, ADAPTER_SEED))
+    feedback, f = None, config.feedback
+    if f.kind != "none":
+        module: torch.nn.Module = HeadOnly(head)
+        if f.kind != "head_only":
+            module = FeedbackHead(head, policy_size, f.dim, mix(config.seed, ADAPTER_SEED), f.init_scale)
         feedback = make_engine(module, config.engine, device, weight_decay=0.0, max_grad_norm=0.0, small=True)
     return RewardModel(
         backbone=place_frozen(RewardBackbone(classifier), config.engine, device),
@@ -115,7 +141,21 @@ def build_reward(config: Config, policy_size: int, device: torch.device) -> Rewa
         feedback=feedback,
         format=chat,
         max_tokens=readable(classifier, chat.tokenizer, config.reward.max_tokens),
+        kind=f.kind,
+        ensemble=_ensemble(config, policy_size, device) if config.reward.paths else None,
     )
+
+
+def _ensemble(config: Config, policy_size: int, device: torch.device) -> Ensemble:
+    """The models of reward.paths, and the calibration of every member, reward.path first."""
+    c = config.reward
+    assert c.path is not None
+    further = []
+    for i, path in enumerate(c.paths):
+        alone = replace(config, reward=replace(c, path=path, paths=[]), feedback=replace(config.feedback, kind="none"))
+        further.append(build_reward(alone, policy_size, device, f"reward.paths[{i}]"))
+    calibrations = tuple(calibration_of(path) or Calibration() for path in (c.path, *c.paths))
+    return Ensemble(tuple(further), calibrations, c.combine, c.uncertainty)
 
 
 def _check_context(config: Config, context: int | None) -> None:

@@ -6,6 +6,7 @@ the data cursor; beside it a checkpoint holds parameters and optimisers.
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from torch import nn
 
 from r2m_cli.cache import write_folder
 from r2m_cli.distributed import comm
+from r2m_cli.distributed.engine import Engine
 from r2m_cli.errors import UserError
 from r2m_cli.models.actors import Actors
-from r2m_cli.models.loading import load_reward_model
+from r2m_cli.models.loading import load_causal_lm, load_reward_model
+from r2m_cli.models.lora import merged_from
 from r2m_cli.models.reward_model import find_head
 
 ADAPTER_FILE = "feedback.safetensors"
@@ -37,9 +40,8 @@ def save(run_dir: Path, step: int, actors: Actors, state: dict[str, Any], keep: 
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     comm.barrier()
-    actors.policy.save(partial, "policy")
-    if actors.reward.feedback is not None:
-        actors.reward.feedback.save(partial, "feedback")
+    for tag, engine in _engines(actors):
+        engine.save(partial, tag)
     comm.barrier()
     if comm.is_main():
         (partial / "loop.json").write_text(json.dumps({"step": step, "ranks": comm.world_size()} | state))
@@ -70,23 +72,33 @@ def load(run_dir: Path, actors: Actors) -> dict[str, Any]:
     state: dict[str, Any] = json.loads((newest / "loop.json").read_text())
     if state["ranks"] != comm.world_size():
         raise UserError(f"resume={run_dir}: written by {state['ranks']} ranks, now there are {comm.world_size()}")
-    actors.policy.load(newest, "policy")
-    if actors.reward.feedback is not None:
-        actors.reward.feedback.load(newest, "feedback")
+    for tag, engine in _engines(actors):
+        engine.load(newest, tag)
     return state
 
 
-def export(run_dir: Path, actors: Actors, reward_path: str, feedback: dict[str, Any]) -> None:
+def _engines(actors: Actors) -> Iterator[tuple[str, Engine]]:
+    """Everything that is trained, by its name in a checkpoint."""
+    for tag, engine in (("policy", actors.policy), ("feedback", actors.reward.feedback), ("critic", actors.critic)):
+        if engine is not None:
+            yield tag, engine
+
+
+def export(run_dir: Path, actors: Actors, policy_path: str, reward_path: str, feedback: dict[str, Any]) -> None:
     """Write `policy/` and `reward_model/` as Hugging Face folders (safetensors). Collective.
 
-    `reward_model/` is the backbone with the head as it stands now; with feedback, `feedback.safetensors` beside it holds
+    With LoRA `policy/` has the adapters merged, and `policy_adapter/` holds them alone, for peft. `reward_model/` is the backbone with the head as it stands now; with feedback, `feedback.safetensors` beside it holds
     adapter and head, and `feedback.json` what `feedback` says (Omega, d, ...), enough to score with the policy's states.
     """
     with actors.policy.whole() as policy:
         if comm.is_main():
 
             def policy_files(folder: Path) -> None:
-                policy.lm.save_pretrained(folder)
+                lm = policy.lm
+                if actors.lora is not None:  # merged into a base read anew: the one in training may be sharded
+                    write_folder(run_dir / "policy_adapter", actors.lora.save_pretrained)
+                    lm = merged_from(load_causal_lm(policy_path, "policy.path", lm.dtype), run_dir / "policy_adapter")
+                lm.save_pretrained(folder)
                 actors.format.tokenizer.save_pretrained(folder)
 
             write_folder(run_dir / "policy", policy_files)

@@ -2,26 +2,28 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
-from torch import Tensor
-
 from r2m_cli import checkpoint, stop
-from r2m_cli.batch import Annotated, Prompt, Trainable
+from r2m_cli.batch import Annotated, Prompt
 from r2m_cli.data.source import PromptStream
 from r2m_cli.distributed import comm
 from r2m_cli.errors import UserError
-from r2m_cli.maths import advantages as estimators
 from r2m_cli.maths.schedule import feedback_weight, learning_rate
 from r2m_cli.models.actors import Actors
 from r2m_cli.observe import Observer, Timer, evaluation_metrics, rollout_metrics
 from r2m_cli.schema import Config
+from r2m_cli.seeds import mix
+from r2m_cli.stages.advantages import advantages
 from r2m_cli.stages.annotate import annotate
+from r2m_cli.stages.critic_step import critic_step
+from r2m_cli.stages.labelled import Labels, judged, replay_batch
 from r2m_cli.stages.policy_step import policy_step
 from r2m_cli.stages.reward_step import RewardStep
 from r2m_cli.stages.rollout import rollout
 
-TRAIN, EVAL = 0, 1  # streams of random numbers
+TRAIN, EVAL, GREEDY = 0, 1, 2  # streams of random numbers
 
 
 def train(
@@ -32,46 +34,67 @@ def train(
     run_dir: Path,
     observer: Observer,
     start: int,
+    labels: Labels,
 ) -> int:
     """Run the steps start + 1 to config.train.steps; gives the last step done.
 
     Raises:
-        UserError: a reward, loss or gradient that is not a finite number; the newest checkpoint is from before it.
+        UserError: a loss, gradient or log-probability that is not a finite number, or no finite reward at all; the newest
+            checkpoint is from before it.
         stop.Stopped: a signal asked for it, or train.stop_at; a checkpoint of the last step is written.
     """
     stream = PromptStream(prompts, config.seed)
-    total, c = config.train.steps, config.ppo
+    total, c, temperature = config.train.steps, config.ppo, config.rollout.temperature
+    groups = config.engine.micro_groups
+    learns = actors.reward.feedback is not None and config.feedback.kind != "frozen"
 
     if start == 0 and config.eval.every:
-        observer.row(0, evaluate(actors, eval_prompts, config, weight=1.0))
+        observer.row(0, evaluate(actors, eval_prompts, config, weight_at(0, config)))
 
     for step in range(start + 1, total + 1):
         timer = Timer()
-        weight = feedback_weight(step, total, config.feedback.omega) if actors.reward.feedback else 1.0
-        policy_lr = learning_rate(step - 1, total, c.lr, c.warmup_steps, c.lr_schedule)
+        weight = weight_at(step, config)
+        policy_lr, critic_lr = (
+            learning_rate(step - 1, total, lr, c.warmup_steps, c.lr_schedule) for lr in (c.lr, c.critic.lr)
+        )
         mine, first = shard(stream.batch(step - 1, c.prompts_per_step))
 
         with timer("rollout"):
             batch = rollout(actors, mine, first, c.group_size, config.rollout, config.seed, TRAIN, step)
         with timer("annotate"):
-            annotated = annotate(actors, batch, weight, config.rollout.temperature, config.engine.micro_groups)
+            annotated = annotate(actors, batch, weight, temperature, groups)
             require_finite(annotated, step)
-        trainable = Trainable(annotated, advantages(annotated, config))
+        greedy = preference = reward_step = None
+        if c.algorithm == "remax":
+            with timer("baseline"):
+                likeliest = rollout(
+                    actors, mine, first, 1, replace(config.rollout, temperature=0.0), config.seed, GREEDY, step
+                )
+                greedy = annotate(actors, likeliest, weight, temperature, groups * c.group_size, rewards_only=True)
+        trainable = advantages(annotated, c, greedy)
+        if labels.judge is not None:
+            with timer("judge"):
+                preference = judged(annotated, labels.judge, first, config.feedback.judge_pairs)
+        if learns:
+            reward_step = RewardStep(actors, annotated, config.feedback, weight, preference)
 
-        reward_step = RewardStep(actors, annotated, config.feedback, weight) if actors.reward.feedback else None
         with timer("policy_step"), not_finite_is_an_error(step, run_dir):
-            metrics = policy_step(
-                actors, trainable, c, config.rollout.temperature, config.engine.micro_groups, policy_lr,
-                on_fresh_states=reward_step.consume if reward_step else None,
-            )  # fmt: skip
+            on_fresh_states = reward_step.consume if reward_step else None
+            metrics = policy_step(actors, trainable, c, temperature, groups, policy_lr, on_fresh_states)
+        if actors.critic is not None:
+            with timer("critic_step"), not_finite_is_an_error(step, run_dir):
+                metrics.update(critic_step(actors.critic, trainable, c, groups, critic_lr))
         if reward_step:
             with timer("reward_step"), not_finite_is_an_error(step, run_dir):
+                if config.feedback.replay_pairs:
+                    replayed = replay_batch(labels.pairs, config.feedback.replay_pairs, config.seed, step)
+                    reward_step.replay(replayed, mix(config.seed, step), groups * c.group_size)
                 metrics.update(reward_step.update(config.feedback.lr))
             timer.shift("policy_step", "reward_step", reward_step.seconds)
 
         metrics.update(rollout_metrics(annotated))
         values = metrics.means() | {"learning_rate": policy_lr}
-        if reward_step:
+        if actors.reward.feedback is not None:
             values["feedback/omega"] = weight
         if config.eval.every and (step % config.eval.every == 0 or step == total):
             with timer("eval"):
@@ -88,21 +111,20 @@ def train(
     return total
 
 
+def weight_at(step: int, config: Config) -> float:
+    """w(t), the weight of the text in the live reward at a step: 1 where no adapter reads beside it."""
+    if config.feedback.kind in ("none", "head_only"):
+        return 1.0
+    return feedback_weight(step, config.train.steps, config.feedback.omega, config.feedback.schedule)
+
+
 def evaluate(actors: Actors, prompts: list[Prompt], config: Config, weight: float) -> dict[str, float]:
     """One response to each fixed prompt, always with the same random draws, scored by everything that scores."""
     mine, first = shard(prompts)
     batch = rollout(actors, mine, first, 1, config.rollout, config.seed, EVAL, 0)
-    groups = config.engine.micro_groups * config.ppo.group_size
-    return evaluation_metrics(annotate(actors, batch, weight, config.rollout.temperature, groups)).means()
-
-
-def advantages(annotated: Annotated, config: Config) -> Tensor:
-    """Advantages [n, K] by the configured estimator, scaled by the global batch's std if asked."""
-    values = estimators.ESTIMATORS[config.ppo.algorithm](annotated.rewards)
-    if config.ppo.normalise != "none":
-        moments = comm.sum_over_ranks(estimators.moments(values))
-        values = estimators.scale_by_std(values, moments, config.ppo.std_floor)
-    return values
+    rows = config.engine.micro_groups * config.ppo.group_size
+    even = rows + rows % 2  # neighbours swap their states under feedback=shuffled
+    return evaluation_metrics(annotate(actors, batch, weight, config.rollout.temperature, even)).means()
 
 
 def shard(prompts: list[Prompt]) -> tuple[list[Prompt], int]:
@@ -125,10 +147,15 @@ def not_finite_is_an_error(step: int, run_dir: Path) -> Iterator[None]:
 
 
 def require_finite(annotated: Annotated, step: int) -> None:
-    """Raise UserError on every rank if any rank holds a reward or a log-probability that is not a finite number."""
-    for name, values in (("reward", annotated.rewards), ("log-probability", annotated.old_logp)):
-        if comm.max_over_ranks(float(not values.isfinite().all())):
-            raise UserError(
-                f"step {step}: a {name} is not a finite number (NaN or infinite); nothing was updated. Check the model with "
-                "`r2m evaluate`, or try engine.dtype=fp32"
-            )
+    """Raise UserError on every rank if any rank holds a log-probability that is not a finite number, or if no rank holds a
+    reward that is one."""
+    if comm.max_over_ranks(float(not annotated.old_logp.isfinite().all())):
+        raise UserError(
+            f"step {step}: a log-probability is not a finite number (NaN or infinite); nothing was updated. Check the "
+            "policy with `r2m evaluate`, or try engine.dtype=fp32"
+        )
+    if not comm.max_over_ranks(float(annotated.valid.any())):
+        raise UserError(
+            f"step {step}: no reward is a finite number (all are NaN or infinite); nothing was updated. Check the reward "
+            "model with `r2m evaluate`, or try engine.dtype=fp32"
+        )

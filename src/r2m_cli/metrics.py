@@ -33,6 +33,7 @@ _ROWS: tuple[tuple[str, str, Reduction, str], ...] = (
     ("reward_std", "score", "mean", "std of the live reward within a group, mean over the groups"),
     ("reward_frozen", "score", "mean", "the same responses scored by the initial, frozen reward model"),
     ("frac_reward_zero_std", "share", "mean", "groups whose rewards are all equal: they teach nothing"),
+    ("frac_reward_missing", "share", "mean", "rewards that are not a finite number: masked, advantage 0"),
     ("gold", "gold", "mean", "true reward of the step's rollouts (gold world only)"),
     # how far it went
     ("kl", "nats", "mean", "KL to the reference: k1 (log pi_old - log pi_ref) on the samples, summed over a "
@@ -43,8 +44,8 @@ _ROWS: tuple[tuple[str, str, Reduction, str], ...] = (
     ("completions/mean_length", "tokens", "mean", "response length, EOS included"),
     ("completions/clipped_ratio", "share", "mean", "responses that hit max_new_tokens without EOS"),
     # the policy step
-    ("loss", "", "mean", "whole policy loss: clipped surrogate plus beta times policy/kl_loss"),
-    ("policy/kl_loss", "nats", "mean", "KL term of the policy loss, before beta (ppo.kl_estimator)"),
+    ("loss", "", "mean", "whole policy loss: clipped surrogate plus beta times policy/kl_loss, minus the entropy bonus"),
+    ("policy/kl_loss", "nats", "mean", "KL term of the policy loss, before beta (ppo.kl_estimator); 0 with ppo.kl_in=reward"),
     ("grad_norm", "", "mean", "norm of the policy's gradient before clipping, mean over the step's updates"),
     ("learning_rate", "", "last", "policy's learning rate of this step"),
     ("num_tokens", "tokens", "sum", "prompt and response tokens since the run began; prompts count K times"),
@@ -59,6 +60,17 @@ _ROWS: tuple[tuple[str, str, Reduction, str], ...] = (
     ("reward_model/grad_norm", "", "mean", "norm of the adapter's and head's gradient before clipping"),
     ("reward_model/agreement", "share", "mean", "groups whose trained pair, best and worst response, "
      "the frozen reward model orders the same way"),
+    ("reward_model/judge_agreement", "share", "mean", "judged pairs, ties left out, that the judge orders as the live "
+     "reward model does (feedback.judge)"),
+    ("reward_model/replay_loss", "nats", "mean", "Bradley-Terry loss of the replayed labelled pairs (feedback.replay_pairs)"),
+    ("reward_model/replay_accuracy", "share", "mean", "replayed pairs that the live reward model orders right, before it "
+     "learns from them"),
+    # the critic (ppo=ppo)
+    ("critic/loss", "", "mean", "clipped squared error of the values, half, mean per response"),
+    ("critic/clip_ratio", "share", "mean", "values that clipping took out of the gradient"),
+    ("critic/grad_norm", "", "mean", "norm of the critic's gradient before clipping, mean over the step's updates"),
+    ("critic/value", "score", "mean", "the critic's values before the update, per response token"),
+    ("critic/return", "score", "mean", "the returns that it learns, per response token"),
     # the feedback (the policy's hidden states)
     ("feedback/omega", "", "last", "w(t) of this step: weight of the original reward token embedding"),
     ("feedback/refresh_cosine", "", "mean", "a group's rewards with fresh against old states (centred)"),
@@ -75,6 +87,9 @@ _ROWS: tuple[tuple[str, str, Reduction, str], ...] = (
     ("step_time", "s", "max", "wall time of the whole step"),
     ("time/rollout", "s", "max", "sampling the responses"),
     ("time/annotate", "s", "max", "old and reference log-probabilities, hidden states, rewards"),
+    ("time/baseline", "s", "max", "ReMax's greedy responses and their rewards"),
+    ("time/judge", "s", "max", "waiting for the judge's labels"),
+    ("time/critic_step", "s", "max", "the k epochs of the critic's update"),
     ("time/policy_step", "s", "max", "the k epochs of the policy update"),
     ("time/reward_step", "s", "max", "forward, backward and update of adapter and head"),
     ("time/eval", "s", "max", "evaluation on the fixed prompts"),

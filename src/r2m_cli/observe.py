@@ -19,6 +19,7 @@ from r2m_cli.maths import kl
 from r2m_cli.maths.masking import masked_sum
 from r2m_cli.metrics import check_names
 from r2m_cli.sinks import Sinks
+from r2m_cli.watch import Watch
 
 
 class Timer:
@@ -51,9 +52,11 @@ def rollout_metrics(annotated: Annotated) -> MetricSums:
     rollout, metrics = annotated.rollout, MetricSums()
     metrics.add("reward", annotated.rewards)
     metrics.add("reward_frozen", annotated.frozen_rewards)
-    std = annotated.rewards.std(dim=1)
-    metrics.add("reward_std", std)
-    metrics.add("frac_reward_zero_std", (std < 1e-6).float())
+    metrics.add("frac_reward_missing", (~annotated.valid).float())
+    if rollout.group_size > 1:
+        std = annotated.rewards.std(dim=1)
+        metrics.add("reward_std", std)
+        metrics.add("frac_reward_zero_std", (std < 1e-6).float())
     if annotated.gold is not None:
         metrics.add("gold", annotated.gold)
         _add_order(metrics, "reward_model/accuracy", annotated.rewards, annotated.gold)
@@ -104,6 +107,7 @@ class Observer:
     samples_every: int
     tokens: int = 0  # prompt and response tokens of all steps so far, all ranks
     history: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    watch: Watch = field(default_factory=Watch)
 
     def row(
         self, step: int, values: dict[str, float], timer: Timer | None = None, annotated: Annotated | None = None
@@ -122,16 +126,18 @@ class Observer:
         self.history.append((step, values))
         if self.sinks is not None:
             self.sinks.metrics(step, values)
+        for message in self.watch(step, values):
+            self.warn(message)
 
     def _samples(self, step: int, annotated: Annotated) -> None:
         rows = [row for rank in comm.gather(sample_rows(annotated)) for row in rank]
         if self.sinks is not None:
             self.sinks.samples(step, rows)
 
-    def warn(self, message: str) -> None:
-        """Show a warning once."""
+    def warn(self, message: str, word: str = "warning") -> None:
+        """Show a warning (or a note) once."""
         if self.sinks is not None:
-            self.sinks.warn(message)
+            self.sinks.warn(message, word)
 
 
 def step_tokens(rollout: Rollout) -> int:

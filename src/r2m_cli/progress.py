@@ -23,8 +23,8 @@ class Progress(Protocol):
     def update(self, step: int, values: Mapping[str, float]) -> None:
         """Step `step` is done and measured `values`."""
 
-    def warn(self, message: str) -> None:
-        """Show a warning now."""
+    def warn(self, message: str, word: str = "warning") -> None:
+        """Show a warning (or a note) now."""
 
     def close(self) -> None:
         """Show what is still owed and leave the terminal as it was; may be called twice."""
@@ -59,7 +59,7 @@ class _Eta:
 class _Quiet:
     def update(self, step: int, values: Mapping[str, float]) -> None: ...
 
-    def warn(self, message: str) -> None: ...
+    def warn(self, message: str, word: str = "warning") -> None: ...
 
     def close(self) -> None: ...
 
@@ -77,8 +77,8 @@ class _Lines:
         if step >= self.total or time.monotonic() - self.printed >= PLAIN_SECONDS:
             self.close()
 
-    def warn(self, message: str) -> None:
-        print(f"warning: {message}", file=sys.stderr, flush=True)
+    def warn(self, message: str, word: str = "warning") -> None:
+        print(f"{word}: {message}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         if self.pending:
@@ -110,8 +110,8 @@ class _Bar:
         shown = [f"[dim]{word}[/] {values[key]:.2f}" for key, word in SHOWN.items() if key in values]
         self.bar.update(self.task, completed=step, numbers=" ".join(shown), eta=self.eta(step))
 
-    def warn(self, message: str) -> None:
-        self.bar.console.print(f"[yellow]warning:[/] {escape(message)}", highlight=False)
+    def warn(self, message: str, word: str = "warning") -> None:
+        self.bar.console.print(f"[yellow]{word}:[/] {escape(message)}", highlight=False)
 
     def close(self) -> None:
         self.bar.stop()

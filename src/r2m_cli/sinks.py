@@ -82,13 +82,13 @@ class Sinks:
             if rows:
                 board.samples(step, rows)
 
-    def warn(self, message: str) -> None:
-        """Show `message` and append it to `warnings.log`, once per distinct message."""
+    def warn(self, message: str, word: str = "warning") -> None:
+        """Show `message` and append it to `warnings.log`, once per distinct message; `word` may make it a mere note."""
         line = " ".join(message.split())
         if line in self._shown_warnings:
             return
         self._shown_warnings.add(line)
-        self._progress.warn(line)
+        self._progress.warn(line, word)
         known = self._warnings.read_text(encoding="utf-8").splitlines() if self._warnings.exists() else []
         if line not in known:  # a resumed run meets the old warnings again
             with self._warnings.open("a", encoding="utf-8") as file:

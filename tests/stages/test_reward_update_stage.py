@@ -180,7 +180,7 @@ def train(actors, prompts, steps=2, weight=WEIGHT, lr=1e-2, policy_lr=3e-3):
     for step in range(1, steps + 1):
         annotated = annotated_by(actors, prompts, step, weight)
         reward = RewardStep(actors, annotated, CONFIG, weight) if actors.reward.feedback else None
-        batch = Trainable(annotated, 10 * rloo(annotated.rewards))
+        batch = Trainable(annotated, 10 * rloo(annotated.rewards).flatten())
         metrics = policy_step(
             actors, batch, PPO, TEMPERATURE, 2, policy_lr, reward.consume if reward else None
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Advantages from the rewards of a group: K responses to one prompt. All functions take and give [n, K]."""
+"""Advantages from rewards. n prompts with K responses each, B = n K responses of at most R tokens."""
 
 import torch
 from torch import Tensor
@@ -29,25 +29,53 @@ def grpo(rewards: Tensor) -> Tensor:
     return torch.where(std <= resolution, 0.0, centred / (std + EPSILON))
 
 
-ESTIMATORS = {"rloo": rloo, "grpo": grpo}
+def remax(rewards: Tensor, greedy: Tensor) -> Tensor:
+    """The reward of the prompt's greedy response is the baseline (Li et al. 2023, ReMax eq. 5). [n, K], [n] -> [n, K]."""
+    return rewards - greedy[:, None]
 
 
-def scale_by_std(advantages: Tensor, sums: Tensor, floor: float) -> Tensor:
+def token_rewards(scores: Tensor, mask: Tensor, kl: Tensor | None, beta: float) -> Tensor:
+    """The reward of every token: the response's score on its last token, minus beta KL on each (Ziegler et al. 2019).
+
+    Args:
+        scores: [B].
+        mask: [B, R], true on the response's tokens, which come first.
+        kl: [B, R] estimates in nats; None leaves the KL out.
+
+    Returns:
+        [B, R], 0 on padding.
+    """  # fmt: skip
+    rewards = torch.zeros_like(mask, dtype=scores.dtype)
+    if kl is not None:
+        rewards = torch.where(mask, -beta * kl, 0.0)
+    last = mask.sum(dim=1, keepdim=True) - 1
+    return rewards.scatter_add(1, last, scores[:, None])
+
+
+def returns_to_go(rewards: Tensor) -> Tensor:
+    """Sum of this token's reward and all later ones: REINFORCE++'s advantage before whitening (Hu 2025). [B, R] -> [B, R]."""
+    return rewards.flip(1).cumsum(1).flip(1)
+
+
+def normalise(values: Tensor, sums: Tensor, floor: float, centre: bool) -> Tensor:
     """Divide by the standard deviation of the *global* batch, so that the reward's unit drops out of the step.
 
     Args:
-        advantages: [n, K], this rank's.
-        sums: [3], (count, sum, sum of squares) of the advantages over all ranks.
-        floor: the smallest standard deviation to divide by: a batch of near-equal rewards must not explode.
+        values: any shape, this rank's.
+        sums: [3], (count, sum, sum of squares) of the values over all ranks, from `moments`.
+        floor: the smallest standard deviation to divide by: a batch of near-equal values must not explode.
+        centre: subtract the global mean first (whitening).
     """
     count, total, squares = sums
-    variance = squares / count - (total / count) ** 2
-    return advantages / variance.clamp_min(0).sqrt().clamp_min(floor)
+    mean = total / count
+    std = (squares / count - mean**2).clamp_min(0).sqrt().clamp_min(floor)
+    return ((values - mean if centre else values) / std).to(values.dtype)
 
 
-def moments(values: Tensor) -> Tensor:
-    """(count, sum, sum of squares) of a tensor, [3] in float64: what `scale_by_std` needs, summed over ranks."""
-    values = values.double()
+def moments(values: Tensor, mask: Tensor | None = None) -> Tensor:
+    """(count, sum, sum of squares) of the values where `mask` is true, [3] in float64; summed over ranks they are the
+    global batch's, however unevenly its tokens lie on the ranks."""
+    values = (values if mask is None else values[mask]).double()
     count = torch.tensor(float(values.numel()), dtype=torch.float64, device=values.device)
     return torch.stack([count, values.sum(), values.square().sum()])
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def k1(logp: Tensor, ref_logp: Tensor) -> Tensor:
-    """log pi - log pi_ref: unbiased, may be negative; to be logged, since its gradient is 0 in expectation. Nats."""
+    """log pi - log pi_ref: unbiased, may be negative; for logs and rewards: its gradient is 0 in expectation. Nats."""
     return logp - ref_logp
 
 

@@ -13,7 +13,7 @@ from r2m_cli.maths.masking import masked_mean, masked_sum
 class PolicyLoss:
     """Per-sequence terms, each [B]; the step's loss is the mean of `total` over the global batch."""
 
-    total: Tensor  # surrogate + beta * kl, with gradient
+    total: Tensor  # surrogate + beta * kl - bonus * entropy, with gradient
     kl: Tensor  # the KL term before beta, detached
     ratio: Tensor  # mean ratio of the sequence, detached
     clipped: Tensor  # share of the ratios that the clip cut off, detached
@@ -31,17 +31,20 @@ def policy_loss(
     clip_high: float,
     beta: float,
     estimator: str,
+    entropy: Tensor | None = None,
+    entropy_bonus: float = 0.0,
 ) -> PolicyLoss:
-    """-min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A) + beta KL(pi_theta || pi_ref).
+    """-min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A) + beta KL(pi_theta || pi_ref) - bonus * entropy.
 
     With `level="sequence"` rho is one ratio per sequence, pi(y|x) / pi_old(y|x), and KL is summed over the
     response (the paper's form). With `level="token"` every token has its ratio and both terms are means over
     the response's tokens (GRPO's form), so beta then weighs a KL per token.
 
     Args:
-        logp, old_logp, ref_logp: [B, R] log-probabilities of the response tokens; `ref_logp` None if beta is 0.
+        logp, old_logp, ref_logp: [B, R] log-probabilities of the response tokens; `ref_logp` None leaves the KL out.
         mask: [B, R], true on response tokens.
-        advantages: [B].
+        advantages: [B], or [B, R] with `level="token"`.
+        entropy: [B, R] of the policy, with gradient, nats; its mean over the response's tokens is rewarded.
     """
     log_ratio = torch.where(mask, logp - old_logp, 0.0)
     if level == "sequence":
@@ -55,7 +58,7 @@ def policy_loss(
     else:
         raise ValueError(f"level is 'sequence' or 'token', got {level!r}")
 
-    advantage = advantages[:, None]
+    advantage = advantages[:, None] if advantages.dim() == 1 else advantages
     clipped_ratio = ratio.clamp(1 - clip_low, 1 + clip_high)
     surrogate = torch.minimum(ratio * advantage, clipped_ratio * advantage)
     loss = -masked_mean(surrogate, ratio_mask)
@@ -65,6 +68,8 @@ def policy_loss(
         # Masked positions are made equal first: a NaN there would pass through the mask into the gradient.
         penalty = reduce(kl.ESTIMATORS[estimator](logp, torch.where(mask, ref_logp, logp.detach())), mask)
         loss = loss + beta * penalty
+    if entropy is not None:
+        loss = loss - entropy_bonus * masked_mean(entropy, mask)
 
     with torch.no_grad():
         cut = (ratio * advantage > clipped_ratio * advantage).float()

@@ -7,22 +7,39 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def bradley_terry(chosen: Tensor, rejected: Tensor) -> Tensor:
-    """-log sigmoid(r_w - r_l), eq. 5. Any equal shapes."""
-    return -F.logsigmoid(chosen - rejected)
+def bradley_terry(chosen: Tensor, rejected: Tensor, margin: float = 0.0, centring: float = 0.0) -> Tensor:
+    """-log sigmoid(r_w - r_l - margin) + centring * (r_w + r_l)^2, one loss per pair. Any equal shapes.
+
+    Without the last two it is eq. 5.
+
+    Args:
+        margin: by how much the chosen reply is to score above the rejected one, in units of reward.
+        centring: weight of the squared sum, which holds the rewards around 0, where differences alone would let them
+            drift (Eisenstein et al. 2023, "Helping or Herding?"; TRL's `center_rewards_coefficient`).
+    """
+    loss = -F.logsigmoid(chosen - rejected - margin)
+    if centring:
+        loss = loss + centring * (chosen + rejected).square()
+    return loss
 
 
 @dataclass(frozen=True)
 class Grebt:
     """Per-group terms, each [n]."""
 
-    total: Tensor  # (1 - alpha) * bt + alpha * gre, with gradient
+    total: Tensor  # (1 - alpha) * bt_weight * bt + alpha * gre, with gradient
     bt: Tensor  # detached
     gre: Tensor  # detached; the paper's degree of group degeneration, at most log K
     margin: Tensor  # r_w - r_l, detached
 
 
-def grebt(rewards: Tensor, alpha: float, pick: Tensor | None = None) -> Grebt:
+def grebt(
+    rewards: Tensor,
+    alpha: float,
+    pick: Tensor | None = None,
+    preference: Tensor | None = None,
+    bt_weight: Tensor | float = 1.0,
+) -> Grebt:
     """Group Reward Entropy Bradley-Terry, eq. 7: winner and loser of each group, and the entropy of the group.
 
     A group whose rewards are all equal says nothing: its gradient is exactly 0 (never NaN), its BT is log 2 and
@@ -32,6 +49,9 @@ def grebt(rewards: Tensor, alpha: float, pick: Tensor | None = None) -> Grebt:
         rewards: [n, K], with gradient.
         alpha: weight of the entropy term, 0 to 1.
         pick: [n, K] rewards by which the best and the worst are picked; `rewards` themselves if None.
+        preference: [n] what a judge says of the picked pair: the probability that the best is really the better one
+            (0.5 is a tie). The Bradley-Terry term becomes its cross-entropy. None trusts the pick.
+        bt_weight: [n] factor on each group's Bradley-Terry term, 0 where a judge was not asked.
     """
     pick = rewards.detach() if pick is None else pick
     winner = rewards.gather(1, pick.argmax(dim=1, keepdim=True)).squeeze(1)
@@ -49,8 +69,10 @@ def grebt(rewards: Tensor, alpha: float, pick: Tensor | None = None) -> Grebt:
 
     margin = torch.where(equal.squeeze(1), 0.0, winner - loser)
     bt = -F.logsigmoid(margin)
+    if preference is not None:
+        bt = -preference * F.logsigmoid(margin) - (1 - preference) * F.logsigmoid(-margin)
     return Grebt(
-        total=(1 - alpha) * bt + alpha * entropy,
+        total=(1 - alpha) * bt_weight * bt + alpha * entropy,
         bt=bt.detach(),
         gre=entropy.detach(),
         margin=margin.detach(),

@@ -3,11 +3,14 @@
 import math
 
 
-def feedback_weight(step: int, total: int, omega: float) -> float:
+def feedback_weight(step: int, total: int, omega: float, kind: str = "cosine") -> float:
     """w(t) = max(0.5 cos(pi t / T) + 0.5, Omega), METHOD eq. 4: the weight of the original reward token embedding.
 
-    It is 1 at t = 0 (the reward model as trained offline) and `omega` from some step on to t = T.
+    It is 1 at t = 0 (the reward model as trained offline) and `omega` from some step on to t = T. With
+    `kind="constant"` it is `omega` throughout.
     """
+    if kind == "constant":
+        return omega
     progress = min(step / total, 1.0) if total > 0 else 1.0
     return max(0.5 * math.cos(math.pi * progress) + 0.5, omega)
 

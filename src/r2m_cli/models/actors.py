@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,9 @@ from torch import Tensor, nn
 from r2m_cli.batch import Prompt
 from r2m_cli.data.template import ChatFormat
 from r2m_cli.distributed.engine import Engine
+from r2m_cli.models.ensemble import Ensemble
+from r2m_cli.models.reward_model import Score
+from r2m_cli.models.states import feedback_states
 
 Gold = Callable[[Prompt, str, bool], float]  # prompt, response, finished -> true reward
 
@@ -19,9 +23,35 @@ class RewardModel:
 
     backbone: nn.Module  # RewardBackbone
     frozen_head: nn.Linear  # phi as it was before RL
-    feedback: Engine | None  # FeedbackHead; None for feedback=none
+    feedback: Engine | None  # FeedbackHead or HeadOnly; None for feedback=none
     format: ChatFormat
     max_tokens: int
+    kind: str = "r2m"  # feedback.kind: what the adapter reads
+    ensemble: Ensemble | None = None  # further frozen models; None for a single one
+
+    def read(
+        self, rte: Tensor, hidden: Tensor, mask: Tensor, weight: float, seeds: list[int], block: int, phase: int
+    ) -> Score:
+        """Live rewards with the policy's states, or with what `kind` puts in their place (see `feedback_states`).
+
+        rte [B, D_rm], hidden [B, S, D_p], mask [B, S], weight w(t).
+        """
+        assert self.feedback is not None
+        hidden, mask = feedback_states(self.kind, hidden, mask, seeds, block, phase)
+        return self.feedback(rte, hidden, mask, weight)  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def frozen_scores(self, rte: Tensor, prompts: list[Prompt], responses: list[str], device: torch.device) -> Tensor:
+        """Rewards of the model as it was before RL; `rte` is what `embed` gave for the same texts. [B].
+
+        Of an ensemble they are its members' combined ones, in standard deviations of their scores on labelled responses.
+        """
+        first: Tensor = self.frozen_head(rte).squeeze(1)
+        return first if self.ensemble is None else self.ensemble.reward(first, prompts, responses, device)
+
+    def score(self, prompts: list[Prompt], responses: list[str], device: torch.device) -> Tensor:
+        """`frozen_scores` of texts that nothing has embedded yet. [B]."""
+        return self.frozen_scores(self.embed(prompts, responses, device), prompts, responses, device)
 
     @torch.no_grad()
     def embed(self, prompts: list[Prompt], responses: list[str], device: torch.device) -> Tensor:
@@ -44,6 +74,8 @@ class Actors:
     format: ChatFormat  # the policy's
     gold: Gold | None  # where the true reward is known
     device: torch.device
+    critic: Engine | None = None  # Critic; only with ppo.algorithm=ppo
+    lora: Any = None  # peft's wrapper of the policy when only its adapters are trained
 
 
 def pad(rows: list[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ def sample(
     eos_ids: set[int],
     pad_id: int,
 ) -> list[list[int]]:
-    """Sample from softmax(logits / temperature), without top-k or top-p.
+    """Sample from softmax(logits / temperature), without top-k or top-p; temperature 0 takes the likeliest token.
 
     The draws are given, one row of numbers per response, so a response depends on its own row alone: any sample can be
     drawn again, and the split of the prompts over ranks changes nothing.
@@ -47,7 +47,8 @@ def sample(
     responses: list[list[int]] = [[] for _ in range(len(mask))]
     rows = torch.arange(len(mask), device=device)  # the responses that are still being written
     for step in range(uniforms.shape[1]):
-        drawn = inverse_cdf(policy.logits(state).float() / temperature, uniforms[rows, step])
+        logits = policy.logits(state).float()
+        drawn = inverse_cdf(logits / temperature, uniforms[rows, step]) if temperature > 0 else logits.argmax(dim=1)
         for row, token in zip(rows.tolist(), drawn.tolist()):
             responses[row].append(token)
         going = ~torch.isin(drawn, ends)

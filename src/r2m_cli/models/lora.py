@@ -1,28 +1,50 @@
-"""LoRA through peft: adapters in every linear layer while fitting, merged into plain weights at the end."""
+"""LoRA through peft: low-rank adapters in every linear layer, merged into plain weights or kept beside a frozen base."""
 
+from pathlib import Path
 from typing import Any
 
+import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
-from r2m_cli.schema import FitConfig
+from r2m_cli.distributed.engine import Engine
 
 
-def with_lora(model: nn.Module, config: FitConfig, task: str) -> PeftModel:
+def with_lora(model: nn.Module, rank: int, task: str, seed: int = 0) -> PeftModel:
     """Put trainable low-rank adapters into `model`, in place, and freeze the rest (but a scoring head, task SEQ_CLS).
 
-    Gives peft's wrapper, which `merged` takes; `model` itself goes on being called as before.
+    Gives peft's wrapper, which `merged` takes; `model` itself goes on being called as before. `seed` fixes the initial
+    weights, the same on every rank; before any training the adapters change nothing.
     """
-    return get_peft_model(
-        model,  # type: ignore[arg-type]
-        LoraConfig(
-            task_type=task, r=config.lora_rank, lora_alpha=2 * config.lora_rank, lora_dropout=0.0,
-            target_modules="all-linear",
-        ),
+    config = LoraConfig(
+        task_type=task, r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear"
     )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return get_peft_model(model, config)  # type: ignore[arg-type]
 
 
 def merged(model: Any) -> PreTrainedModel:
     """The plain transformers model, with the adapters folded in if there are any."""
     return model.merge_and_unload() if isinstance(model, PeftModel) else model
+
+
+def merged_from(base: PreTrainedModel, adapters: Path) -> PreTrainedModel:
+    """`base` with the adapters of a folder folded in."""
+    return merged(PeftModel.from_pretrained(base, adapters))
+
+
+class BaseOfLora(nn.Module):
+    """The policy with its adapters switched off: the reference costs no memory of its own."""
+
+    def __init__(self, policy: Engine, lora: PeftModel):
+        super().__init__()
+        self._policy = [policy]  # in a list: as sub-modules their parameters would be ours too
+        self._lora = [lora]
+
+    @torch.no_grad()
+    def forward(self, *args: Any) -> Any:
+        """What the policy's forward gives, from the base alone."""
+        with self._lora[0].disable_adapter():
+            return self._policy[0](*args)

@@ -33,9 +33,7 @@ class Policy(nn.Module):
     def __init__(self, lm: nn.Module, gradient_checkpointing: bool = False):
         super().__init__()
         self.lm = lm.eval()
-        if gradient_checkpointing:
-            self.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        self._checkpointed = [m for m in lm.modules() if getattr(m, "gradient_checkpointing", False)]
+        self._checkpointed = checkpointed_layers(self.lm) if gradient_checkpointing else []
 
     @property
     def hidden_size(self) -> int:
@@ -59,7 +57,7 @@ class Policy(nn.Module):
         """  # fmt: skip
         inputs = tokens[:, :-1]
         mask = length_mask(prompt_lengths + response_lengths - 1, inputs.shape[1])
-        with self._checkpointing():
+        with checkpointing(self._checkpointed):
             output = self.lm.base_model(input_ids=inputs, attention_mask=mask.long(), use_cache=False)
         hidden = output.last_hidden_state
 
@@ -74,21 +72,9 @@ class Policy(nn.Module):
 
         entropy = None
         if with_entropy:
-            flat = torch.distributions.Categorical(logits=logits.detach(), validate_args=False).entropy()
+            flat = torch.distributions.Categorical(logits=logits, validate_args=False).entropy()
             entropy = flat.new_zeros(response_mask.shape).index_put((row, column), flat)
         return PolicyOutput(logp, entropy, hidden.detach(), mask)
-
-    @contextmanager
-    def _checkpointing(self) -> Iterator[None]:
-        """transformers checkpoints a layer in training mode only, and then drops its cache: so set the mode of these
-        layers alone (no dropout inside them wakes up: the first ratio must be 1), and only while a gradient is wanted."""
-        for layer in self._checkpointed:
-            layer.training = torch.is_grad_enabled()
-        try:
-            yield
-        finally:
-            for layer in self._checkpointed:
-                layer.training = False
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The LM head with what some architectures do to its output. [..., D_p] -> [..., V]."""
@@ -109,3 +95,22 @@ class Policy(nn.Module):
         states = self.lm.base_model(input_ids=tokens, use_cache=False).last_hidden_state
         own = self.lm(input_ids=tokens, use_cache=False).logits
         return torch.allclose(self.logits(states).float(), own.float(), rtol=1e-2, atol=1e-2)
+
+
+def checkpointed_layers(lm: Any) -> list[nn.Module]:
+    """Turn on gradient checkpointing in a transformers model; gives the layers that do it."""
+    lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return [m for m in lm.modules() if getattr(m, "gradient_checkpointing", False)]
+
+
+@contextmanager
+def checkpointing(layers: list[nn.Module]) -> Iterator[None]:
+    """transformers checkpoints a layer in training mode only, and then drops its cache: so set the mode of these layers
+    alone (no dropout inside them wakes up: the first ratio must be 1), and only while a gradient is wanted."""
+    for layer in layers:
+        layer.training = torch.is_grad_enabled()
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.training = False

@@ -52,23 +52,25 @@ def find_head(classifier: nn.Module) -> nn.Linear:
 
 
 class Score(NamedTuple):
-    """Rewards and what the adapter did, each [B]."""
+    """Rewards and what the adapter did, each [B]; None where there is no adapter."""
 
     reward: Tensor
-    attention_entropy: Tensor  # of the attention over the policy's states, nats
-    adapter_scale: Tensor  # rms of A over rms of H_last
+    attention_entropy: Tensor | None  # of the attention over the policy's states, nats
+    adapter_scale: Tensor | None  # rms of A over rms of H_last
 
 
 class FeedbackHead(nn.Module):
     """What R2M trains: the cross-attention and the scoring head phi.
 
-    r = phi((1 - w) A + w H_last), METHOD eq. 4; always in fp32.
+    r = phi((1 - w) A + w H_last), METHOD eq. 4; always in fp32. `init_scale` multiplies the initial W_o.
     """
 
-    def __init__(self, head: nn.Linear, policy_size: int, inner_size: int, seed: int):
+    def __init__(self, head: nn.Linear, policy_size: int, inner_size: int, seed: int, init_scale: float = 1.0):
         super().__init__()
         self.phi = frozen_head(head).requires_grad_(True)
         self.adapter = CrossAttention(head.in_features, policy_size, inner_size, seed)
+        with torch.no_grad():
+            self.adapter.w_o.mul_(init_scale)
 
     def forward(self, rte: Tensor, hidden: Tensor, mask: Tensor, weight: float) -> Score:
         """rte [B, D_rm], hidden [B, S, D_p], mask [B, S], weight w(t) -> Score."""
@@ -80,6 +82,18 @@ class FeedbackHead(nn.Module):
             entropy = -torch.special.xlogy(attention, attention).sum(dim=1)
             scale = feedback.square().mean(dim=1).sqrt() / rte.square().mean(dim=1).sqrt().clamp_min(1e-12)
         return Score(reward, entropy, scale)
+
+
+class HeadOnly(nn.Module):
+    """The scoring head alone, learning on the text (the paper's Iterative RMHead): r = phi(H_last), in fp32."""
+
+    def __init__(self, head: nn.Linear):
+        super().__init__()
+        self.phi = frozen_head(head).requires_grad_(True)
+
+    def forward(self, rte: Tensor, hidden: Tensor, mask: Tensor, weight: float) -> Score:
+        """rte [B, D_rm] -> Score; the states and their weight are not read."""
+        return Score(self.phi(rte.float()).squeeze(1), None, None)
 
 
 def frozen_head(head: nn.Linear) -> nn.Linear:

@@ -33,7 +33,8 @@ def policy_step(
     Raises FloatingPointError if a loss or a gradient is not finite; the policy is then to be thrown away.
     """  # fmt: skip
     annotated, rollout = batch.annotated, batch.annotated.rollout
-    advantages = batch.advantages.flatten()
+    advantages = batch.advantages
+    ref_logp = annotated.ref_logp if config.kl_in == "loss" else None
     sequences = len(rollout.responses)
     per_update = sequences // config.mini_batches
     metrics = MetricSums()
@@ -43,19 +44,21 @@ def policy_step(
             finite = True
             for offset in micro_batches(per_update, rollout.group_size, micro_groups):
                 part = slice(start + offset.start, start + offset.stop)
-                output = forward(actors.policy, rollout, part, temperature)
+                output = forward(actors.policy, rollout, part, temperature, with_entropy=config.entropy_bonus > 0)
                 width = output.logp.shape[1]
                 loss = policy_loss(
                     output.logp,
                     annotated.old_logp[part, :width],
-                    annotated.ref_logp[part, :width] if annotated.ref_logp is not None else None,
+                    ref_logp[part, :width] if ref_logp is not None else None,
                     annotated.mask[part, :width],
-                    advantages[part],
+                    advantages[part] if advantages.dim() == 1 else advantages[part, :width],
                     level=config.ratio,
                     clip_low=config.clip_low,
                     clip_high=config.clip_high,
                     beta=config.beta,
                     estimator=config.kl_estimator,
+                    entropy=output.entropy,
+                    entropy_bonus=config.entropy_bonus,
                 )
                 actors.policy.backward(loss.total.sum() / per_update)
                 metrics.add("loss", loss.total)

@@ -1,15 +1,20 @@
 """Stage 4: adapter and scoring head learn on the fresh hidden states (Algorithm 1, line "reward-model optimisation")."""
 
+from collections.abc import Sequence
 from time import perf_counter
 
 import torch
 from torch import Tensor
 
 from r2m_cli.batch import Annotated
+from r2m_cli.data.preferences import Pair
+from r2m_cli.distributed import comm
 from r2m_cli.distributed.comm import MetricSums
 from r2m_cli.maths.reward_loss import grebt
 from r2m_cli.models.actors import Actors
+from r2m_cli.models.states import FRESH
 from r2m_cli.schema import FeedbackConfig
+from r2m_cli.stages.labelled import learn_from_pairs
 
 
 class RewardStep:
@@ -19,10 +24,24 @@ class RewardStep:
     The frozen backbone does not run: the reward token embeddings are those of the annotation.
     """
 
-    def __init__(self, actors: Actors, annotated: Annotated, config: FeedbackConfig, weight: float):
+    def __init__(
+        self,
+        actors: Actors,
+        annotated: Annotated,
+        config: FeedbackConfig,
+        weight: float,
+        preference: Tensor | None = None,
+    ):
+        """`preference`: what a judge says of each group's best and worst response by annotated reward, see `judged`."""
         assert actors.reward.feedback is not None
+        self.actors = actors
         self.engine = actors.reward.feedback
         self.annotated = annotated
+        self.preference = preference
+        if preference is not None:
+            counts = comm.gather((len(preference), int((~preference.isnan()).sum())))
+            groups, asked = (sum(column) for column in zip(*counts))
+            self.judged_weight = groups / max(asked, 1)  # the mean over all groups becomes that over the judged
         self.config = config
         self.weight = weight
         self.metrics = MetricSums()
@@ -34,11 +53,22 @@ class RewardStep:
         group_size = self.annotated.rollout.group_size
         groups = slice(part.start // group_size, part.stop // group_size)
         annotated_rewards = self.annotated.rewards[groups]
-        score = self.engine(self.annotated.rte[part], hidden, mask, self.weight)
-        rewards = score.reward.view(-1, group_size)
+        seeds = self.annotated.rollout.seeds[part]
+        score = self.actors.reward.read(
+            self.annotated.rte[part], hidden, mask, self.weight, seeds, group_size, phase=FRESH
+        )
+        # A group with a missing reward has equal ones here: no gradient, but its place in the mean.
+        whole = self.annotated.valid[groups].all(dim=1, keepdim=True)
+        rewards = torch.where(whole, score.reward.view(-1, group_size), 0.0)
         live = rewards.detach()
-        pick = annotated_rewards if self.config.pair == "annotated" else live
-        loss = grebt(rewards, self.config.alpha, pick)
+        if self.preference is None:
+            pick = annotated_rewards if self.config.pair == "annotated" else live
+            loss = grebt(rewards, self.config.alpha, pick)
+        else:  # the judge saw the pair that the annotated rewards picked
+            pick, said = annotated_rewards, self.preference[groups]
+            asked = ~said.isnan()
+            loss = grebt(rewards, self.config.alpha, pick, said.nan_to_num(0.5), asked * self.judged_weight)
+            self.metrics.add("reward_model/judge_agreement", said[asked & (said != 0.5)].round())
         self.engine.backward(loss.total.sum() / len(self.annotated.rewards))
 
         frozen = self.annotated.frozen_rewards[groups]
@@ -52,6 +82,12 @@ class RewardStep:
             "feedback/refresh_cosine", torch.cosine_similarity(_centre(live), _centre(annotated_rewards), dim=1)
         )
         self.seconds += perf_counter() - begun
+
+    def replay(self, pairs: Sequence[Pair], seed: int, micro_rows: int) -> None:
+        """Add the gradient of labelled pairs, read with the updated policy's states, with the weight of the groups'."""
+        loss, right = learn_from_pairs(self.actors, pairs, self.weight, seed, micro_rows)
+        self.metrics.add("reward_model/replay_loss", loss)
+        self.metrics.add("reward_model/replay_accuracy", right)
 
     def update(self, lr: float) -> MetricSums:
         """The optimiser step, after the last group. Raises FloatingPointError if the gradient is not finite."""

@@ -4,6 +4,7 @@ from r2m_cli.batch import Prompt, Rollout
 from r2m_cli.models.actors import Actors, pad
 from r2m_cli.models.generate import sample, uniform_rows
 from r2m_cli.schema import RolloutConfig
+from r2m_cli.seeds import mix
 
 
 def rollout(
@@ -22,6 +23,7 @@ def rollout(
         prompts: this rank's n prompts.
         first: number of the first of them in the step's batch over all ranks; with `seed`, `stage` and `step` it
             fixes every random draw.
+        config: temperature 0 gives the greedy responses (ReMax's baseline).
     """  # fmt: skip
     prompt_ids = [actors.format.prompt_ids(prompt) for prompt in prompts]
     samples = [(first + i) * group_size + j for i in range(len(prompts)) for j in range(group_size)]
@@ -45,4 +47,5 @@ def rollout(
         prompt_lengths=prompt_lengths.to(actors.device),
         response_lengths=(lengths - prompt_lengths).to(actors.device),
         group_size=group_size,
+        seeds=[mix(seed, stage, step, sample) for sample in samples],
     )

@@ -10,14 +10,21 @@ from typing import Any
 from r2m_cli import checkpoint
 from r2m_cli.batch import Prompt
 from r2m_cli.build import build_actors
+from r2m_cli.cache import cache_dir
 from r2m_cli.data.source import Source, fitting, load_source
 from r2m_cli.data.template import ChatFormat
 from r2m_cli.distributed import comm
 from r2m_cli.errors import UserError
-from r2m_cli.loop import train
+from r2m_cli.inspection import inspect_reward_model
+from r2m_cli.judges import gold_judge
+from r2m_cli.loop import train, weight_at
+from r2m_cli.models.actors import Actors
 from r2m_cli.observe import Observer
+from r2m_cli.openai_judge import OpenAIJudge
 from r2m_cli.schema import Config
 from r2m_cli.sinks import Sinks
+from r2m_cli.stages.labelled import Labels, warm_up
+from r2m_cli.tasks.reward import saved_pairs
 
 
 def run(config: Config, run_dir: Path) -> None:
@@ -26,23 +33,80 @@ def run(config: Config, run_dir: Path) -> None:
     source = load_source(config.data, config.eval.prompts)
     actors = build_actors(config, source)
     prompts, eval_prompts, notes = usable_prompts(source, actors.format, config)
+    labels = real_labels(config, source)
 
     state: dict[str, Any] = {"step": 0, "tokens": 0}
+    warnings: list[str] = []
     if config.resume:
         state = checkpoint.load(run_dir, actors)
+    else:
+        notes += remarks(actors, prompts, config)
+        more, warnings = before_training(config, source, actors, labels)
+        notes += more
     with _sinks(config, run_dir, state["step"]) as sinks:
         observer = Observer(sinks, config.logger.samples_every, state["tokens"])
         for note in notes if state["step"] == 0 else []:
-            observer.warn(note)
-        steps = train(actors, prompts, eval_prompts, config, run_dir, observer, state["step"])
+            observer.warn(note, "note")
+        for warning in warnings:
+            observer.warn(warning)
+        steps = train(actors, prompts, eval_prompts, config, run_dir, observer, state["step"], labels)
         if config.checkpoint.export:
             settings = {
-                "omega": config.feedback.omega, "dim": config.feedback.dim, "temperature": config.rollout.temperature
+                "omega": weight_at(config.train.steps, config), "dim": config.feedback.dim,
+                "temperature": config.rollout.temperature,
             }  # fmt: skip
-            assert config.reward.path is not None
-            checkpoint.export(run_dir, actors, config.reward.path, settings)
+            assert config.policy.path is not None and config.reward.path is not None
+            checkpoint.export(run_dir, actors, config.policy.path, config.reward.path, settings)
         if sinks is not None:
             sinks.close(summary(run_dir, config, steps, perf_counter() - begun))
+
+
+def real_labels(config: Config, source: Source) -> Labels:
+    """Labelled pairs and the judge that the configuration asks for.
+
+    Raises:
+        UserError: pairs are asked for and there are none; or from the judge.
+    """
+    f, pairs, judge = config.feedback, [], None
+    if f.warmup_pairs or f.replay_pairs:
+        pairs = source.pairs or saved_pairs(Path(config.reward.path or ""), "train")
+        if not pairs:
+            key = "feedback.warmup_pairs" if f.warmup_pairs else "feedback.replay_pairs"
+            raise UserError(f"{key}: there are no labelled pairs (chosen, rejected) in the data; set it to 0")
+    if f.judge == "gold":
+        judge = gold_judge(source.gold)
+    elif f.judge == "openai":
+        judge = OpenAIJudge(config.judge, cache_dir() / "judge")
+    return Labels(judge, pairs)
+
+
+def before_training(config: Config, source: Source, actors: Actors, labels: Labels) -> tuple[list[str], list[str]]:
+    """Warm the adapter up and look at the reward model; gives notes and warnings for the person. Collective."""
+    notes: list[str] = []
+    warnings: list[str] = []
+    if config.feedback.warmup_pairs:
+        figures = warm_up(actors, labels.pairs, config)
+        notes.append("warm-up of adapter and head: " + ", ".join(f"{k} {v:.3g}" for k, v in figures.items()))
+    pairs = source.heldout_pairs or saved_pairs(Path(config.reward.path or ""), "heldout")
+    if pairs and config.eval.preflight_pairs:
+        rows = max(1, config.engine.micro_groups * config.ppo.group_size // 2)
+        omega = weight_at(config.train.steps, config)
+        more, warnings = inspect_reward_model(actors, pairs[: config.eval.preflight_pairs], omega, rows)
+        notes += more
+    return notes, warnings
+
+
+def remarks(actors: Actors, prompts: list[Prompt], config: Config) -> list[str]:
+    """What works but may surprise."""
+    notes = []
+    for what, chat in (("policy", actors.format), ("reward model", actors.reward.format)):
+        if chat.pad_id in chat.eos_ids:
+            notes.append(f"the {what}'s tokenizer pads with its end token; r2m masks by length, other tools may not")
+    if config.ppo.prompts_per_step > len(prompts):
+        notes.append(
+            f"ppo.prompts_per_step={config.ppo.prompts_per_step}, but there are {len(prompts)} prompts: a step asks some twice"
+        )
+    return notes
 
 
 def usable_prompts(source: Source, chat: ChatFormat, config: Config) -> tuple[list[Prompt], list[Prompt], list[str]]:

@@ -1,0 +1,55 @@
+"""A look at the reward model on a few held-out labelled pairs before training starts: a flat or random one is seen at once."""
+
+import torch
+
+from r2m_cli.data.preferences import Pair
+from r2m_cli.models.actors import Actors
+from r2m_cli.seeds import mix
+from r2m_cli.stages.labelled import pair_rewards
+
+INSPECTION = 11  # stream of random numbers
+
+
+@torch.no_grad()
+def inspect_reward_model(
+    actors: Actors, pairs: list[Pair], omega: float, micro_rows: int
+) -> tuple[list[str], list[str]]:
+    """Accuracy and spread as notes for the person, and warnings where the rewards are flat or no better than chance.
+
+    Every rank scores the same pairs.
+
+    Args:
+        omega: w(T), the weight at which the adapter's part is shown.
+    """
+    parts = [
+        pair_rewards(actors, pairs[i : i + micro_rows], omega, [mix(INSPECTION, j) for j in range(i, i + micro_rows)])
+        for i in range(0, len(pairs), micro_rows)
+    ]
+    frozen = torch.cat([text for text, _ in parts])
+    notes = [f"reward model on {len(pairs)} held-out pairs: {_describe(frozen)}"]
+    if actors.reward.feedback is not None and actors.reward.kind != "head_only":
+        live = torch.cat([live for _, live in parts if live is not None])
+        notes.append(f"with feedback, before any RL, at w = {omega:g}: {_describe(live)}")
+    missing = int((~frozen.isfinite()).sum())
+    warnings = []
+    if missing:
+        warnings.append(
+            f"{missing} of {frozen.numel()} rewards are not finite numbers: check reward.path, or engine.dtype"
+        )
+    elif frozen.std() < 1e-6:
+        warnings.append("the rewards are all equal, there is nothing to optimise: check reward.path, its chat template")
+    elif len(pairs) >= 16 and _accuracy(frozen) <= 0.5:
+        warnings.append("the reward model is no better than chance: check that it fits the data, and its chat template")
+    return notes, warnings
+
+
+def _describe(rewards: torch.Tensor) -> str:
+    margins = rewards[:, 0] - rewards[:, 1]
+    return (
+        f"{_accuracy(rewards):.1%} ordered right, spread (standard deviation) {rewards.std():.3g}, mean margin "
+        f"{margins.mean():.3g}"
+    )
+
+
+def _accuracy(rewards: torch.Tensor) -> float:
+    return float((rewards[:, 0] > rewards[:, 1]).float().mean())

@@ -1,0 +1,130 @@
+"""Means and win rates with 95 % intervals from the percentile bootstrap (Efron & Tibshirani 1993, chapter 13)."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LEVEL = 0.95
+RIDGE = 1e-3  # weight of the squared coefficients beside a sum over the comparisons: enough to stop a divergence only
+_AT_ONCE = 1 << 20  # values of all resamples in memory at once
+
+
+class Estimate(NamedTuple):
+    """A figure and the interval around it, all in the figure's own unit."""
+
+    value: float
+    low: float
+    high: float
+
+
+def bootstrap_mean(values: Tensor, resamples: int, seed: int) -> Estimate:
+    """The mean of independent values with its interval. [n] -> Estimate.
+
+    Raises ValueError for no values.
+    """
+    values = _checked(values)
+    return Estimate(values.mean().item(), *_interval(len(values), resamples, seed, lambda i: values[i].mean(dim=1)))
+
+
+def win_rate(preferences: Tensor, resamples: int, seed: int) -> Estimate:
+    """Share of comparisons that are won; a tie counts half. Preferences [n] from 0 (lost) to 1 (won) -> Estimate.
+
+    A judge that is asked in both orders and contradicts itself may also say 0.25 or 0.75: the rate is the mean.
+
+    Raises ValueError for no comparison, or a preference outside of 0 to 1.
+    """
+    return bootstrap_mean(_preferences(preferences), resamples, seed)
+
+
+def length_controlled_win_rate(preferences: Tensor, differences: Tensor, resamples: int, seed: int) -> Estimate:
+    """The win rate that a logistic regression expects of responses of equal length.
+
+    preference ~ sigmoid(intercept + slope * tanh(difference / std of the differences)), reported at difference 0. This
+    is the model of AlpacaEval 2 (Dubois et al. 2024, arXiv 2404.04475, eq. 2) less its instruction difficulty, whose
+    coefficients are shared between the many policies of a leaderboard: here there is one pair of policies. A small ridge
+    keeps separable data finite (all won, or the longer one always). Without any difference in length it is the raw rate.
+    Every resample has its own std and fit.
+
+    Args:
+        preferences: [n], from 0 (lost) to 1 (won).
+        differences: [n], this side's length minus the other's, in characters as AlpacaEval's.
+
+    Raises:
+        ValueError: no comparison, a preference outside of 0 to 1, or unequal lengths of the arguments.
+    """
+    preferences, differences = _preferences(preferences), _checked(differences)
+    if len(preferences) != len(differences):
+        raise ValueError(f"{len(preferences)} preferences, but {len(differences)} differences in length")
+
+    def rate(index: Tensor) -> Tensor:
+        return _intercept(preferences[index], _feature(differences[index])).sigmoid()
+
+    whole = rate(torch.arange(len(preferences))[None])
+    return Estimate(whole.item(), *_interval(len(preferences), resamples, seed, rate))
+
+
+def _interval(count: int, resamples: int, seed: int, statistic: Callable[[Tensor], Tensor]) -> tuple[float, float]:
+    """Both ends of the interval. `statistic` takes indices [rows, count] and gives [rows]."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = max(1, _AT_ONCE // count)
+    found = []
+    for start in range(0, resamples, rows):
+        shape = (min(rows, resamples - start), count)
+        found.append(statistic(torch.randint(count, shape, generator=generator)))
+    ends = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)
+    low, high = torch.cat(found).quantile(ends).tolist()
+    return low, high
+
+
+def _feature(differences: Tensor) -> Tensor:
+    """tanh of the differences in units of their (sample) standard deviation, 0 where they do not differ. [rows, n]."""
+    centred = differences - differences.mean(dim=1, keepdim=True)
+    variance = centred.square().sum(dim=1, keepdim=True) / max(differences.shape[1] - 1, 1)
+    return torch.where(variance > 0, differences / torch.where(variance > 0, variance, 1.0).sqrt(), 0.0).tanh()
+
+
+def _intercept(preferences: Tensor, feature: Tensor) -> Tensor:
+    """Intercept of each row's logistic regression, by Newton's method with step halving. [rows, n], [rows, n] -> [rows]."""
+    beta = preferences.new_zeros(len(preferences), 2)  # intercept, slope
+
+    def objective(beta: Tensor) -> Tensor:
+        logit = beta[:, :1] + beta[:, 1:] * feature
+        return (F.softplus(logit) - preferences * logit).sum(dim=1) + RIDGE / 2 * beta.square().sum(dim=1)
+
+    for _ in range(100):
+        p = (beta[:, :1] + beta[:, 1:] * feature).sigmoid()
+        residual, curvature = p - preferences, p * (1 - p)
+        gradient = torch.stack([residual.sum(dim=1), (residual * feature).sum(dim=1)], dim=1) + RIDGE * beta
+        aa = curvature.sum(dim=1) + RIDGE
+        ab = (curvature * feature).sum(dim=1)
+        bb = (curvature * feature.square()).sum(dim=1) + RIDGE
+        step = torch.stack(
+            [bb * gradient[:, 0] - ab * gradient[:, 1], aa * gradient[:, 1] - ab * gradient[:, 0]], dim=1
+        )
+        step = step / (aa * bb - ab.square())[:, None]
+        before = objective(beta)
+        for _ in range(30):
+            worse = objective(beta - step) > before
+            if not worse.any():
+                break
+            step = torch.where(worse[:, None], step / 2, step)
+        beta = beta - step
+        if step.abs().max() < 1e-10:
+            break
+    return beta[:, 0]
+
+
+def _preferences(values: Tensor) -> Tensor:
+    values = _checked(values)
+    if not ((values >= 0) & (values <= 1)).all():
+        raise ValueError("a preference lies between 0 (lost) and 1 (won)")
+    return values
+
+
+def _checked(values: Tensor) -> Tensor:
+    if values.dim() != 1 or not len(values):
+        raise ValueError(f"one value per prompt or pair is needed, [n] with n >= 1, got {tuple(values.shape)}")
+    return values.double().cpu()

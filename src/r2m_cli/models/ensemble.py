@@ -1,0 +1,79 @@
+"""The further members of an ensemble of frozen reward models, and the scale on which they meet."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from r2m_cli.batch import Prompt
+from r2m_cli.errors import UserError
+from r2m_cli.maths.ensemble import combine, standardise
+
+if TYPE_CHECKING:
+    from r2m_cli.models.actors import RewardModel
+
+
+class Calibration(NamedTuple):
+    """Mean and standard deviation of a member's scores on labelled responses, in its own units of reward."""
+
+    mean: float = 0.0
+    std: float = 1.0
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """What makes one reward of M members, of which the RewardModel that holds this is the first.
+
+    It is frozen, so a run's `reward_model/` folder holds the first member alone; the others lie where `reward.paths` in
+    its `config.yaml` says.
+    """
+
+    further: tuple["RewardModel", ...]  # M - 1
+    calibrations: tuple[Calibration, ...]  # M
+    how: str  # reward.combine
+    uncertainty: float  # reward.uncertainty
+
+    def reward(self, first: Tensor, prompts: list[Prompt], responses: list[str], device: torch.device) -> Tensor:
+        """The members' calibrated scores, combined; `first` [B] are the first member's raw scores. -> [B]."""
+        scores = torch.stack([first, *(member.score(prompts, responses, device) for member in self.further)])
+        mean, std = (torch.tensor(column, device=scores.device) for column in zip(*self.calibrations))
+        return combine(standardise(scores, mean, std), self.how, self.uncertainty)
+
+
+def calibration_of(name: str) -> Calibration | None:
+    """What `fit.json` says in a reward model's folder; None for a hub name and where it does not say, or no spread.
+
+    Raises:
+        UserError: a fit.json that cannot be read.
+    """
+    file = Path(name).expanduser() / "fit.json"
+    if not file.is_file():
+        return None
+    try:
+        figures = json.loads(file.read_text())
+        if not {"score_mean", "score_std"} <= set(figures):
+            return None
+        found = Calibration(float(figures["score_mean"]), float(figures["score_std"]))
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{file}: no figures of a fit that can be read ({error}); mend it, or remove it to take the scores as they are"
+        ) from error
+    return found if found.std > 0 and all(map(math.isfinite, found)) else None
+
+
+def uncalibrated(names: list[str]) -> str | None:
+    """One line for the person about members of an ensemble whose scores enter it as they are; None if there are none.
+
+    Raises UserError, from `calibration_of`.
+    """
+    found = [name for name in names if calibration_of(name) is None]
+    if not found:
+        return None
+    return (
+        f"reward.combine: {', '.join(found)}: no fit.json with score_mean and score_std there (`r2m reward` writes it), so "
+        "these scores enter the ensemble as they are, without calibration"
+    )

@@ -84,12 +84,16 @@ def _engines(actors: Actors) -> Iterator[tuple[str, Engine]]:
             yield tag, engine
 
 
-def export(run_dir: Path, actors: Actors, policy_path: str, reward_path: str, feedback: dict[str, Any]) -> None:
+def export(
+    run_dir: Path, actors: Actors, policy_path: str | None, reward_path: str | None, feedback: dict[str, Any]
+) -> None:
     """Write `policy/` and `reward_model/` as Hugging Face folders (safetensors). Collective.
 
     With LoRA `policy/` has the adapters merged, and `policy_adapter/` holds them alone, for peft. `reward_model/` is the backbone with the head as it stands now; with feedback, `feedback.safetensors` beside it holds
     adapter and head, and `feedback.json` what `feedback` says (Omega, d, ...), enough to score with the policy's states.
     """
+    assert policy_path is not None, "prepare() fills it"
+    assert reward_path is not None, "prepare() fills it"
     with actors.policy.whole() as policy:
         if comm.is_main():
 

@@ -1,4 +1,7 @@
-"""Who says which of two responses is better: the gold world, a reward model, or a language model behind an endpoint."""
+"""Who says which of two responses is better: the gold world, a reward model, or a language model behind an endpoint.
+
+The last one is `openai_judge.OpenAIJudge`.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,3 +21,38 @@ class Comparison:
 
 # For each comparison the preference for the first response: 1 it wins, 0.5 a tie, 0 it loses.
 Judge = Callable[[Sequence[Comparison]], list[float]]
+
+
+def gold_judge(gold: Callable[[Prompt, str, bool], float]) -> Judge:
+    """A judge that knows the true reward.
+
+    Args:
+        gold: prompt, response, whether it ended by itself -> true reward, in points.
+    """
+
+    def judge(comparisons: Sequence[Comparison]) -> list[float]:
+        return [
+            _preference(gold(c.prompt, c.first, c.finished[0]), gold(c.prompt, c.second, c.finished[1]))
+            for c in comparisons
+        ]
+
+    return judge
+
+
+def score_judge(score: Callable[[list[Prompt], list[str]], Sequence[float]]) -> Judge:
+    """A judge that prefers what a reward model scores higher, however little.
+
+    Args:
+        score: prompts and one response to each -> their rewards, in the same order. Called once for all comparisons.
+    """
+
+    def judge(comparisons: Sequence[Comparison]) -> list[float]:
+        prompts = [c.prompt for c in comparisons]
+        scores = score(prompts + prompts, [c.first for c in comparisons] + [c.second for c in comparisons])
+        return [_preference(*pair) for pair in zip(scores[: len(prompts)], scores[len(prompts) :])]
+
+    return judge
+
+
+def _preference(first: float, second: float) -> float:
+    return 0.5 if first == second else float(first > second)

@@ -50,14 +50,32 @@ def launch(config: Config, run_dir: Path) -> float | None:
 
 
 def prepare(config: Config) -> Config:
-    """The configuration with a policy and a reward model that exist: those missing are fitted now, once, and cached."""
+    """The configuration with a policy and a reward model that exist: those missing are fitted now, once, and cached.
+
+    Of an ensemble every member that is missing: the one at place i, counted from 0 at reward.path, with the seed
+    reward.fit.seed + i. A line on the terminal names those whose scores cannot be calibrated.
+    """
     if config.policy.path is None:
         path = fit_once(replace(config, task="sft", output=None))
         config = replace(config, policy=replace(config.policy, path=str(path)))
-    if config.reward.path is None:
-        path = fit_once(replace(config, task="reward", output=None))
-        config = replace(config, reward=replace(config.reward, path=str(path)))
-    return config
+    c = config.reward
+    members = [c.path, *c.paths]
+    members += [None] * (c.members - len(members))
+    names = [name or str(fit_once(_member(config, place))) for place, name in enumerate(members)]
+    if len(names) > 1:
+        from r2m_cli.models.ensemble import uncalibrated
+
+        note = uncalibrated(names)
+        if note is not None:
+            print(f"r2m: {note}", file=sys.stderr, flush=True)
+    return replace(config, reward=replace(c, path=names[0], paths=names[1:]))
+
+
+def _member(config: Config, place: int) -> Config:
+    """What fits one member of an ensemble, or the only reward model: the configuration of a single model."""
+    c = config.reward
+    alone = replace(c, path=None, paths=[], members=1, fit=replace(c.fit, seed=c.fit.seed + place))
+    return replace(config, task="reward", output=None, reward=alone)
 
 
 def fit_once(config: Config) -> Path:

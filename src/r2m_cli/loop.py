@@ -123,8 +123,7 @@ def evaluate(actors: Actors, prompts: list[Prompt], config: Config, weight: floa
     mine, first = shard(prompts)
     batch = rollout(actors, mine, first, 1, config.rollout, config.seed, EVAL, 0)
     rows = config.engine.micro_groups * config.ppo.group_size
-    even = rows + rows % 2  # neighbours swap their states under feedback=shuffled
-    return evaluation_metrics(annotate(actors, batch, weight, config.rollout.temperature, even)).means()
+    return evaluation_metrics(annotate(actors, batch, weight, config.rollout.temperature, rows)).means()
 
 
 def shard(prompts: list[Prompt]) -> tuple[list[Prompt], int]:

@@ -55,7 +55,7 @@ class ModelConfig:
 class RewardFitConfig(FitConfig):
     # a chosen reply must score this much above the rejected one (Bradley-Terry with a margin), in units of reward
     margin: float = 0.0
-    # weight of the squared mean reward of a pair, which holds the scores around 0 (Eisenstein et al. 2023)
+    # weight of (chosen + rejected reward)^2, which holds the scores around 0 (Eisenstein et al. 2023)
     centring: float = 0.0
     # varies initial head, order and bootstrap of the rows; members of an ensemble get seed, seed + 1, ...
     seed: int = 0

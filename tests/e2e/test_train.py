@@ -59,8 +59,16 @@ def test_without_feedback_nothing_of_the_reward_model_moves(r2m: Run, tmp_path: 
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 
-def test_stopped_and_resumed_equals_uninterrupted(r2m: Run, tmp_path: Path) -> None:
-    common = (*QUICK, "train.steps=4", "eval.every=2")
+@pytest.mark.parametrize(
+    "method",
+    [
+        (),
+        ("ppo=ppo", "policy.lora_rank=4", "feedback=noise", "feedback.warmup_pairs=8", "feedback.replay_pairs=4",
+         "feedback.judge=gold"),
+    ],
+)  # fmt: skip
+def test_stopped_and_resumed_equals_uninterrupted(r2m: Run, tmp_path: Path, method: tuple[str, ...]) -> None:
+    common = (*QUICK, "train.steps=4", "eval.every=2", *method)
     r2m("train", *common, "hydra.run.dir=whole")
     r2m("train", *common, "hydra.run.dir=parts", "train.stop_at=2")
     assert not (tmp_path / "parts" / "policy").exists()

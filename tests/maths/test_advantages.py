@@ -1,4 +1,4 @@
-"""RLOO, GRPO and the global scaling: worked cases, naive loops, invariants."""
+"""RLOO, GRPO and ReMax: worked cases, naive loops, invariants."""
 
 import math
 
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from r2m_cli.maths.advantages import ESTIMATORS, grpo, moments, rloo, scale_by_std
+from r2m_cli.maths.advantages import grpo, remax, rloo
 
 QUICK = settings(max_examples=25, deadline=None)
 
@@ -63,8 +63,10 @@ def test_grpo_by_hand():
     torch.testing.assert_close(grpo(torch.tensor([[1.0, 3.0, 5.0]], dtype=torch.float64)), expected, atol=1e-6, rtol=0)
 
 
-def test_the_names_of_the_configuration():
-    assert {"rloo": rloo, "grpo": grpo} == ESTIMATORS
+def test_remax_by_hand():
+    # the greedy responses have 2 and -1
+    rewards = torch.tensor([[1.0, 2.0, 6.0], [0.0, -1.0, 3.0]])
+    assert remax(rewards, torch.tensor([2.0, -1.0])).tolist() == [[-1.0, 0.0, 4.0], [1.0, 0.0, 4.0]]
 
 
 @pytest.mark.parametrize(("n", "k"), [(1, 2), (3, 4), (5, 7), (2, 16)])
@@ -125,48 +127,23 @@ def test_no_group_no_baseline(estimator, shape):
         estimator(torch.zeros(shape))
 
 
-def test_moments_by_hand():
-    assert moments(torch.tensor([[1.0, 2.0], [3.0, 4.0]])).tolist() == [4.0, 10.0, 30.0]
+def test_remax_gives_one_response_to_a_prompt_an_advantage():
+    assert remax(torch.tensor([[3.0], [1.0]]), torch.tensor([1.0, 5.0])).tolist() == [[2.0], [-4.0]]
 
 
-def test_scale_by_std_by_hand():
-    # mean 0, population variance (1 + 1 + 9 + 9) / 4 = 5
-    advantages = torch.tensor([[1.0, -1.0], [3.0, -3.0]])
-    expected = advantages / math.sqrt(5)
-    torch.testing.assert_close(scale_by_std(advantages, moments(advantages), 1e-2), expected)
+@QUICK
+@given(groups(), st.data())
+def test_remax_equals_a_naive_loop_and_ignores_a_shift(rewards, data):
+    greedy = torch.tensor([data.draw(st.integers(-100, 100)) / 10 for _ in rewards], dtype=torch.float64)
+    expected = [[reward - float(greedy[i]) for reward in row] for i, row in enumerate(rewards.tolist())]
+    assert remax(rewards, greedy).tolist() == expected
+    shift = data.draw(st.floats(-100, 100))
+    torch.testing.assert_close(remax(rewards + shift, greedy + shift), remax(rewards, greedy), atol=1e-9, rtol=0)
 
 
 @QUICK
 @given(groups())
-def test_scale_by_std_is_torchs_population_std_over_the_whole_batch(rewards):
-    for values in (rloo(rewards), rewards):  # also where the mean is not 0
-        expected = values / values.std(correction=0).clamp_min(1e-2)
-        torch.testing.assert_close(scale_by_std(values, moments(values), 1e-2), expected, atol=1e-9, rtol=1e-6)
-
-
-@QUICK
-@given(groups(), st.integers(0, 3))
-def test_scale_by_std_of_parts_with_summed_moments_is_that_of_the_whole(rewards, cut):
-    """Two ranks with their own parts, unequal in size, divide by the same number as one process."""
-    first, second = rewards[:cut], rewards[cut:]
-    sums = moments(first) + moments(second)
-    parts = torch.cat([scale_by_std(first, sums, 1e-2), scale_by_std(second, sums, 1e-2)])
-    torch.testing.assert_close(parts, scale_by_std(rewards, moments(rewards), 1e-2), atol=1e-9, rtol=1e-9)
-
-
-def test_scale_by_std_does_not_divide_by_less_than_the_floor():
-    tiny = torch.tensor([[1e-4, -1e-4]])
-    torch.testing.assert_close(scale_by_std(tiny, moments(tiny), 1e-2), tiny / 1e-2)
-    zeros = torch.zeros(2, 4)
-    assert scale_by_std(zeros, moments(zeros), 1e-2).tolist() == zeros.tolist()
-
-
-def test_scale_by_std_survives_a_variance_that_rounds_below_zero():
-    equal = torch.full((2, 3), 0.1)
-    sums = torch.tensor([6.0, 0.6, 0.06 - 1e-12], dtype=torch.float64)
-    assert scale_by_std(equal, sums, 0.5).isfinite().all()
-
-
-def test_scale_by_std_keeps_the_precision_of_the_advantages():
-    values = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
-    assert scale_by_std(values, moments(values), 1e-2).dtype == torch.float32
+def test_remax_with_the_group_mean_is_rloo_but_for_its_factor(rewards):
+    """r - mean = (K - 1) / K of what RLOO gives."""
+    k = rewards.shape[1]
+    torch.testing.assert_close(remax(rewards, rewards.mean(dim=1)), rloo(rewards) * (k - 1) / k, atol=1e-9, rtol=0)

@@ -199,3 +199,116 @@ def test_what_is_reported_carries_no_gradient():
     assert not (out.bt.requires_grad)
     assert not (out.gre.requires_grad)
     assert not (out.margin.requires_grad)
+
+
+def preferred(rewards: torch.Tensor, alpha: float, preference: float, **more) -> tuple:
+    """grebt with the same preference for every group, and the gradient of its sum."""
+    leaf = rewards.clone().requires_grad_(True)
+    said = torch.full((len(rewards),), preference, dtype=rewards.dtype)
+    out = grebt(leaf, alpha, preference=said, **more)
+    return out, torch.autograd.grad(out.total.sum(), leaf)[0]
+
+
+def test_a_preference_by_hand():
+    # margin log 3: -log sigmoid = log(4/3) for the pick and log 4 against it, weighed 0.75 and 0.25
+    got = grebt(torch.tensor([[0.0, math.log(3)]]), 0.0, preference=torch.tensor([0.75]))
+    assert got.bt.item() == pytest.approx(0.75 * math.log(4 / 3) + 0.25 * math.log(4))
+    assert got.total.item() == pytest.approx(got.bt.item())
+    assert got.margin.item() == pytest.approx(math.log(3))
+
+
+@QUICK
+@given(spread_groups(), st.floats(0, 1), st.data())
+def test_a_preference_equals_a_naive_loop(rewards, alpha, data):
+    said = [data.draw(st.floats(0, 1)) for _ in rewards]
+    got = grebt(rewards, alpha, preference=torch.tensor(said, dtype=torch.float64))
+    for i, (row, p) in enumerate(zip(rewards.tolist(), said)):
+        _, _, gre, margin = naive(row, alpha)
+        sigmoid = 1 / (1 + math.exp(-margin))
+        bt = -p * math.log(sigmoid) - (1 - p) * math.log(1 - sigmoid)
+        assert got.bt[i].item() == pytest.approx(bt, abs=1e-8)
+        assert got.total[i].item() == pytest.approx((1 - alpha) * bt + alpha * gre, abs=1e-8)
+
+
+@QUICK
+@given(spread_groups(), st.floats(0, 1))
+def test_a_preference_of_1_trusts_the_pick(rewards, alpha):
+    got, gradient = preferred(rewards, alpha, 1.0)
+    leaf = rewards.clone().requires_grad_(True)
+    plain = grebt(leaf, alpha)
+    for name in ("total", "bt", "gre", "margin"):
+        torch.testing.assert_close(getattr(got, name), getattr(plain, name), atol=1e-12, rtol=0)
+    torch.testing.assert_close(gradient, torch.autograd.grad(plain.total.sum(), leaf)[0], atol=1e-12, rtol=0)
+
+
+@QUICK
+@given(spread_groups(), st.floats(0, 1))
+def test_a_preference_of_0_is_the_loss_of_the_swapped_pair(rewards, alpha):
+    """Best and worst change places when the pick has the other sign."""
+    leaf = rewards.clone().requires_grad_(True)
+    pick = rewards + 1e-6 * torch.arange(rewards.shape[1])  # no ties: the first of equals would win both ways
+    swapped = grebt(leaf, alpha, pick=-pick)
+    got, gradient = preferred(rewards, alpha, 0.0, pick=pick)
+    torch.testing.assert_close(got.total, swapped.total, atol=1e-12, rtol=0)
+    torch.testing.assert_close(gradient, torch.autograd.grad(swapped.total.sum(), leaf)[0], atol=1e-12, rtol=0)
+    torch.testing.assert_close(got.margin, -swapped.margin, atol=1e-12, rtol=0)
+
+
+@QUICK
+@given(spread_groups(), st.floats(0, 1))
+def test_a_tie_is_symmetric_in_the_sign_of_the_margin_and_pulls_it_to_zero(rewards, alpha):
+    pick = rewards + 1e-6 * torch.arange(rewards.shape[1])
+    (one, gradient), (other, other_gradient) = (preferred(rewards, alpha, 0.5, pick=p) for p in (pick, -pick))
+    torch.testing.assert_close(one.margin, -other.margin, atol=1e-12, rtol=0)
+    torch.testing.assert_close(one.total, other.total, atol=1e-12, rtol=0)
+    torch.testing.assert_close(gradient, other_gradient, atol=1e-12, rtol=0)
+    assert (one.bt >= math.log(2) - 1e-12).all()  # the least is that of a margin of 0
+    _, pull = preferred(rewards, 0.0, 0.5)
+    assert (pull.gather(1, rewards.argmax(dim=1, keepdim=True)) > 0).all()  # descending lowers the best
+
+
+@pytest.mark.parametrize("said", [0.0, 0.2, 0.7, 1.0])
+def test_descending_brings_the_margin_to_the_preferences_odds(said):
+    """The Bradley-Terry part is least where sigmoid(margin) is the preference."""
+    rewards = torch.tensor([[0.0, 1.0]], dtype=torch.float64)
+    _, gradient = preferred(rewards, 0.0, said)
+    # d/dm = sigmoid(m) - p
+    slope = 1 / (1 + math.exp(-1.0)) - said
+    assert gradient[0].tolist() == pytest.approx([-slope, slope])
+
+
+@pytest.mark.parametrize("said", [0.0, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize("value", [0.0, 0.1, -3.7, 1e4])
+@pytest.mark.parametrize("k", [2, 3, 7])
+def test_equal_rewards_have_exactly_zero_gradient_whatever_a_judge_says(k, value, said):
+    for alpha in (0.0, 0.3, 1.0):
+        got, gradient = preferred(torch.full((2, k), value), alpha, said, bt_weight=torch.tensor([1.0, 4.0]))
+        assert (gradient == 0).all()
+        assert got.bt.tolist() == pytest.approx([math.log(2)] * 2, rel=1e-6)
+        assert got.total.isfinite().all()
+
+
+def test_the_gradient_of_a_preference_is_that_of_finite_differences():
+    rewards = torch.tensor([[0.3, -1.2, 2.0, 0.9], [5.0, 4.9, 5.3, 5.1]], dtype=torch.float64, requires_grad=True)
+    said, weight = torch.tensor([0.2, 0.5], dtype=torch.float64), torch.tensor([3.0, 0.5], dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda r: grebt(r, 0.3, preference=said, bt_weight=weight).total, rewards)
+
+
+@QUICK
+@given(spread_groups(), st.floats(0, 1), st.floats(0, 5))
+def test_bt_weight_weighs_the_bradley_terry_term_and_not_the_entropy(rewards, alpha, weight):
+    plain = grebt(rewards, alpha)
+    got = grebt(rewards, alpha, bt_weight=torch.full((len(rewards),), weight, dtype=torch.float64))
+    torch.testing.assert_close(got.total, (1 - alpha) * weight * plain.bt + alpha * plain.gre, atol=1e-12, rtol=0)
+    for name in ("bt", "gre", "margin"):
+        assert torch.equal(getattr(got, name), getattr(plain, name)), name
+
+
+def test_a_group_that_the_judge_was_not_asked_about_learns_from_its_entropy_alone():
+    rewards = torch.tensor([[0.0, 0.5, 3.0], [1.0, 2.0, -1.0]], dtype=torch.float64)
+    leaf, alone = rewards.clone().requires_grad_(True), rewards.clone().requires_grad_(True)
+    said, asked = torch.tensor([0.5, 1.0], dtype=torch.float64), torch.tensor([0.0, 2.0], dtype=torch.float64)
+    (gradient,) = torch.autograd.grad(grebt(leaf, 0.3, preference=said, bt_weight=asked).total.sum(), leaf)
+    (entropy_only,) = torch.autograd.grad(0.3 * grebt(alone, 1.0).total.sum(), alone)
+    torch.testing.assert_close(gradient[0], entropy_only[0])
+    assert not torch.allclose(gradient[1], entropy_only[1])

@@ -17,9 +17,19 @@ LEVELS = ("sequence", "token")
 LENGTHS = (3, 1, 5, 2)
 
 
-def loss_of(logp, old, ref, mask, advantages, level="sequence", low=0.2, high=0.2, beta=0.05, estimator="k3"):
+def loss_of(logp, old, ref, mask, advantages, level="sequence", low=0.2, high=0.2, beta=0.05, estimator="k3", **more):
     return policy_loss(
-        logp, old, ref, mask, advantages, level=level, clip_low=low, clip_high=high, beta=beta, estimator=estimator
+        logp,
+        old,
+        ref,
+        mask,
+        advantages,
+        level=level,
+        clip_low=low,
+        clip_high=high,
+        beta=beta,
+        estimator=estimator,
+        **more,
     )
 
 
@@ -42,10 +52,9 @@ def kl_of(estimator: str, p: float, q: float) -> float:
 
 
 def naive(logp, old, ref, mask, advantages, level, low, high, beta, estimator):
-    """Sequence by sequence and token by token: (total, kl, ratio, clipped) as lists."""
+    """Response by response, token by token: lists (total, kl, ratio, clipped). Advantages [B], or [B, R] by token."""
     columns = []
     for b in range(len(advantages)):
-        advantage = float(advantages[b])
         where = [j for j in range(mask.shape[1]) if mask[b, j]]
         kls = [kl_of(estimator, float(logp[b, j]), float(ref[b, j])) for j in where]
         if level == "sequence":
@@ -54,8 +63,9 @@ def naive(logp, old, ref, mask, advantages, level, low, high, beta, estimator):
         else:
             ratios = [math.exp(float(logp[b, j]) - float(old[b, j])) for j in where]
             kl = sum(kls) / len(kls)
+        per_ratio = [float(advantages[b, j] if advantages.dim() == 2 else advantages[b]) for j in where]
         surrogate, cut = 0.0, 0
-        for ratio in ratios:
+        for ratio, advantage in zip(ratios, per_ratio):
             clipped = min(max(ratio, 1 - low), 1 + high)
             surrogate += min(ratio * advantage, clipped * advantage) / len(ratios)
             cut += clipped * advantage < ratio * advantage
@@ -216,3 +226,126 @@ def test_what_is_reported_carries_no_gradient():
 def test_another_level_is_an_error():
     with pytest.raises(ValueError, match="'sequence' or 'token'"):
         loss_of(*inputs(0), level="word")
+
+
+def token_advantages(seed: int) -> Tensor:
+    """[B, R], junk on padding."""
+    mask = inputs(seed)[3]
+    generator = torch.Generator().manual_seed(seed + 1000)
+    return torch.where(mask, torch.randn(mask.shape, generator=generator, dtype=torch.float64), 1e6)
+
+
+def test_two_tokens_with_advantages_of_their_own_by_hand():
+    # ratios 2 and 1/4: 2 * 1 is cut to 1.2 * 1, and 1/4 * (-2) to 0.8 * (-2); the mean of 1.2 and -1.6 is -0.2
+    old = torch.tensor([[-1.0, -1.0]])
+    logp = old + torch.tensor([[math.log(2), math.log(0.25)]])
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    got = loss_of(logp, old, None, mask, torch.tensor([[1.0, -2.0]]), "token")
+    assert got.total.item() == pytest.approx(0.2)
+    assert got.clipped.item() == 1.0
+
+
+@QUICK
+@given(st.integers(0, 1000), st.floats(0, 0.9), st.floats(0, 2), st.floats(0, 1), st.sampled_from(["k1", "k2", "k3"]))
+def test_token_advantages_equal_a_naive_loop(seed, low, high, beta, estimator):
+    logp, old, ref, mask, _ = inputs(seed)
+    data = (logp, old, ref, mask, token_advantages(seed), "token", low, high, beta, estimator)
+    got = loss_of(*data)
+    for name, column in zip(("total", "kl", "ratio", "clipped"), naive(*data)):
+        assert getattr(got, name).tolist() == pytest.approx(column, rel=1e-7, abs=1e-7), name  # shares are float32
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_one_advantage_for_all_tokens_is_that_of_the_response(seed):
+    logp, old, ref, mask, advantages = inputs(seed)
+    results = []
+    for form in (advantages, advantages[:, None].expand(mask.shape)):
+        leaf = logp.clone().requires_grad_(True)
+        out = loss_of(leaf, old, ref, mask, form, "token")
+        out.total.sum().backward()
+        results.append((out, leaf.grad))
+    (whole, gradient), (spread, spread_gradient) = results
+    for name in ("total", "kl", "ratio", "clipped"):
+        assert torch.equal(getattr(spread, name), getattr(whole, name)), name
+    assert torch.equal(spread_gradient, gradient)
+
+
+def test_at_ratio_one_every_token_follows_its_own_advantage():
+    _, old, _, mask, _ = inputs(0)
+    advantages = token_advantages(0)
+    logp = old.clone().requires_grad_(True)
+    loss_of(logp, old, None, mask, advantages, "token").total.sum().backward()
+    expected = torch.where(mask, -advantages / torch.tensor(LENGTHS)[:, None], 0.0)
+    torch.testing.assert_close(logp.grad, expected)
+
+
+@pytest.mark.parametrize("junk", [0.0, -1e6, math.inf, math.nan])
+def test_advantages_on_padding_are_inert_in_value_and_gradient(junk):
+    logp, old, ref, mask, _ = inputs(1)
+    results = []
+    for advantages in (token_advantages(1), torch.where(mask, token_advantages(1), junk)):
+        leaf = logp.clone().requires_grad_(True)
+        out = loss_of(leaf, old, ref, mask, advantages, "token")
+        out.total.sum().backward()
+        results.append((out, leaf.grad))
+    (clean, gradient), (got, dirty_gradient) = results
+    for name in ("total", "kl", "ratio", "clipped"):
+        assert torch.equal(getattr(got, name), getattr(clean, name)), name
+    assert torch.equal(dirty_gradient, gradient)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_the_entropy_bonus_by_hand(level):
+    # the mean entropy of (1 + 3) / 2 = 2 nats, a tenth of it; the response's junk on padding does not count
+    old = torch.tensor([[-1.0, -1.0, 0.0]])
+    mask, entropy = torch.tensor([[True, True, False]]), torch.tensor([[1.0, 3.0, 50.0]])
+    plain = loss_of(old, old, None, mask, torch.tensor([0.7]), level)
+    got = loss_of(old, old, None, mask, torch.tensor([0.7]), level, entropy=entropy, entropy_bonus=0.1)
+    assert got.total.item() == pytest.approx(-0.7 - 0.2)
+    for name in ("kl", "ratio", "clipped"):
+        assert torch.equal(getattr(got, name), getattr(plain, name)), name
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_descending_the_loss_raises_the_entropy_of_every_token(level):
+    data = inputs(0)
+    mask = data[3]
+    entropy = torch.ones(mask.shape, dtype=torch.float64, requires_grad=True)
+    loss_of(*data, level, entropy=entropy, entropy_bonus=0.5).total.sum().backward()
+    torch.testing.assert_close(entropy.grad, torch.where(mask, -0.5 / torch.tensor(LENGTHS)[:, None].double(), 0.0))
+
+
+def test_a_step_along_the_entropy_bonus_flattens_a_distribution():
+    """Through the logits, with no advantage: the bonus alone moves the policy."""
+    logits = torch.tensor([2.0, 0.0, -1.0], dtype=torch.float64, requires_grad=True)
+
+    def entropy_of(x: Tensor) -> Tensor:
+        return torch.distributions.Categorical(logits=x).entropy()
+
+    logp = logits.log_softmax(0)[:1].view(1, 1)
+    mask, nothing = torch.tensor([[True]]), torch.zeros(1, dtype=torch.float64)
+    entropy = entropy_of(logits).view(1, 1)
+    out = loss_of(logp, logp.detach(), None, mask, nothing, entropy=entropy, entropy_bonus=1.0)
+    (gradient,) = torch.autograd.grad(out.total.sum(), logits)
+    assert entropy_of(logits.detach() - 0.1 * gradient) > entropy_of(logits.detach()) + 1e-3
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_no_entropy_and_a_bonus_of_zero_are_the_same(level):
+    data = inputs(2)
+    with_entropy = loss_of(*data, level, entropy=torch.rand(data[3].shape).double(), entropy_bonus=0.0)
+    assert torch.equal(with_entropy.total, loss_of(*data, level).total)
+
+
+def test_nan_entropy_on_padding_is_inert_in_value_and_gradient():
+    data = inputs(3)
+    mask = data[3]
+    results = []
+    for junk in (0.0, math.nan):
+        entropy = torch.where(mask, 1.5, junk).double().requires_grad_(True)
+        out = loss_of(*data, entropy=entropy, entropy_bonus=0.3)
+        out.total.sum().backward()
+        results.append((out.total, entropy.grad))
+    (clean, gradient), (got, dirty_gradient) = results
+    assert torch.equal(got, clean)
+    assert torch.equal(dirty_gradient, gradient)

@@ -42,6 +42,19 @@ def test_feedback_weight_equals_the_formula(total, omega):
         assert feedback_weight(t, total, omega) == pytest.approx(expected, abs=1e-12)
 
 
+@QUICK
+@given(st.integers(0, 300), st.integers(0, 300), st.floats(0, 1))
+def test_a_constant_feedback_weight_is_omega_from_the_first_step_on(step, total, omega):
+    assert feedback_weight(step, total, omega, "constant") == omega
+
+
+def test_the_feedback_weight_is_a_cosine_unless_told():
+    assert [feedback_weight(t, 10, 0.3) for t in range(11)] == [
+        feedback_weight(t, 10, 0.3, "cosine") for t in range(11)
+    ]
+    assert feedback_weight(0, 10, 0.3) != feedback_weight(0, 10, 0.3, "constant")
+
+
 def test_learning_rate_by_hand():
     # warm-up of 3 steps towards 1, then 4 steps of decay
     warm = [0.25, 0.5, 0.75]

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LEVEL = 0.95
-RIDGE = 1e-3  # weight of the squared coefficients beside a sum over the comparisons: enough to stop a divergence only
+RIDGE = 1e-2  # weight of half the squared coefficients beside a sum over the comparisons: it stops a divergence only
 _AT_ONCE = 1 << 20  # values of all resamples in memory at once
 
 
@@ -45,8 +45,8 @@ def length_controlled_win_rate(preferences: Tensor, differences: Tensor, resampl
     preference ~ sigmoid(intercept + slope * tanh(difference / std of the differences)), reported at difference 0. This
     is the model of AlpacaEval 2 (Dubois et al. 2024, arXiv 2404.04475, eq. 2) less its instruction difficulty, whose
     coefficients are shared between the many policies of a leaderboard: here there is one pair of policies. A small ridge
-    keeps separable data finite (all won, or the longer one always). Without any difference in length it is the raw rate.
-    Every resample has its own std and fit.
+    keeps separable data finite (all won, or the longer one always). Where the differences do not vary it is the raw rate,
+    and where all have one sign it is an extrapolation. Every resample has its own std and fit.
 
     Args:
         preferences: [n], from 0 (lost) to 1 (won).
@@ -60,7 +60,9 @@ def length_controlled_win_rate(preferences: Tensor, differences: Tensor, resampl
         raise ValueError(f"{len(preferences)} preferences, but {len(differences)} differences in length")
 
     def rate(index: Tensor) -> Tensor:
-        return _intercept(preferences[index], _feature(differences[index])).sigmoid()
+        said, feature = preferences[index], _feature(differences[index])
+        same = (feature == 0).all(dim=1)  # nothing to control for
+        return torch.where(same, said.mean(dim=1), _intercept(said, feature).sigmoid())
 
     whole = rate(torch.arange(len(preferences))[None])
     return Estimate(whole.item(), *_interval(len(preferences), resamples, seed, rate))

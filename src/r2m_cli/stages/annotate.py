@@ -35,7 +35,9 @@ def annotate(
     """
     width = int(rollout.response_lengths.max())
     prompts, reward = rollout.prompt_of, actors.reward
-    block = rollout.group_size if rollout.group_size > 1 else 2
+    block = rollout.group_size
+    if block == 1:  # single responses: feedback=shuffled swaps neighbours, which a micro-batch must not part
+        block, micro_groups = 2, micro_groups + micro_groups % 2
     columns: dict[str, list[Tensor]] = defaultdict(list)
     for part in micro_batches(len(prompts), rollout.group_size, micro_groups):
         texts = (prompts[part], rollout.responses[part])

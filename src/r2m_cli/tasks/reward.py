@@ -3,7 +3,6 @@
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from r2m_cli.build import local_device
-from r2m_cli.data.gold_world import GoldWorld
+from r2m_cli.data.labels import labelled_pairs, save_pairs
 from r2m_cli.data.preferences import Pair
-from r2m_cli.data.source import Source, load_source, user_prompt
+from r2m_cli.data.source import load_source
 from r2m_cli.data.template import ChatFormat
 from r2m_cli.distributed import comm
 from r2m_cli.distributed.engine import DTYPES, make_engine
@@ -21,16 +20,13 @@ from r2m_cli.errors import UserError
 from r2m_cli.fit import fit
 from r2m_cli.maths.reward_loss import bradley_terry
 from r2m_cli.models.actors import pad
-from r2m_cli.models.generate import sample, uniform_rows
-from r2m_cli.models.loading import fresh_llama, load_causal_lm, load_reward_model, load_tokenizer, readable
+from r2m_cli.models.loading import fresh_llama, load_reward_model, load_tokenizer, readable
 from r2m_cli.models.lora import merged, with_lora
-from r2m_cli.models.policy import Policy
-from r2m_cli.models.reward_model import RewardBackbone, find_head
+from r2m_cli.models.reward_model import RewardBackbone, find_head, frozen_head
 from r2m_cli.schema import Config
 from r2m_cli.seeds import mix
 
-SEED, LABELS, PAIRS = 2, 3, 4  # streams of random numbers of this task
-PAIRS_FILE = "pairs.jsonl"  # the gold world's labelled pairs, beside the model that was fitted on them
+SEED, BOOTSTRAP = 2, 5  # streams of random numbers of this task
 
 
 class Scorer(nn.Module):
@@ -47,7 +43,11 @@ class Scorer(nn.Module):
 
 
 def run(config: Config, run_dir: Path) -> None:
-    """Fit and write a Hugging Face folder into `run_dir`, with accuracy before and after in `fit.json`.
+    """Fit and write a Hugging Face folder into `run_dir`, with its figures in `fit.json`.
+
+    These are the accuracy on held-out pairs before and after, the mean loss of the last epoch, and mean and (population)
+    standard deviation of the fitted model's scores of the held-out responses, chosen and rejected alike, by which an
+    ensemble puts its members on one scale.
 
     Raises:
         UserError: no labelled pairs, or nothing to start from.
@@ -64,13 +64,14 @@ def run(config: Config, run_dir: Path) -> None:
     else:
         raise UserError("reward.path and reward.base are both null: name a model to start from (reward.base=FOLDER)")
     chat = ChatFormat(tokenizer, "reward model")
+    seed = varied(config.data.seed, c.fit.seed)
     if c.base is not None:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.data.seed)
+            torch.manual_seed(seed)
             dtype = DTYPES[config.engine.dtype]
             classifier = load_reward_model(c.base, "reward.base", dtype, chat.pad_id, new_head=True)
     else:
-        classifier = fresh_llama(c, tokenizer, chat.pad_id, config.data.seed, scorer=True)
+        classifier = fresh_llama(c, tokenizer, chat.pad_id, seed, scorer=True)
     limit = readable(classifier, tokenizer, c.max_tokens)
 
     def encode(part: Sequence[Pair]) -> list[tuple[list[int], list[int]]]:
@@ -86,15 +87,29 @@ def run(config: Config, run_dir: Path) -> None:
         tokenizer.save_pretrained(run_dir)
         (run_dir / "fit.json").write_text(json.dumps(figures | {"pairs": len(rows), "heldout": len(tests)}, indent=2))
         if source.world is not None:
-            labelled = [("train", p) for p in pairs] + [("heldout", p) for p in heldout]
-            lines = [json.dumps({"split": split} | asdict(p)) + "\n" for split, p in labelled]
-            (run_dir / PAIRS_FILE).write_text("".join(lines))
+            save_pairs(run_dir, pairs, heldout)
         print(
             f"r2m: reward model on {len(rows)} pairs: {figures['accuracy_before']:.1%} -> {figures['accuracy']:.1%} of "
             f"{len(tests)} held-out pairs right, loss {figures['loss']:.3f}",
             flush=True,
         )
     comm.barrier()
+
+
+def varied(seed: int, member: int) -> int:
+    """A seed for every value of reward.fit.seed; with 0 it is `seed` itself."""
+    return mix(seed, member) if member else seed
+
+
+def drawn(count: int, config: Config) -> list[int]:
+    """The numbers of the training rows to fit on: each once with reward.fit.seed=0, else a bootstrap resample.
+
+    A resample has as many rows, drawn with replacement, so that a member of an ensemble sees about 63% of the data.
+    """
+    if not config.reward.fit.seed:
+        return list(range(count))
+    rng = random.Random(mix(config.data.seed, BOOTSTRAP, config.reward.fit.seed))
+    return rng.choices(range(count), k=count)
 
 
 Rows = list[tuple[list[int], list[int]]]  # token ids of the chosen and of the rejected conversation
@@ -104,29 +119,32 @@ def _fit_backbone(
     config: Config, classifier: Any, rows: Rows, tests: Rows, pad_id: int, device: torch.device, target: Path
 ) -> dict[str, float]:
     """Full or LoRA training. Writes the fitted classifier into `target` and gives the figures."""
-    c = config.reward.fit
-    fitted = with_lora(classifier, c, "SEQ_CLS") if c.parameters == "lora" else classifier
+    c, seed = config.reward.fit, config.data.seed
+    fitted = classifier
+    if c.parameters == "lora":
+        fitted = with_lora(classifier, c.lora_rank, "SEQ_CLS", varied(seed, c.seed))
     engine = make_engine(Scorer(classifier), config.engine, device, weight_decay=c.weight_decay, max_grad_norm=1.0)
     micro_rows = config.engine.micro_groups * config.ppo.group_size
 
-    def margins(batch: Sequence[tuple[list[int], list[int]]]) -> Tensor:
+    def rewards_of(batch: Sequence[tuple[list[int], list[int]]]) -> Tensor:
         # Winners and losers in one batch: scored apart, padding alone could tell them from each other.
         tokens, lengths = pad([ids for pair in zip(*batch) for ids in pair], pad_id)
         mask = torch.arange(tokens.shape[1])[None, :] < lengths[:, None]
-        rewards = engine(tokens.to(device), mask.to(device))
-        return rewards[: len(batch)] - rewards[len(batch) :]  # type: ignore[no-any-return]
+        return engine(tokens.to(device), mask.to(device)).view(2, len(batch))  # type: ignore[no-any-return]
 
-    def accuracy() -> float:
-        with torch.no_grad():
-            parts = [margins(tests[i : i + micro_rows]) for i in range(0, len(tests), micro_rows)]
-        return float((torch.cat(parts) > 0).float().mean())
+    def loss_of(batch: Any) -> Tensor:
+        chosen, rejected = rewards_of(batch)
+        return bradley_terry(chosen, rejected, c.margin, c.centring)
 
-    before = accuracy()
-    loss = fit(
-        engine, rows, lambda batch: bradley_terry(margins(batch), torch.zeros(())), c,  # type: ignore[arg-type]
-        config.data.seed + SEED, "reward model", micro_rows,
-    )  # fmt: skip
-    figures = {"accuracy_before": before, "accuracy": accuracy(), "loss": loss}
+    @torch.no_grad()
+    def tested() -> Tensor:
+        parts = [rewards_of(tests[i : i + micro_rows]) for i in range(0, len(tests), micro_rows)]
+        return torch.cat(parts, dim=1)
+
+    before = tested()
+    sampled = [rows[i] for i in drawn(len(rows), config)]
+    loss = fit(engine, sampled, loss_of, c, varied(seed + SEED, c.seed), "reward model", micro_rows)
+    figures = _figures(before, tested(), loss)
     with engine.whole():
         if comm.is_main():
             merged(fitted).save_pretrained(target)
@@ -142,8 +160,8 @@ def _fit_head(
     step = config.engine.micro_groups * config.ppo.group_size
 
     @torch.no_grad()
-    def differences(part: Rows, what: str) -> Tensor:
-        """RTE of the chosen minus RTE of the rejected; every rank embeds its share. -> [len(part), D_rm]."""
+    def embedded(part: Rows, what: str) -> Tensor:
+        """RTE of the chosen and of the rejected; every rank embeds its share. -> [len(part), 2, D_rm]."""
         order = sorted(range(len(part)), key=lambda i: max(map(len, part[i])))[comm.rank() :: comm.world_size()]
         found: dict[int, Tensor] = {}
         for start in range(0, len(order), step):
@@ -151,78 +169,44 @@ def _fit_head(
             tokens, lengths = pad([part[i][side] for side in (0, 1) for i in chunk], pad_id)
             mask = torch.arange(tokens.shape[1])[None, :] < lengths[:, None]
             rte = backbone(tokens.to(device), mask.to(device)).float().cpu()
-            found |= {i: rte[j] - rte[len(chunk) + j] for j, i in enumerate(chunk)}
+            found |= {i: torch.stack([rte[j], rte[len(chunk) + j]]) for j, i in enumerate(chunk)}
             if comm.is_main() and start % (8 * step) == 0:
                 print(f"r2m: embedding the {what} pairs: {start} of {len(order)}", flush=True)
         every = {i: row for rank in comm.gather(found) for i, row in rank.items()}
         return torch.stack([every[i] for i in range(len(part))])
 
-    train, test = differences(rows, "training"), differences(tests, "held-out")
-    linear = nn.Linear(head.in_features, 1, bias=False)
-    with torch.no_grad():
-        linear.weight.copy_(head.weight.float())
-    before = float((linear(test) > 0).float().mean())
+    train, test = embedded(rows, "training"), embedded(tests, "held-out")
+    linear = frozen_head(head).cpu()
+    before = linear(test).squeeze(2).T
+    linear.weight.requires_grad_(True)
+    if linear.bias is not None:
+        # Differences cancel it: without centring its gradient is rounding, which Adam would blow up to full steps.
+        linear.bias.requires_grad_(c.centring > 0)
     engine = make_engine(linear, config.engine, device, weight_decay=c.weight_decay, max_grad_norm=1.0, small=True)
-    loss = fit(
-        engine, list(train), lambda batch: bradley_terry(engine(torch.stack(list(batch)).to(device)).squeeze(1), torch.zeros(())),  # type: ignore[arg-type]
-        c, config.data.seed + SEED, "scoring head", c.batch_size,
-    )  # fmt: skip
-    with engine.whole() as module:
-        weight = module.weight.detach().cpu().clone()
-    figures = {"accuracy_before": before, "accuracy": float((test @ weight.T > 0).float().mean()), "loss": loss}
-    with torch.no_grad():
-        head.weight.copy_(weight.to(head.weight))  # a bias, if any, is the same for both sides and stays
+
+    def loss_of(batch: Any) -> Tensor:
+        rewards = engine(torch.stack(list(batch)).to(device)).squeeze(2)
+        return bradley_terry(rewards[:, 0], rewards[:, 1], c.margin, c.centring)
+
+    sampled = list(train[drawn(len(rows), config)])
+    loss = fit(engine, sampled, loss_of, c, varied(config.data.seed + SEED, c.seed), "scoring head", c.batch_size)
+    with engine.whole() as module, torch.no_grad():
+        for name, value in module.named_parameters():
+            getattr(head, name).copy_(value)
+    figures = _figures(before, frozen_head(head).cpu()(test).squeeze(2).T, loss)
     if comm.is_main():
         classifier.save_pretrained(target)
     return figures
 
 
-def labelled_pairs(config: Config, source: Source, device: torch.device) -> tuple[list[Pair], list[Pair]]:
-    """Training and held-out pairs: the file's, or pairs of the policy's responses labelled by the gold world.
+def _figures(before: Tensor, after: Tensor, loss: float) -> dict[str, float]:
+    """Figures from the rewards of the held-out pairs before and after the fit, each [2, pairs], chosen first."""
 
-    Raises:
-        UserError: the file has no labelled pairs.
-    """
-    if source.world is None:
-        if not source.pairs or not source.heldout_pairs:
-            raise UserError(
-                f"data.path={config.data.path}: a reward model needs labelled pairs (chosen, rejected) in the training and "
-                f"the held-out part; there are {len(source.pairs)} and {len(source.heldout_pairs)}"
-            )
-        return source.pairs, source.heldout_pairs
-    assert config.policy.path is not None, "prepare() fills it"
-    pairs = _label(config, source.world, device)
-    return pairs[: config.data.pairs], pairs[config.data.pairs :]
+    def accuracy(rewards: Tensor) -> float:
+        return float((rewards[0] > rewards[1]).float().mean())
 
-
-def _label(config: Config, world: GoldWorld, device: torch.device) -> list[Pair]:
-    """Two responses of the starting policy to each prompt, judged by the world's biased, noisy labellers."""
-    assert config.policy.path is not None
-    chat = ChatFormat(load_tokenizer(config.policy.path, "policy.path"), "policy")
-    policy = Policy(load_causal_lm(config.policy.path, "policy.path", torch.float32)).to(device)
-    rng = random.Random(mix(config.data.seed, LABELS))
-    wanted = config.data.pairs + config.eval.pairs
-    asked = world.prompts(wanted, mix(config.data.seed, PAIRS))
-    pairs = []
-    for start in range(0, wanted, 256):
-        texts = asked[start : start + 256]
-        indices = list(range(2 * start, 2 * (start + len(texts))))
-        uniforms = uniform_rows(config.data.seed, PAIRS, 0, indices, config.rollout.max_new_tokens)
-        prompt_ids = [chat.prompt_ids(user_prompt(text)) for text in texts]
-        drawn = sample(policy, prompt_ids, 2, uniforms, config.rollout.temperature, chat.eos_ids, chat.pad_id)
-        ends = [ids[-1] in chat.eos_ids for ids in drawn]
-        replies = chat.tokenizer.batch_decode(drawn, skip_special_tokens=True)
-        for i, text in enumerate(texts):
-            a, b = replies[2 * i], replies[2 * i + 1]
-            first = world.label(text, a, b, ends[2 * i], ends[2 * i + 1], rng)
-            pairs.append(Pair(user_prompt(text), *((a, b) if first else (b, a))))
-    return pairs
-
-
-def saved_pairs(folder: Path, split: str) -> list[Pair]:
-    """The labelled pairs that lie beside a fitted reward model of the gold world; none if there is no such file."""
-    if not (folder / PAIRS_FILE).is_file():
-        return []
-    rows = [json.loads(line) for line in (folder / PAIRS_FILE).read_text().splitlines()]
-    chosen = [row for row in rows if row["split"] == split]
-    return [Pair(tuple(row["prompt"]), row["chosen"], row["rejected"]) for row in chosen]
+    scores = after.float()
+    return {
+        "accuracy_before": accuracy(before), "accuracy": accuracy(after), "loss": loss,
+        "score_mean": float(scores.mean()), "score_std": float(scores.std(correction=0)),
+    }  # fmt: skip

@@ -45,7 +45,7 @@ def run(config: Config, run_dir: Path) -> None:
     else:
         lm = fresh_llama(c, tokenizer, chat.pad_id, config.data.seed, scorer=False)
     device = local_device(config)
-    fitted = with_lora(lm, c.fit, "CAUSAL_LM") if c.fit.parameters == "lora" else lm
+    fitted = with_lora(lm, c.fit.lora_rank, "CAUSAL_LM") if c.fit.parameters == "lora" else lm
     engine = make_engine(Policy(lm), config.engine, device, weight_decay=c.fit.weight_decay, max_grad_norm=1.0)
 
     def loss_of(batch: Sequence[tuple[list[int], list[int]]]) -> Tensor:

@@ -11,6 +11,7 @@ from r2m_cli import checkpoint
 from r2m_cli.batch import Prompt
 from r2m_cli.build import build_actors
 from r2m_cli.cache import cache_dir
+from r2m_cli.data.labels import known_pairs
 from r2m_cli.data.source import Source, fitting, load_source
 from r2m_cli.data.template import ChatFormat
 from r2m_cli.distributed import comm
@@ -24,7 +25,6 @@ from r2m_cli.openai_judge import OpenAIJudge
 from r2m_cli.schema import Config
 from r2m_cli.sinks import Sinks
 from r2m_cli.stages.labelled import Labels, warm_up
-from r2m_cli.tasks.reward import saved_pairs
 
 
 def run(config: Config, run_dir: Path) -> None:
@@ -50,12 +50,13 @@ def run(config: Config, run_dir: Path) -> None:
         for warning in warnings:
             observer.warn(warning)
         steps = train(actors, prompts, eval_prompts, config, run_dir, observer, state["step"], labels)
+        if isinstance(labels.judge, OpenAIJudge) and labels.judge.unparsed:
+            observer.warn(f"{labels.judge.unparsed} answers of the judge could not be read and counted as ties")
         if config.checkpoint.export:
             settings = {
                 "omega": weight_at(config.train.steps, config), "dim": config.feedback.dim,
                 "temperature": config.rollout.temperature,
             }  # fmt: skip
-            assert config.policy.path is not None and config.reward.path is not None
             checkpoint.export(run_dir, actors, config.policy.path, config.reward.path, settings)
         if sinks is not None:
             sinks.close(summary(run_dir, config, steps, perf_counter() - begun))
@@ -69,7 +70,7 @@ def real_labels(config: Config, source: Source) -> Labels:
     """
     f, pairs, judge = config.feedback, [], None
     if f.warmup_pairs or f.replay_pairs:
-        pairs = source.pairs or saved_pairs(Path(config.reward.path or ""), "train")
+        pairs = known_pairs(config, source, "train")
         if not pairs:
             key = "feedback.warmup_pairs" if f.warmup_pairs else "feedback.replay_pairs"
             raise UserError(f"{key}: there are no labelled pairs (chosen, rejected) in the data; set it to 0")
@@ -87,7 +88,7 @@ def before_training(config: Config, source: Source, actors: Actors, labels: Labe
     if config.feedback.warmup_pairs:
         figures = warm_up(actors, labels.pairs, config)
         notes.append("warm-up of adapter and head: " + ", ".join(f"{k} {v:.3g}" for k, v in figures.items()))
-    pairs = source.heldout_pairs or saved_pairs(Path(config.reward.path or ""), "heldout")
+    pairs = known_pairs(config, source, "heldout")
     if pairs and config.eval.preflight_pairs:
         rows = max(1, config.engine.micro_groups * config.ppo.group_size // 2)
         omega = weight_at(config.train.steps, config)

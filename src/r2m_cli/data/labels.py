@@ -1,0 +1,89 @@
+"""Labelled pairs for a reward model: the file's own, or the starting policy's responses as the gold world labels them."""
+
+import json
+import random
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from r2m_cli.data.gold_world import GoldWorld
+from r2m_cli.data.preferences import Pair
+from r2m_cli.data.source import Source, user_prompt
+from r2m_cli.data.template import ChatFormat
+from r2m_cli.errors import UserError
+from r2m_cli.models.generate import sample, uniform_rows
+from r2m_cli.models.loading import load_causal_lm, load_tokenizer
+from r2m_cli.models.policy import Policy
+from r2m_cli.schema import Config
+from r2m_cli.seeds import mix
+
+LABELS, PAIRS = 3, 4  # streams of random numbers
+PAIRS_FILE = "pairs.jsonl"  # the gold world's labelled pairs, beside the model that was fitted on them
+
+
+def labelled_pairs(config: Config, source: Source, device: torch.device) -> tuple[list[Pair], list[Pair]]:
+    """Training and held-out pairs: the file's, or pairs of the policy's responses labelled by the gold world.
+
+    Raises:
+        UserError: the file has no labelled pairs.
+    """
+    if source.world is None:
+        if not source.pairs or not source.heldout_pairs:
+            raise UserError(
+                f"data.path={config.data.path}: a reward model needs labelled pairs (chosen, rejected) in the training and "
+                f"the held-out part; there are {len(source.pairs)} and {len(source.heldout_pairs)}"
+            )
+        return source.pairs, source.heldout_pairs
+    assert config.policy.path is not None, "prepare() fills it"
+    pairs = _label(config, source.world, device)
+    return pairs[: config.data.pairs], pairs[config.data.pairs :]
+
+
+def _label(config: Config, world: GoldWorld, device: torch.device) -> list[Pair]:
+    """Two responses of the starting policy to each prompt, judged by the world's biased, noisy labellers."""
+    assert config.policy.path is not None
+    chat = ChatFormat(load_tokenizer(config.policy.path, "policy.path"), "policy")
+    policy = Policy(load_causal_lm(config.policy.path, "policy.path", torch.float32)).to(device)
+    rng = random.Random(mix(config.data.seed, LABELS))
+    wanted = config.data.pairs + config.eval.pairs
+    asked = world.prompts(wanted, mix(config.data.seed, PAIRS))
+    pairs = []
+    for start in range(0, wanted, 256):
+        texts = asked[start : start + 256]
+        indices = list(range(2 * start, 2 * (start + len(texts))))
+        uniforms = uniform_rows(config.data.seed, PAIRS, 0, indices, config.rollout.max_new_tokens)
+        prompt_ids = [chat.prompt_ids(user_prompt(text)) for text in texts]
+        drawn = sample(policy, prompt_ids, 2, uniforms, config.rollout.temperature, chat.eos_ids, chat.pad_id)
+        ends = [ids[-1] in chat.eos_ids for ids in drawn]
+        replies = chat.tokenizer.batch_decode(drawn, skip_special_tokens=True)
+        for i, text in enumerate(texts):
+            a, b = replies[2 * i], replies[2 * i + 1]
+            first = world.label(text, a, b, ends[2 * i], ends[2 * i + 1], rng)
+            pairs.append(Pair(user_prompt(text), *((a, b) if first else (b, a))))
+    return pairs
+
+
+def save_pairs(folder: Path, train: list[Pair], heldout: list[Pair]) -> None:
+    """Put the labelled pairs of the gold world beside the reward model that was fitted on them."""
+    labelled = [("train", p) for p in train] + [("heldout", p) for p in heldout]
+    lines = [json.dumps({"split": split} | asdict(p)) + "\n" for split, p in labelled]
+    (folder / PAIRS_FILE).write_text("".join(lines))
+
+
+def saved_pairs(folder: Path, split: str) -> list[Pair]:
+    """The labelled pairs that lie beside a fitted reward model of the gold world; none if there is no such file."""
+    if not (folder / PAIRS_FILE).is_file():
+        return []
+    rows = [json.loads(line) for line in (folder / PAIRS_FILE).read_text().splitlines()]
+    chosen = [row for row in rows if row["split"] == split]
+    return [Pair(tuple(row["prompt"]), row["chosen"], row["rejected"]) for row in chosen]
+
+
+def known_pairs(config: Config, source: Source, split: str) -> list[Pair]:
+    """The labelled pairs, "train" or "heldout", that are there without sampling any: the file's, or those beside the gold
+    world's reward model."""
+    pairs = source.pairs if split == "train" else source.heldout_pairs
+    if source.world is not None and config.reward.path is not None:
+        pairs = saved_pairs(Path(config.reward.path).expanduser(), split)
+    return pairs

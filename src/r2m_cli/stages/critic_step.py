@@ -12,7 +12,8 @@ def critic_step(critic: Engine, batch: Trainable, config: PpoConfig, micro_group
     """Update the critic. Raises FloatingPointError if a gradient is not finite."""
     annotated, rollout = batch.annotated, batch.annotated.rollout
     old, returns = annotated.values, batch.returns
-    assert old is not None and returns is not None
+    assert old is not None
+    assert returns is not None
     sequences = len(rollout.responses)
     per_update = sequences // config.mini_batches
     metrics = MetricSums()

@@ -48,6 +48,8 @@ def policy_loss(
     """
     log_ratio = torch.where(mask, logp - old_logp, 0.0)
     if level == "sequence":
+        if advantages.dim() != 1:
+            raise ValueError(f"one ratio per sequence takes one advantage per sequence, got {tuple(advantages.shape)}")
         reduce = masked_sum
         ratio = log_ratio.sum(dim=1, keepdim=True).exp()  # [B, 1]
         ratio_mask = torch.ones_like(ratio, dtype=torch.bool)

@@ -7,10 +7,12 @@ def feedback_weight(step: int, total: int, omega: float, kind: str = "cosine") -
     """w(t) = max(0.5 cos(pi t / T) + 0.5, Omega), METHOD eq. 4: the weight of the original reward token embedding.
 
     It is 1 at t = 0 (the reward model as trained offline) and `omega` from some step on to t = T. With
-    `kind="constant"` it is `omega` throughout.
+    `kind="constant"` it is `omega` throughout. Raises ValueError for another kind.
     """
     if kind == "constant":
         return omega
+    if kind != "cosine":
+        raise ValueError(f"schedule is cosine or constant, got {kind!r}")
     progress = min(step / total, 1.0) if total > 0 else 1.0
     return max(0.5 * math.cos(math.pi * progress) + 0.5, omega)
 

@@ -19,7 +19,8 @@ def shape(scores: Tensor, finished: Tensor, clip: float | None, eos_penalty: flo
 def fill_missing(rewards: Tensor, valid: Tensor) -> Tensor:
     """Rewards with those that are missing replaced by the mean of their group's others, or 0 if there is none.
 
-    A group baseline then does not notice them; their own advantage is to be set to 0. rewards, valid [n, K] -> [n, K].
+    The group's mean does not notice them, and their own RLOO or GRPO advantage is 0; the others' RLOO advantages shrink by
+    (V^2 - 1) / V^2 with V valid rewards. rewards, valid [n, K] -> [n, K].
     """
     known = torch.where(valid, rewards, 0.0)
     mean = known.sum(dim=1, keepdim=True) / valid.sum(dim=1, keepdim=True).clamp_min(1)

@@ -24,13 +24,14 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor
         mask: [B, R], true on response tokens.
         clip: how far a value may move from the old one before its gradient stops; 0: no clipping.
     """
+    returns = torch.where(mask, returns, values.detach())  # a NaN there would pass through the mask into the gradient
     error = (values - returns).square()
-    if clip > 0:
-        held = old_values + (values - old_values).clamp(-clip, clip)
-        cut = (held - returns).square()
-    else:
-        cut = error
+    if clip == 0:
+        return ValueLoss(0.5 * masked_mean(error, mask), torch.zeros_like(error[:, 0]))
+    moved = values - old_values
+    cut = (old_values + moved.clamp(-clip, clip) - returns).square()
+    beyond = (moved.abs() > clip) & (cut > error)
     return ValueLoss(
         total=0.5 * masked_mean(torch.maximum(error, cut), mask),
-        clipped=masked_mean((cut > error).float(), mask).detach(),
+        clipped=masked_mean(beyond.float(), mask),
     )

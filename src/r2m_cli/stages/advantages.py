@@ -9,7 +9,7 @@ from r2m_cli.maths import advantages as maths
 from r2m_cli.maths import kl
 from r2m_cli.maths.gae import gae
 from r2m_cli.maths.masking import masked_sum
-from r2m_cli.maths.shaping import shape
+from r2m_cli.maths.shaping import fill_missing, shape
 from r2m_cli.schema import PpoConfig
 
 
@@ -36,6 +36,7 @@ def advantages(annotated: Annotated, config: PpoConfig, greedy: Annotated | None
     else:
         if penalty is not None:
             scores = scores - config.beta * masked_sum(penalty, annotated.mask).view_as(scores)
+            scores = fill_missing(scores, annotated.valid)
         if config.algorithm == "remax":
             assert greedy is not None
             # The same shaping; a baseline that is missing gives way to the mean of the prompt's sampled responses.
@@ -51,9 +52,9 @@ def advantages(annotated: Annotated, config: PpoConfig, greedy: Annotated | None
 
 
 def shaped(annotated: Annotated, config: PpoConfig) -> Tensor:
-    """Live rewards, clipped, minus the penalty for a missing end token. [n, K]."""
+    """Live rewards, clipped, minus the penalty for a missing end token; missing ones filled anew. [n, K]."""
     finished = torch.tensor(annotated.rollout.finished, device=annotated.rewards.device).view_as(annotated.rewards)
-    return shape(annotated.rewards, finished, config.reward_clip, config.eos_penalty)
+    return fill_missing(shape(annotated.rewards, finished, config.reward_clip, config.eos_penalty), annotated.valid)
 
 
 def _normalised(values: Tensor, sums: Tensor | None, floor: float, centre: bool) -> Tensor:

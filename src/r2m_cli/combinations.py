@@ -81,7 +81,9 @@ def _reward(c: Config) -> None:
 def _judges(c: Config) -> None:
     for key, judge in (("feedback.judge", c.feedback.judge), ("eval.judge", c.eval.judge)):
         if judge == "gold" and c.data.kind != "gold":
-            raise UserError(f"{key}=gold: only the gold world knows the truth (data=gold); use openai, or a reward model")
+            raise UserError(
+                f"{key}=gold: only the gold world knows the truth (data=gold); use openai, or a reward model"
+            )
     if c.judge.timeout <= 0:
         raise UserError(f"judge.timeout={c.judge.timeout}: must be above 0 seconds")
 

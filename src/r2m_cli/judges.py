@@ -19,7 +19,8 @@ class Comparison:
     finished: tuple[bool, bool] = (True, True)
 
 
-# For each comparison the preference for the first response: 1 it wins, 0.5 a tie, 0 it loses.
+# For each comparison the preference for the first response: 1 it wins, 0.5 a tie, 0 it loses; a judge that is asked in both
+# orders and contradicts itself may say 0.25 or 0.75.
 Judge = Callable[[Sequence[Comparison]], list[float]]
 
 

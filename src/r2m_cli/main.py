@@ -5,7 +5,10 @@ import shutil
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 # Before torch is imported by anything: a thread that waits must not spin (a busy neighbour would slow it tenfold).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -28,7 +31,7 @@ Examples
   r2m train                                            the embedded world, R2M as published
   r2m train feedback=none ppo.beta=0.2                 a frozen reward model and a stronger KL
   r2m train +experiment=hh_rlhf_cpu data.path=FILE     SmolLM2-135M on real preference data, on a laptop
-  r2m train -m feedback=r2m,none seed=0,1,2            a sweep
+  r2m train -m feedback=r2m,none seed=0,1,2            a sweep; +sweep=table4 runs one of the paper's tables
   r2m WORD --help                                      groups and keys of a word;  --cfg job prints the configuration
   eval "$(r2m -sc install=bash)"                       shell completion
 """
@@ -52,7 +55,6 @@ def main() -> None:
     try:
         if word not in WORDS:
             raise _unknown_word(word)
-        sys.argv = ["r2m", *rest]
         _run_hydra(word, rest)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -63,47 +65,60 @@ def main() -> None:
 def _run_hydra(word: str, overrides: list[str]) -> None:
     import hydra
     from hydra.core.config_store import ConfigStore
-    from hydra.core.hydra_config import HydraConfig
-    from omegaconf import DictConfig, OmegaConf
+    from omegaconf import DictConfig
 
+    from r2m_cli import folders, sweep  # noqa: F401  registers the names of the run folders
     from r2m_cli.errors import UserError
     from r2m_cli.schema import Config, ReportConfig
 
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     store.store(name="report_schema", node=ReportConfig)
-    OmegaConf.register_new_resolver("r2m_run_dir", _run_dir, replace=True)
 
-    def job(composed: DictConfig) -> Any:
-        hydra_config = HydraConfig.get()
-        try:
-            if word == "report":
-                from r2m_cli.tasks.report import report
-                from r2m_cli.validate import typed
-
-                return report(**vars(typed(composed, ReportConfig)))
-            from r2m_cli.launch import launch
-            from r2m_cli.resume import configured
-
-            config = configured(composed, list(hydra_config.overrides.task))
-            return launch(config, Path(hydra_config.runtime.output_dir))
-        except Exception as error:
-            _forget(Path(hydra_config.runtime.output_dir))
-            raise SystemExit(_explain(error, word)) from None
+    def job(composed: DictConfig) -> Any:  # a launcher may pickle it and call it in another process
+        return _job(composed, word)
 
     # With this set, Hydra hands its own errors to us instead of printing them its way and exiting with 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     for override in overrides:
         if override.startswith("="):
             raise UserError(f"{override}: an override is key=value, and this one has no key")
-    hydra.main(version_base="1.3", config_path="pkg://r2m_cli.conf", config_name=word)(job)()
+    sys.argv = ["r2m", *sweep.in_order(overrides)]
+    try:
+        hydra.main(version_base="1.3", config_path="pkg://r2m_cli.conf", config_name=word)(job)()
+    except sweep.JobFailed as failed:
+        sys.exit(failed.code)
+    finally:
+        sweep.close()
 
 
-def _run_dir(resume: str | None, task: str) -> str:
-    """Where a run goes: a resumed one into its own folder, a new one below outputs/."""
-    from datetime import datetime
+def _job(composed: "DictConfig", word: str) -> Any:
+    """One job: the whole of a single run, or one of a sweep's, in this process or in a launcher's worker."""
+    from hydra.core.hydra_config import HydraConfig
 
-    return resume or f"outputs/{task}/{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    from r2m_cli import sweep
+
+    hydra_config = HydraConfig.get()
+    run_dir = Path(hydra_config.runtime.output_dir)
+    try:
+        if word == "report":
+            from r2m_cli.schema import ReportConfig
+            from r2m_cli.tasks.report import report
+            from r2m_cli.validate import typed
+
+            return report(**vars(typed(composed, ReportConfig)))
+        from r2m_cli.launch import launch
+        from r2m_cli.resume import configured
+
+        config = configured(composed, list(hydra_config.overrides.task))
+        return launch(config, run_dir if config.resume is None else Path(config.resume).expanduser())
+    except Exception as error:
+        code = _explain(error, word)
+        if sweep.in_a_sweep(hydra_config):
+            (run_dir / sweep.ERROR).write_text(f"{error or type(error).__name__}\n", encoding="utf-8")
+            raise sweep.JobFailed(code, str(error)) from None
+        _forget(run_dir)
+        raise SystemExit(code) from None
 
 
 def _forget(run_dir: Path) -> None:

@@ -32,6 +32,15 @@ def _named(config: Config) -> dict[str, str]:
             named[f"{key}.{name}"] = value
         elif config.data.kind == "file" and not unread:
             named[f"{key}.path"] = ""  # only the gold world has models of its own
+    if config.task in ("train", "evaluate"):
+        c = config.reward
+        named |= {f"reward.paths[{i}]": path for i, path in enumerate(c.paths)}
+        # Members that no one names are fitted from the base, though reward.path itself is given.
+        if c.path is not None and 1 + len(c.paths) < c.members and (c.base is not None or config.data.kind == "file"):
+            named["reward.base"] = c.base or ""
+    if config.task == "evaluate":
+        others = {"eval.reward": config.eval.reward, "eval.against": config.eval.against}
+        named |= {key: name for key, name in others.items() if name is not None and name != "chosen"}
     return named
 
 

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from r2m_cli.validate import keys, typed, validate
 RESUMABLE = ("train.", "resume", "eval.", "checkpoint.", "logger.", "engine.threads", "engine.timeout",
              "engine.rendezvous", "engine.node_rank")  # fmt: skip
 # What may differ between a run and its evaluation.
-EVALUABLE = ("task", "run", "seed", "eval.", "engine.", "train.", "resume", "checkpoint.", "logger.")
+EVALUABLE = ("task", "run", "seed", "data.", "eval.", "judge.", "engine.", "train.", "resume", "checkpoint.", "logger.")
 
 
 def configured(composed: DictConfig, overrides: list[str]) -> Config:
@@ -49,13 +49,17 @@ def _from_run(composed: Config, folder: Path, overrides: list[str], free: tuple[
     saved = typed(OmegaConf.load(folder / "config.yaml"))  # type: ignore[arg-type]
     new, old = OmegaConf.structured(composed), OmegaConf.structured(saved)
     typed_keys = {text.lstrip("+").split("=", 1)[0] for text in overrides}
-    groups = any("." not in key and key not in ("seed", "resume", "run", "hydra") for key in typed_keys)
+    # A group of a section (data=file) touches that section alone, an experiment whatever it likes.
+    sections = {field.name for field in fields(Config)}
+    groups = any("." not in key and key not in sections | {"hydra"} for key in typed_keys)
 
     for key in keys():
         value, kept = OmegaConf.select(new, key), OmegaConf.select(old, key)
         named = key in typed_keys or any(key.startswith(t + ".") for t in typed_keys)
         # A choice of a group (+experiment=x, ppo=grpo) must give what the run had; what was not typed stays as it was.
         filled = key in ("policy.path", "reward.path") and value is None
+        if key == "reward.paths":  # the members that were not named were fitted and stand behind those that were
+            filled = list(kept[: len(value)]) == list(value)
         if not (named or groups) or value == kept or filled:
             continue
         if not key.startswith(free):

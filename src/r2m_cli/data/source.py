@@ -39,16 +39,17 @@ def user_prompt(text: str) -> Prompt:
     return ({"role": "user", "content": text},)
 
 
-def load_source(config: DataConfig, eval_prompts: int) -> Source:
+def load_source(config: DataConfig, eval_prompts: int, evaluating: bool = False) -> Source:
     """Everything that the configuration's data part names.
 
     Args:
         eval_prompts: evaluation prompts to draw from the world; a file gives all of its held-out prompts.
+        evaluating: nothing is trained, so data.holdout=1 may hold out every row of a file.
 
     Raises:
         UserError: from the loader; or too few rows to hold any out.
     """
-    return _world(config, eval_prompts) if config.kind == "gold" else _file(config)
+    return _world(config, eval_prompts) if config.kind == "gold" else _file(config, evaluating)
 
 
 def _world(config: DataConfig, eval_prompts: int) -> Source:
@@ -65,13 +66,13 @@ def _world(config: DataConfig, eval_prompts: int) -> Source:
     )
 
 
-def _file(config: DataConfig) -> Source:
+def _file(config: DataConfig, evaluating: bool) -> Source:
     assert config.path is not None
     loaded = load_preferences(config.path, config.split, config.rows)
     prompts = list(loaded.prompts)
     random.Random(mix(config.seed, SPLIT)).shuffle(prompts)
     held = round(config.holdout * len(prompts))
-    if held < 1 or held >= len(prompts):
+    if held < 1 or (held >= len(prompts) and not evaluating):
         raise UserError(
             f"data.holdout={config.holdout} of {len(prompts)} distinct prompts in {config.path} leaves {held} for "
             f"evaluation and {len(prompts) - held} for training; both need at least one"

@@ -15,6 +15,7 @@ from r2m_cli.errors import UserError
 # What makes two runs repetitions of one another, or says nothing about the method: never part of a label.
 IGNORED = re.compile(r"(seed|data\.seed|resume|run|output|train\.stop_at|(checkpoint|logger|hydra)\..*)$")
 SEED_IN_NAME = re.compile(r"(^|(?<=/)|[,_\-./])((seed|world)[=_-]?|s)\d+(?=$|[,_\-/])")
+LONG_NUMBER = re.compile(r"(?<==)\d+\.\d{5,}(e[-+]?\d+)?")
 
 
 @dataclass(frozen=True)
@@ -113,20 +114,36 @@ def _read_summary(path: Path) -> dict[str, Any]:
 
 
 def _labels(paths: list[Path], configs: list[dict[str, Any]]) -> list[str]:
-    """The folder's name below what all runs share, without the seed; if that has no word in it (a date, a job
-    number), what differs between the configurations.
+    """The folder's name below what all runs share, without the seed and without the overrides that all of them have; if
+    that has no word in it (a date, a job number), what differs between the configurations.
     """
     if len(set(paths)) > 1:
         depth = len(_common_parent(paths).parts)
         names = ["/".join(path.parts[depth:]) for path in paths]
     else:
         names = [path.name for path in paths]
-    named = [SEED_IN_NAME.sub("", name).strip("/,_-.").replace(",", ", ") for name in names]
+    named = bare([SEED_IN_NAME.sub("", name).strip("/,_-.") for name in names])
     if all(re.search("[A-Za-z]", name) for name in named):
         return named
     differences = _differences(configs)
     shared = _common_parent(paths).name  # all there is when only the seeds differ
     return [text or name or shared for text, name in zip(differences, named, strict=True)]
+
+
+def bare(names: list[str]) -> list[str]:
+    """Short forms of names like `debug=quick,method=rloo,ppo.lr=0.00012345678`: what all of them share is left out, a
+    method goes by its bare name, and long numbers are rounded as long as different names stay different.
+    """
+    parts = [name.split(",") for name in names]
+    telling = [
+        [part for part in some if part.startswith("method=") or any(part not in others for others in parts)]
+        for some in parts
+    ]
+    if all(telling):
+        parts = telling
+    full = [", ".join(part.removeprefix("method=") for part in some) for some in parts]
+    rounded = [LONG_NUMBER.sub(lambda number: f"{float(number[0]):.3g}", text) for text in full]
+    return rounded if len(set(rounded)) == len(set(full)) else full
 
 
 def _common_parent(paths: list[Path]) -> Path:

@@ -51,6 +51,16 @@ def judged(annotated: Annotated, judge: Judge, first: int, budget: int) -> Tenso
     return torch.tensor(said, dtype=rewards.dtype, device=rewards.device)
 
 
+def fits(actors: Actors, pair: Pair) -> bool:
+    """Whether the policy can read prompt and either reply whole; where its states are not wanted it is not asked to."""
+    limit = context_length(actors.policy.module.lm)
+    if limit is None or actors.reward.feedback is None or actors.reward.kind == "head_only":
+        return True
+    prompt = len(actors.format.prompt_ids(pair.prompt))
+    replies = (actors.format.response_ids(pair.prompt, reply) for reply in (pair.chosen, pair.rejected))
+    return prompt + max(map(len, replies)) <= limit
+
+
 def pair_rewards(
     actors: Actors, pairs: Sequence[Pair], weight: float, seeds: list[int]
 ) -> tuple[Tensor, Tensor | None]:
@@ -60,6 +70,7 @@ def pair_rewards(
     winners from losers. The live rewards carry a gradient to adapter and head.
 
     Args:
+        pairs: such as the policy can read, see `fits`.
         weight: w(t).
         seeds: one per pair.
 
@@ -75,10 +86,9 @@ def pair_rewards(
         return frozen, None
     if reward.kind == "head_only":
         return frozen, reward.feedback(rte, None, None, weight).reward.view(-1, 2)
-    limit = context_length(actors.policy.module.lm)
     prompt_ids = [chat.prompt_ids(p) for p in prompts]
     reply_ids = [chat.response_ids(p, r) for p, r in zip(prompts, replies)]
-    tokens, lengths = pad([(p + r)[:limit] for p, r in zip(prompt_ids, reply_ids)], chat.pad_id)
+    tokens, lengths = pad([p + r for p, r in zip(prompt_ids, reply_ids)], chat.pad_id)
     prompt_lengths = torch.tensor([len(p) for p in prompt_ids])
     given = (tokens, prompt_lengths, lengths - prompt_lengths)
     with torch.no_grad():

@@ -1,8 +1,8 @@
-"""`r2m evaluate` on one rank: a policy on the fixed prompts, a reward model on held-out labelled pairs.
+"""`r2m evaluate` on one rank: a policy on fixed prompts, a reward model on labelled pairs, win rates, best-of-n.
 
-With `run=` they are those of a finished training run, under that run's own configuration. The initial reward model is
-measured on the text alone; the one that the run left, with the policy's hidden states and w at t = T, that is Omega (the
-paper's section G.6).
+With `run=` they are those of a finished training run, under that run's own configuration; keys of data may differ, so
+that its reward model can be measured on other pairs. The initial reward model is measured on the text alone; the one that
+the run left, with the policy's hidden states and w at t = T, that is Omega (the paper's section G.6).
 """
 
 import json
@@ -10,30 +10,32 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from r2m_cli.build import build_actors
+from r2m_cli.build import build_actors, build_reward
 from r2m_cli.checkpoint import load_feedback
+from r2m_cli.data.labels import saved_pairs
 from r2m_cli.data.preferences import Pair
-from r2m_cli.data.source import load_source
+from r2m_cli.data.source import Source, load_source
 from r2m_cli.distributed import comm
 from r2m_cli.errors import UserError
-from r2m_cli.loop import evaluate
-from r2m_cli.models.actors import Actors, pad
+from r2m_cli.evaluation import best_of_n, win_rate
+from r2m_cli.evaluation.findings import Findings
+from r2m_cli.evaluation.pairs import accuracy
+from r2m_cli.evaluation.policy import alpaca_rows, evaluation_prompts, scored, text_scores
+from r2m_cli.models.actors import RewardModel
 from r2m_cli.schema import Config
-from r2m_cli.tasks.reward import saved_pairs
-from r2m_cli.tasks.train import usable_prompts
 
 
 def run(config: Config, run_dir: Path) -> None:
-    """Evaluate; prints the figures and writes `evaluation.json` into the run folder.
+    """Evaluate; prints the figures and writes them as `evaluation.json` into the run folder, after each part anew.
+
+    Beside it: `alpaca_eval.json`, and as far as asked for `pairs.jsonl`, `comparisons.jsonl`, `best_of_n.csv` and `.jsonl`.
 
     Raises:
-        UserError: a model, prompt or pair that is missing.
+        UserError: a model, prompt or pair that is missing, or keys that do not go together.
     """
-    if comm.world_size() > 1:
-        raise UserError("r2m evaluate runs in one process: use engine=single")
-    source = load_source(config.data, config.eval.prompts)
+    _check(config)
+    source = load_source(config.data, config.eval.prompts, evaluating=True)
     run = Path(config.run).expanduser() if config.run is not None else None
     weight = 1.0
     if run is None:  # an adapter that nothing has trained is not worth measuring
@@ -44,46 +46,60 @@ def run(config: Config, run_dir: Path) -> None:
     actors = build_actors(config, source, str(run / "policy") if run is not None else None)
     if run is not None and actors.reward.feedback is not None:
         weight = load_feedback(run / "reward_model", actors.reward.feedback.module)
-    _, prompts, notes = usable_prompts(source, actors.format, config)
-    figures = evaluate(actors, prompts, config, weight)
+    heldout = _heldout_reward(config, actors.policy.module.hidden_size, actors.device)
+    findings = Findings(run_dir, config.eval.bootstrap, config.seed)
+    prompts = evaluation_prompts(source, actors.format, config, findings)
+    rows = config.engine.micro_groups * config.ppo.group_size
+    # Everything that can be missing is asked for before anything is sampled.
+    judge = win_rate.make_judge(config, actors, rows) if config.eval.judge != "none" else None
+    others = win_rate.opponents(config, source, actors, prompts) if judge is not None else []
 
+    # Even: with feedback=shuffled neighbours swap their states.
+    batch = scored(actors, prompts, config, weight, rows + rows % 2, findings)
+    if heldout is not None:
+        scores = text_scores(heldout, batch.prompts, batch.responses, actors.device, rows)
+        findings.mean("eval/heldout_reward", scores)
+    alpaca = json.dumps(alpaca_rows(batch, config), indent=2, ensure_ascii=False)
+    (run_dir / "alpaca_eval.json").write_text(alpaca, encoding="utf-8")
+    findings.save()
+    accuracy(actors, _pairs(config, source, findings), weight, rows, findings)
+    findings.save()
+    if config.eval.best_of > 1:
+        best_of_n.curve(actors, prompts, config, heldout, rows, findings)
+        findings.save()
+    if judge is not None:
+        win_rate.measure(judge, batch, others, findings)
+        findings.save()
+    findings.show()
+    if config.eval.best_of > 1:
+        best_of_n.show(findings, config)
+
+
+def _check(config: Config) -> None:
+    if comm.world_size() > 1:
+        raise UserError("r2m evaluate runs in one process: use engine=single")
+    if config.eval.against != win_rate.CHOSEN and config.eval.judge == "none":
+        raise UserError(f"eval.against={config.eval.against}: nobody judges it; add eval.judge=reward|gold|openai")
+    if config.data.kind == "gold" and config.data.path is not None:
+        raise UserError(f"data.path={config.data.path}: the gold world reads no file; add data=file")
+    best_of_n.check(config)
+
+
+def _pairs(config: Config, source: Source, findings: Findings) -> list[Pair]:
+    """The first eval.pairs held-out pairs: the file's, or those beside the gold world's reward model."""
     assert config.reward.path is not None, "prepare() fills it"
-    pairs = source.heldout_pairs or saved_pairs(Path(config.reward.path), "heldout")
-    pairs = pairs[: config.eval.pairs]
-    if pairs:
-        text, live = pair_margins(actors, pairs, weight, config.engine.micro_groups * config.ppo.group_size)
-        figures["pairs/accuracy"] = float((text > 0).float().mean())
-        if live is not None:
-            figures["pairs/accuracy_feedback"] = float((live > 0).float().mean())
-        figures["pairs/count"] = float(len(pairs))
-    (run_dir / "evaluation.json").write_text(json.dumps(figures, indent=2))
-    for note in notes:
-        print(f"r2m: {note}")
-    width = max(map(len, figures))
-    for name, value in figures.items():
-        print(f"  {name:{width}}  {value:.4g}")
+    pairs = source.heldout_pairs
+    if source.world is not None:
+        pairs = saved_pairs(Path(config.reward.path).expanduser(), "heldout")
+    if len(pairs) > config.eval.pairs:
+        findings.notes.append(f"eval.pairs={config.eval.pairs} of the {len(pairs)} held-out pairs are scored")
+    return pairs[: config.eval.pairs]
 
 
-@torch.no_grad()
-def pair_margins(actors: Actors, pairs: list[Pair], weight: float, micro_rows: int) -> tuple[Tensor, Tensor | None]:
-    """Reward of the chosen minus that of the rejected reply: the initial model on the text, the live one with states. [pairs]."""
-    sides: list[list[Tensor]] = [[], []]
-    chat = actors.format
-    for start in range(0, len(pairs), micro_rows):
-        part = pairs[start : start + micro_rows]
-        # Winners and losers in one batch: scored apart, anything that depends on the batch could tell them apart.
-        prompts = [p.prompt for p in part] * 2
-        replies = [p.chosen for p in part] + [p.rejected for p in part]
-        rte = actors.reward.embed(prompts, replies, actors.device)
-        scores = [actors.reward.frozen_head(rte).squeeze(1)]
-        if actors.reward.feedback is not None:
-            prompt_ids = [chat.prompt_ids(p) for p in prompts]
-            reply_ids = [chat.response_ids(p, r) for p, r in zip(prompts, replies)]
-            tokens, lengths = pad([p + r for p, r in zip(prompt_ids, reply_ids)], chat.pad_id)
-            prompt_lengths = torch.tensor([len(p) for p in prompt_ids])
-            given = (tokens, prompt_lengths, lengths - prompt_lengths)
-            states = actors.policy(*(t.to(actors.device) for t in given), 1.0)
-            scores.append(actors.reward.feedback(rte, states.hidden, states.hidden_mask, weight).reward)
-        for side, score in zip(sides, scores):
-            side.append((score[: len(part)] - score[len(part) :]).cpu())
-    return torch.cat(sides[0]), torch.cat(sides[1]) if sides[1] else None
+def _heldout_reward(config: Config, policy_size: int, device: torch.device) -> RewardModel | None:
+    """The reward model that eval.reward names, which reads the text alone."""
+    if config.eval.reward is None:
+        return None
+    model = replace(config.reward, path=config.eval.reward, members=1, paths=[])
+    alone = replace(config, reward=model, feedback=replace(config.feedback, kind="none"))
+    return build_reward(alone, policy_size, device, key="eval.reward")

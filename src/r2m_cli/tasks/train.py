@@ -1,6 +1,7 @@
 """`r2m train` on one rank: build the actors, run the loop, leave the run folder complete."""
 
 import json
+import random
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -23,8 +24,11 @@ from r2m_cli.models.actors import Actors
 from r2m_cli.observe import Observer
 from r2m_cli.openai_judge import OpenAIJudge
 from r2m_cli.schema import Config
+from r2m_cli.seeds import mix
 from r2m_cli.sinks import Sinks
-from r2m_cli.stages.labelled import Labels, warm_up
+from r2m_cli.stages.labelled import Labels, fits, warm_up
+
+LABELS = 12  # stream of random numbers
 
 
 def run(config: Config, run_dir: Path) -> None:
@@ -33,7 +37,7 @@ def run(config: Config, run_dir: Path) -> None:
     source = load_source(config.data, config.eval.prompts)
     actors = build_actors(config, source)
     prompts, eval_prompts, notes = usable_prompts(source, actors.format, config)
-    labels = real_labels(config, source)
+    labels = real_labels(config, source, actors)
 
     state: dict[str, Any] = {"step": 0, "tokens": 0}
     warnings: list[str] = []
@@ -62,7 +66,7 @@ def run(config: Config, run_dir: Path) -> None:
             sinks.close(summary(run_dir, config, steps, perf_counter() - begun))
 
 
-def real_labels(config: Config, source: Source) -> Labels:
+def real_labels(config: Config, source: Source, actors: Actors) -> Labels:
     """Labelled pairs and the judge that the configuration asks for.
 
     Raises:
@@ -70,10 +74,15 @@ def real_labels(config: Config, source: Source) -> Labels:
     """
     f, pairs, judge = config.feedback, [], None
     if f.warmup_pairs or f.replay_pairs:
-        pairs = known_pairs(config, source, "train")
+        # No more than can be asked for: a large data set takes minutes to measure.
+        known, wanted = known_pairs(config, source, "train"), f.warmup_pairs + f.replay_pairs * config.train.steps
+        drawn = random.Random(mix(config.seed, LABELS)).sample(known, min(wanted, len(known)))
+        pairs = [pair for pair in drawn if fits(actors, pair)]
         if not pairs:
             key = "feedback.warmup_pairs" if f.warmup_pairs else "feedback.replay_pairs"
-            raise UserError(f"{key}: there are no labelled pairs (chosen, rejected) in the data; set it to 0")
+            raise UserError(
+                f"{key}: the data has no labelled pairs (chosen, rejected) that the policy can read; set it to 0"
+            )
     if f.judge == "gold":
         judge = gold_judge(source.gold)
     elif f.judge == "openai":
@@ -88,11 +97,12 @@ def before_training(config: Config, source: Source, actors: Actors, labels: Labe
     if config.feedback.warmup_pairs:
         figures = warm_up(actors, labels.pairs, config)
         notes.append("warm-up of adapter and head: " + ", ".join(f"{k} {v:.3g}" for k, v in figures.items()))
-    pairs = known_pairs(config, source, "heldout")
-    if pairs and config.eval.preflight_pairs:
+    wanted = known_pairs(config, source, "heldout")[: config.eval.preflight_pairs]
+    pairs = [pair for pair in wanted if fits(actors, pair)]
+    if pairs:
         rows = max(1, config.engine.micro_groups * config.ppo.group_size // 2)
         omega = weight_at(config.train.steps, config)
-        more, warnings = inspect_reward_model(actors, pairs[: config.eval.preflight_pairs], omega, rows)
+        more, warnings = inspect_reward_model(actors, pairs, omega, rows)
         notes += more
     return notes, warnings
 

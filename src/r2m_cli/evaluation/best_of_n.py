@@ -1,0 +1,107 @@
+"""Best-of-n: what picking by the proxy does to the truth, a measure of over-optimisation without any training.
+
+Gao et al. 2023 (arXiv 2210.10760) plot gold and proxy of best-of-n against its KL; so does this.
+"""
+
+import csv
+
+import torch
+from torch import Tensor
+
+from r2m_cli.batch import Prompt
+from r2m_cli.errors import UserError
+from r2m_cli.evaluation.findings import Findings
+from r2m_cli.evaluation.policy import text_scores
+from r2m_cli.loop import EVAL
+from r2m_cli.maths.best_of_n import best_of_n, divergence, sizes
+from r2m_cli.maths.statistics import Estimate
+from r2m_cli.models.actors import Actors, RewardModel
+from r2m_cli.schema import Config
+from r2m_cli.stages.rollout import rollout
+
+STEP = 1  # of the random draws; those of the fixed responses are step 0
+
+
+def curve(
+    actors: Actors, prompts: list[Prompt], config: Config, heldout: RewardModel | None, rows: int, findings: Findings
+) -> None:
+    """Sample eval.best_of responses a prompt; estimate the best of n = 1, 2, 4, ... of them by the initial reward model.
+
+    Figures `best_of/N/proxy`, `/gold`, `/heldout` with intervals over prompts, and `best_of/N/kl` in nats; the same in
+    `best_of_n.csv`, the responses in `best_of_n.jsonl`. A prompt with a proxy that is not finite is left out.
+
+    Raises:
+        UserError: no prompt has finite proxy scores.
+    """
+    scores, table = _samples(actors, prompts, config, heldout, rows)
+    findings.rows("best_of_n.jsonl", table)
+    usable = scores["proxy"].isfinite().all(dim=1)
+    if not usable.any():
+        raise UserError("eval.best_of: the initial reward model's scores are not finite; try engine.dtype=fp32")
+    if not usable.all():
+        findings.notes.append(f"best of n: {int((~usable).sum())} prompts have scores that are not finite: left out")
+    scores = {name: values[usable] for name, values in scores.items()}
+    lines = []
+    for n in sizes(config.eval.best_of):
+        estimates = {
+            name: findings.mean(f"best_of/{n}/{name}", best_of_n(scores["proxy"], values, n))
+            for name, values in scores.items()
+        }
+        findings.number(f"best_of/{n}/kl", divergence(n))
+        lines.append((n, divergence(n), estimates))
+    _write(lines, findings)
+
+
+def check(config: Config) -> None:
+    """Raises UserError for a curve of the proxy alone, which rises whatever the responses are worth."""
+    if config.eval.best_of > 1 and config.data.kind != "gold" and config.eval.reward is None:
+        raise UserError(
+            f"eval.best_of={config.eval.best_of}: picking by the reward model raises its own score, whatever the responses "
+            "are worth; name another one to measure them with, eval.reward=FOLDER (or use the gold world, data=gold)"
+        )
+
+
+def _samples(
+    actors: Actors, prompts: list[Prompt], config: Config, heldout: RewardModel | None, rows: int
+) -> tuple[dict[str, Tensor], list[dict[str, object]]]:
+    """Scores [P, N] by name, and a row per response."""
+    count = config.eval.best_of
+    columns: dict[str, list[Tensor]] = {}
+    table: list[dict[str, object]] = []
+    at_once = max(1, len(prompts) // count)  # as many responses as the fixed prompts have
+    for start in range(0, len(prompts), at_once):
+        part = prompts[start : start + at_once]
+        batch = rollout(actors, part, start, count, config.rollout, config.seed, EVAL, STEP)
+        found = {"proxy": text_scores(actors.reward, batch.prompt_of, batch.responses, actors.device, rows)}
+        if actors.gold is not None:
+            gold = [actors.gold(*row) for row in zip(batch.prompt_of, batch.responses, batch.finished)]
+            found["gold"] = torch.tensor(gold, dtype=torch.float64)
+        if heldout is not None:
+            found["heldout"] = text_scores(heldout, batch.prompt_of, batch.responses, actors.device, rows)
+        for name, values in found.items():
+            columns.setdefault(name, []).append(values)
+        for i, response in enumerate(batch.responses):
+            row = {"prompt": start + i // count, "response": response, "finished": batch.finished[i]}
+            table.append(row | {name: values[i].item() for name, values in found.items()})
+    return {name: torch.cat(parts).view(-1, count) for name, parts in columns.items()}, table
+
+
+def _write(lines: list[tuple[int, float, dict[str, Estimate]]], findings: Findings) -> None:
+    names = list(lines[0][2])
+    with (findings.run_dir / "best_of_n.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["n", "kl", *(f"{name}{end}" for name in names for end in ("", "_low", "_high"))])
+        for n, kl, estimates in lines:
+            writer.writerow([n, kl, *(number for name in names for number in estimates[name])])
+
+
+def show(findings: Findings, config: Config) -> None:
+    """Print the curve as a table."""
+    names = [name for name in ("proxy", "gold", "heldout") if f"best_of/1/{name}" in findings.figures]
+    print("  best of n   KL" + "".join(f"      {name:24}" for name in names))
+    for n in sizes(config.eval.best_of):
+        cells = []
+        for name in names:
+            low, high = findings.intervals[f"best_of/{n}/{name}"]
+            cells.append(f"{findings.figures[f'best_of/{n}/{name}']:8.3f}  [{low:7.3f}, {high:7.3f}]")
+        print(f"  {n:9}   {divergence(n):4.2f}" + "  ".join(cells))

@@ -1,0 +1,80 @@
+"""What an evaluation found: figures, their intervals, notes; as a JSON file and as a table."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from r2m_cli.errors import UserError
+from r2m_cli.maths.statistics import Estimate, bootstrap_mean
+
+
+@dataclass
+class Findings:
+    """Collects figures; `name` is the figure's name in evaluation.json and in the table."""
+
+    run_dir: Path
+    resamples: int  # eval.bootstrap
+    seed: int
+    figures: dict[str, float] = field(default_factory=dict)
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def number(self, name: str, value: float) -> None:
+        """A figure without an interval."""
+        self.figures[name] = float(value)
+
+    def estimate(self, name: str, estimate: Estimate) -> None:
+        """A figure with its interval."""
+        self.figures[name] = estimate.value
+        self.intervals[name] = (estimate.low, estimate.high)
+
+    def mean(self, name: str, values: Tensor) -> Estimate:
+        """The mean of one number per prompt or pair, with its interval. [n] -> Estimate.
+
+        Values that are not finite are left out, and that is noted.
+
+        Raises:
+            UserError: none is finite.
+        """
+        kept = values[values.isfinite()]
+        if not len(kept):
+            raise UserError(
+                f"{name}: all {len(values)} values are NaN or infinite; try engine.dtype=fp32, or another model"
+            )
+        if len(kept) < len(values):
+            self.notes.append(f"{name}: {len(values) - len(kept)} of {len(values)} values are not finite, and left out")
+        estimate = bootstrap_mean(kept, self.resamples, self.seed)
+        self.estimate(name, estimate)
+        return estimate
+
+    def rows(self, name: str, rows: list[dict[str, Any]]) -> None:
+        """Write a file of JSON lines into the run folder; numbers that are not finite become null."""
+        finite = [{k: None if not _finite(v) else v for k, v in row.items()} for row in rows]
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in finite)
+        (self.run_dir / name).write_text(text, encoding="utf-8")
+
+    def save(self) -> None:
+        """Write evaluation.json: name -> value, and under "intervals" name -> [low, high], 95 %."""
+        found: dict[str, Any] = {**self.figures, "intervals": {k: list(v) for k, v in self.intervals.items()}}
+        (self.run_dir / "evaluation.json").write_text(json.dumps(found, indent=2))
+
+    def show(self) -> None:
+        """Print the notes, then a line per figure; those of the best-of-n curve have a table of their own."""
+        for note in self.notes:
+            print(f"r2m: {note}")
+        lines = {k: v for k, v in self.figures.items() if not k.startswith("best_of/")}
+        width = max(map(len, lines), default=0)
+        for name, value in lines.items():
+            interval = self.intervals.get(name)
+            around = f"  [{interval[0]:.4g}, {interval[1]:.4g}]" if interval else ""
+            print(f"  {name:{width}}  {value:<10.4g}{around}")
+        if self.intervals:
+            print(f"  [ ]: 95 % intervals, percentile bootstrap over prompts or pairs, {self.resamples} resamples")
+
+
+def _finite(value: Any) -> bool:
+    return not isinstance(value, float) or bool(torch.isfinite(torch.tensor(value, dtype=torch.float64)))

@@ -1,0 +1,62 @@
+"""A reward model on labelled pairs: how often it scores the chosen reply above the rejected one."""
+
+import torch
+from torch import Tensor
+
+from r2m_cli.data.preferences import Pair
+from r2m_cli.evaluation.findings import Findings
+from r2m_cli.models.actors import Actors
+from r2m_cli.stages.labelled import fits, pair_rewards
+
+
+def accuracy(actors: Actors, pairs: list[Pair], weight: float, rows: int, findings: Findings) -> None:
+    """`pairs/accuracy` of the initial reward model on the text alone, and, where the run has feedback,
+    `pairs/accuracy_feedback` of the live one, with `pairs/accuracy_difference`, the second minus the first on the same pairs.
+
+    A margin of 0 is wrong. Every pair goes to `pairs.jsonl` with its margins (chosen minus rejected, units of reward).
+    Intervals are over pairs.
+
+    Args:
+        weight: w(t) at t = T, that is Omega.
+        rows: pairs per forward.
+    """
+    if not pairs:
+        findings.notes.append("no labelled pairs to measure the reward model on")
+        return
+    kept = [i for i, pair in enumerate(pairs) if fits(actors, pair)]
+    if len(kept) < len(pairs):
+        left_out = f"{len(pairs) - len(kept)} of {len(pairs)} labelled pairs are longer than the policy can read"
+        findings.notes.append(f"{left_out}, and are left out")
+    if not kept:
+        return
+    text, live = margins(actors, [pairs[i] for i in kept], weight, rows)
+    right = (text > 0).double()
+    findings.mean("pairs/accuracy", right)
+    if live is not None:
+        with_feedback = (live > 0).double()
+        findings.mean("pairs/accuracy_feedback", with_feedback)
+        findings.mean("pairs/accuracy_difference", with_feedback - right)
+    findings.number("pairs/count", len(kept))
+    table = []
+    for row, i in enumerate(kept):
+        found = {"margin_text": text[row].item()} | ({"margin_feedback": live[row].item()} if live is not None else {})
+        table.append({"index": i, **found, **vars(pairs[i])})
+    findings.rows("pairs.jsonl", table)
+
+
+@torch.no_grad()
+def margins(actors: Actors, pairs: list[Pair], weight: float, rows: int) -> tuple[Tensor, Tensor | None]:
+    """Reward of the chosen minus that of the rejected reply: the initial model on the text, the live one with states.
+
+    Two [pairs], the second None without feedback. Arguments as in `accuracy`.
+    """
+    text, live = [], []
+    for start in range(0, len(pairs), rows):
+        part = pairs[start : start + rows]
+        frozen, fresh = pair_rewards(actors, part, weight, seeds=list(range(start, start + len(part))))
+        text.append((frozen[:, 0] - frozen[:, 1]).double().cpu())
+        if fresh is not None:
+            live.append((fresh[:, 0] - fresh[:, 1]).double().cpu())
+    # Equal replies (the world's policy may sample one twice) have no margin, whatever rounding says.
+    differ = torch.tensor([float(pair.chosen != pair.rejected) for pair in pairs], dtype=torch.float64)
+    return torch.cat(text) * differ, torch.cat(live) * differ if live else None

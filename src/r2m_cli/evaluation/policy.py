@@ -1,0 +1,96 @@
+"""A policy on the fixed evaluation prompts: its responses, and what every model says of them."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from r2m_cli.batch import Prompt, Rollout
+from r2m_cli.data.preferences import write_transcript
+from r2m_cli.data.source import Source, fitting
+from r2m_cli.data.template import ChatFormat
+from r2m_cli.errors import UserError
+from r2m_cli.evaluation.findings import Findings
+from r2m_cli.loop import EVAL
+from r2m_cli.models.actors import Actors, RewardModel
+from r2m_cli.observe import sequence_kl
+from r2m_cli.schema import Config
+from r2m_cli.stages.annotate import annotate
+from r2m_cli.stages.rollout import rollout
+
+
+def evaluation_prompts(source: Source, chat: ChatFormat, config: Config, findings: Findings) -> list[Prompt]:
+    """The first eval.prompts held-out prompts that the policy can read.
+
+    Raises:
+        UserError: none is left.
+    """
+    limit = config.rollout.max_prompt_tokens
+    prompts = fitting(source.eval_prompts, chat, limit)
+    findings.notes += source.notes
+    if len(prompts) < len(source.eval_prompts):
+        findings.notes.append(
+            f"{len(source.eval_prompts) - len(prompts)} evaluation prompts are longer than "
+            f"rollout.max_prompt_tokens={limit} and are left out"
+        )
+    if not prompts:
+        raise UserError(f"every evaluation prompt is longer than rollout.max_prompt_tokens={limit} tokens; raise it")
+    return prompts[: config.eval.prompts]
+
+
+def scored(
+    actors: Actors, prompts: list[Prompt], config: Config, weight: float, rows: int, findings: Findings
+) -> Rollout:
+    """One response to each prompt, with the draws and the figures (`eval/*`) of a training run's own evaluation.
+
+    Args:
+        weight: w(t) of the live reward.
+        rows: sequences per forward, even.
+    """
+    batch = rollout(actors, prompts, 0, 1, config.rollout, config.seed, EVAL, 0)
+    annotated = annotate(actors, batch, weight, config.rollout.temperature, rows)
+    valid = annotated.valid.flatten()
+    for name, values in (
+        ("eval/reward", torch.where(valid, annotated.rewards.flatten(), torch.nan)),
+        ("eval/reward_frozen", torch.where(valid, annotated.frozen_rewards.flatten(), torch.nan)),
+        ("eval/gold", annotated.gold),
+        ("eval/kl", sequence_kl(annotated) if annotated.ref_logp is not None else None),
+        ("eval/length", batch.response_lengths),
+        ("eval/finished", torch.tensor(batch.finished)),
+    ):
+        if values is not None:
+            findings.mean(name, values.flatten().double())
+    return batch
+
+
+def text_scores(
+    reward: RewardModel, prompts: list[Prompt], responses: list[str], device: torch.device, rows: int
+) -> Tensor:
+    """Rewards of a reward model that reads the text alone, `rows` conversations at a time. [B] float64, on the CPU."""
+    parts = [
+        reward.score(prompts[start : start + rows], responses[start : start + rows], device).double().cpu()
+        for start in range(0, len(prompts), rows)
+    ]
+    return torch.cat(parts)
+
+
+def alpaca_rows(batch: Rollout, config: Config) -> list[dict[str, Any]]:
+    """The responses in AlpacaEval's output format (github tatsu-lab/alpaca_eval, `--model_outputs`).
+
+    A prompt that is a single user turn is its own instruction; a longer one stands as an HH transcript, system message
+    included.
+    """
+    named = config.run or str(config.policy.path)
+    name = Path(named).expanduser().resolve().name if Path(named).expanduser().exists() else named
+    path = config.data.path or ""
+    dataset = "gold_world" if config.data.kind == "gold" else Path(path).name if Path(path).exists() else path
+    return [
+        {"instruction": instruction(prompt), "output": response, "generator": name, "dataset": dataset}
+        for prompt, response in zip(batch.prompt_of, batch.responses)
+    ]
+
+
+def instruction(prompt: Prompt) -> str:
+    """A prompt as one text."""
+    return prompt[0]["content"] if len(prompt) == 1 else write_transcript(prompt).strip()

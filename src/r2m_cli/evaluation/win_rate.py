@@ -1,0 +1,153 @@
+"""How often a judge prefers the policy's response to the data's, or to another policy's."""
+
+import json
+import random
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+
+from r2m_cli.batch import Prompt, Rollout
+from r2m_cli.cache import cache_dir
+from r2m_cli.data.source import Source
+from r2m_cli.data.template import ChatFormat
+from r2m_cli.distributed.engine import DTYPES, SingleEngine
+from r2m_cli.errors import UserError
+from r2m_cli.evaluation.findings import Findings
+from r2m_cli.evaluation.policy import text_scores
+from r2m_cli.judges import Comparison, Judge, gold_judge, score_judge
+from r2m_cli.loop import EVAL
+from r2m_cli.maths.statistics import length_controlled_win_rate, win_rate
+from r2m_cli.models.actors import Actors
+from r2m_cli.models.loading import context_length, load_causal_lm, load_tokenizer
+from r2m_cli.models.policy import Policy
+from r2m_cli.openai_judge import OpenAIJudge
+from r2m_cli.schema import Config
+from r2m_cli.seeds import mix
+from r2m_cli.stages.rollout import rollout
+
+REFERENCES = 16  # stream of random numbers for the gold world's references; of data.seed, like those of data/source.py
+CHOSEN = "chosen"
+
+
+class Opponent(NamedTuple):
+    """The other side's response to one prompt, and whether it ended by itself."""
+
+    response: str
+    finished: bool
+
+
+def make_judge(config: Config, actors: Actors, rows: int) -> Judge:
+    """The judge that eval.judge names: the initial reward model, the gold world, or a language model at an endpoint.
+
+    Raises UserError, from the endpoint's.
+    """
+    if config.eval.judge == "openai":
+        return OpenAIJudge(config.judge, cache_dir() / "judge")
+    if config.eval.judge == "gold":
+        assert actors.gold is not None, "check_combinations() saw to it"
+        return gold_judge(actors.gold)
+
+    def score(prompts: list[Prompt], responses: list[str]) -> list[float]:
+        # Each text once: scored twice, in other company, equal responses would differ in the last bit, and one of them win.
+        names = [(json.dumps(prompt), response) for prompt, response in zip(prompts, responses)]
+        texts = dict(zip(names, zip(prompts, responses)))
+        asked, answers = zip(*texts.values())
+        scores = dict(zip(texts, text_scores(actors.reward, list(asked), list(answers), actors.device, rows).tolist()))
+        return [scores[name] for name in names]
+
+    return score_judge(score)
+
+
+def opponents(config: Config, source: Source, actors: Actors, prompts: list[Prompt]) -> list[Opponent | None]:
+    """What the policy is compared with on each prompt; None where the data has no reply to it.
+
+    With eval.against=chosen that is, for a file, the chosen reply of the first pair with this prompt. The gold world's
+    pairs are two responses of its own SFT policy each, so the better of them is no reference for that policy; there it is
+    a demonstration, what a writer of the world answers, drawn once per prompt from data.seed and complete by nature.
+    Another policy samples with the draws of the evaluated one.
+
+    Raises:
+        UserError: no prompt has a chosen reply; or the other policy cannot be loaded or read.
+    """
+    against = config.eval.against
+    if against != CHOSEN:
+        batch = _sampled(config, actors, prompts)
+        return [Opponent(text, end) for text, end in zip(batch.responses, batch.finished)]
+    if source.world is not None:
+        world, seed = source.world, config.data.seed
+        texts = [
+            world.demonstration(prompt[-1]["content"], random.Random(mix(seed, REFERENCES, i)))
+            for i, prompt in enumerate(prompts)
+        ]
+        return [Opponent(text, True) for text in texts]
+    chosen: dict[str, str] = {}
+    for pair in source.heldout_pairs:
+        chosen.setdefault(json.dumps(pair.prompt), pair.chosen)
+    found = [chosen.get(json.dumps(prompt)) for prompt in prompts]
+    if not any(text is not None for text in found):
+        raise UserError(
+            f"eval.against=chosen: none of the {len(prompts)} evaluation prompts of data.path={config.data.path} has a chosen "
+            "reply; give preference pairs, or compare with another policy, eval.against=FOLDER"
+        )
+    return [None if text is None else Opponent(text, True) for text in found]
+
+
+def measure(judge: Judge, batch: Rollout, others: list[Opponent | None], findings: Findings) -> None:
+    """Ask the judge for every prompt. `win_rate` and `win_rate/length_controlled` with intervals over prompts,
+    `win_rate/wins`, `/ties`, `/losses` and `/length_difference` (mean, characters); every comparison in `comparisons.jsonl`.
+
+    Args:
+        others: one per prompt of the batch, whose group size is 1.
+    """
+    sides = [(i, other) for i, other in enumerate(others) if other is not None]
+    if len(sides) < len(others):
+        findings.notes.append(
+            f"win rate: {len(others) - len(sides)} of {len(others)} prompts have no chosen reply: left out"
+        )
+    comparisons = [
+        Comparison(batch.prompts[i], batch.responses[i], other.response, (batch.finished[i], other.finished))
+        for i, other in sides
+    ]
+    said = judge(comparisons)
+    if isinstance(judge, OpenAIJudge):
+        findings.notes.append(
+            f"eval.judge=openai: {judge.asked} requests, {judge.cached} verdicts from the cache, {judge.unparsed} answers "
+            "without a verdict, which count as ties"
+        )
+    preferences = torch.tensor(said, dtype=torch.float64)
+    differences = torch.tensor([float(len(c.first) - len(c.second)) for c in comparisons], dtype=torch.float64)
+    if (differences > 0).all() or (differences < 0).all():
+        which = "longer" if differences[0] > 0 else "shorter"
+        findings.notes.append(
+            f"win_rate/length_controlled: every response is {which} than the other side's: an extrapolation"
+        )
+    settings = (findings.resamples, findings.seed)
+    findings.estimate("win_rate", win_rate(preferences, *settings))
+    findings.estimate("win_rate/length_controlled", length_controlled_win_rate(preferences, differences, *settings))
+    findings.number("win_rate/wins", (preferences > 0.5).sum().item())
+    findings.number("win_rate/ties", (preferences == 0.5).sum().item())
+    findings.number("win_rate/losses", (preferences < 0.5).sum().item())
+    findings.mean("win_rate/length_difference", differences)
+    rows = [
+        {"prompt": c.prompt, "response": c.first, "other": c.second, "finished": c.finished, "preference": preference}
+        for c, preference in zip(comparisons, said)
+    ]
+    findings.rows("comparisons.jsonl", rows)
+
+
+def _sampled(config: Config, actors: Actors, prompts: list[Prompt]) -> Rollout:
+    """The other policy's responses to the same prompts, from the same draws, through its own tokenizer and template."""
+    name, key = config.eval.against, "eval.against"
+    chat = ChatFormat(load_tokenizer(name, key), "policy of eval.against")
+    lm = load_causal_lm(name, key, DTYPES[config.engine.dtype])
+    limit = context_length(lm)
+    longest = max(len(chat.prompt_ids(prompt)) for prompt in prompts) + config.rollout.max_new_tokens
+    if limit is not None and longest > limit:
+        raise UserError(
+            f"{key}={name}: reads {limit} tokens at most, but the longest prompt with rollout.max_new_tokens="
+            f"{config.rollout.max_new_tokens} needs {longest}; lower rollout.max_prompt_tokens or rollout.max_new_tokens"
+        )
+    engine = SingleEngine(Policy(lm), actors.device, weight_decay=0.0, max_grad_norm=0.0)
+    other = replace(actors, policy=engine, format=chat)
+    return rollout(other, prompts, 0, 1, config.rollout, config.seed, EVAL, 0)

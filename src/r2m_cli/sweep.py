@@ -1,0 +1,153 @@
+"""A sweep as a whole: the order of what its jobs are composed of, and the table of its runs at the end.
+
+Hydra calls `Sweep` (named in conf/train.yaml). Runs are judged by what they left in their folders, so it does not matter
+whether this process ran them or a launcher's worker somewhere else.
+"""
+
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+from r2m_cli import folders  # noqa: F401  a worker process needs the names that it registers
+
+ERROR = "error.txt"  # in a sweep: what a job that failed had to say
+REASON = 100  # characters of it in the sweep's last line
+# Appended groups overwrite each other in the order in which they are named; this is the order that is meant: a method's
+# keys stand over an experiment's, and +debug cuts down whatever comes.
+GROUPS = ("sweep", "experiment", "method", "debug")
+GROUP = re.compile(rf"\+({'|'.join(GROUPS)})=")
+
+_under_way: Path | None = None  # the folder of this process's sweep until its table is written
+
+
+class JobFailed(Exception):
+    """A job of a sweep failed, and has said why; Hydra goes on with the next one."""
+
+    def __init__(self, code: int, what: str):
+        super().__init__(code, what)
+        self.code = code
+        self.what = what
+
+
+def in_order(overrides: list[str]) -> list[str]:
+    """The overrides with `+experiment=`, `+method=` and their like in the order of GROUPS, in the places that they had."""
+    places = [i for i, text in enumerate(overrides) if GROUP.match(text)]
+    sorted_ = sorted((overrides[i] for i in places), key=lambda t: GROUPS.index(GROUP.match(t)[1]))  # type: ignore[index]
+    result = overrides.copy()
+    for place, text in zip(places, sorted_):
+        result[place] = text
+    return result
+
+
+class Sweep(Callback):
+    """What Hydra calls at the start and the end of a sweep, and before each of its jobs."""
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Put the groups that the sweep's file goes through behind those of the command line, and into order.
+
+        Sweepers compose a job of hydra.sweeper.params first and the command line second, so that an experiment named
+        there would overwrite the methods of +sweep=table4.
+        """
+        global _under_way
+        _under_way = Path(config.hydra.sweep.dir) if config.task == "train" else None
+        params, typed = config.hydra.sweeper.get("params") or {}, config.hydra.overrides.task
+        given = {text.split("=", 1)[0] for text in typed}
+        groups = [f"{key}={value}" for key, value in params.items() if str(key).startswith("+") and key not in given]
+        with read_write(config), open_dict(config):
+            for key in [key for key in params if str(key).startswith("+")]:
+                del params[key]
+            config.hydra.overrides.task = in_order([*typed, *groups])
+
+    def on_job_start(self, config: DictConfig, **_: Any) -> None:
+        """Say which job of the sweep it is."""
+        if in_a_sweep(config.hydra):
+            (Path(config.hydra.runtime.output_dir) / ERROR).unlink(missing_ok=True)
+            number, name = config.hydra.job.num, config.hydra.sweep.subdir
+            print(f"r2m: job {number} of the sweep: {name}", file=sys.stderr, flush=True)
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        """Write and print the table."""
+        close()
+
+
+def in_a_sweep(hydra: Any) -> bool:
+    """Whether a job with this hydra part of the configuration is one of a sweep."""
+    return not OmegaConf.is_missing(hydra.job, "num")
+
+
+def close() -> None:
+    """End the sweep of this process, if there is one: its table, also where it was broken off. Never raises."""
+    global _under_way
+    folder, _under_way = _under_way, None
+    if folder is None or not folder.is_dir():
+        return
+    try:
+        tabulate(folder)
+    except Exception as error:  # the runs are what counts: a table can be made again
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        print(f"r2m: no table of this sweep ({reason}); try r2m report runs=[{folder}]", file=sys.stderr)
+
+
+def tabulate(folder: Path) -> None:
+    """Write table.csv, table.md and report.png of the sweep's finished runs into its folder, and print the table.
+
+    Rows stand in the order of the jobs, all seeds of a method together. Runs without a result are named in one line.
+
+    Raises:
+        UserError: from the report, a broken file in a finished run.
+    """
+    from r2m_cli.report import figure, table
+    from r2m_cli.report.runs import bare, load_runs
+
+    jobs = sorted((path.parent.parent for path in folder.rglob(".hydra/hydra.yaml")), key=_number)
+    names = dict(zip(jobs, bare([str(job.parent.relative_to(folder)) for job in jobs])))
+    finished = [job for job in jobs if (job / "summary.json").is_file()]
+    if finished:
+        runs = load_runs(finished)
+        if len(set(names.values())) > 1:  # else there are only seeds, which the report can name
+            runs = [replace(run, label=names[job]) for run, job in zip(runs, finished)]
+        first = {run.label: number for number, run in reversed(list(enumerate(runs)))}
+        runs.sort(key=lambda run: first[run.label])
+        rows = table.summarise(runs)
+        table.write(rows, folder / "table.csv")
+        table.show(rows)
+        figure.draw(runs, folder / "report.png")
+        print(f"{folder}/table.csv, table.md, report.png", flush=True)
+    unfinished = {job: f"{names[job]} {job.name.split(',')[0]}" for job in jobs if job not in finished}
+    for line in (_best(folder), _without_result(unfinished)):
+        if line:
+            print(f"r2m: {line}", file=sys.stderr, flush=True)
+    if not jobs:  # a typo that was found before the first job must not litter multirun/
+        (folder / "multirun.yaml").unlink(missing_ok=True)
+        if not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _number(job: Path) -> int:
+    return int(OmegaConf.load(job / ".hydra" / "hydra.yaml").hydra.job.num)
+
+
+def _best(folder: Path) -> str:
+    """What an optimising sweeper found best."""
+    results = folder / "optimization_results.yaml"
+    if not results.is_file():
+        return ""
+    found: Any = OmegaConf.to_container(OmegaConf.load(results))
+    best = found.get("best_params") or found.get("best_evaluated_params")
+    return "best: " + ", ".join(f"{key}={value}" for key, value in best.items()) if best else ""
+
+
+def _without_result(jobs: dict[Path, str]) -> str:
+    """One line that names the jobs and their reasons, each reason once."""
+    reasons: dict[str, list[str]] = {}
+    for job, name in jobs.items():
+        said = (job / ERROR).read_text(encoding="utf-8").splitlines() if (job / ERROR).is_file() else []
+        reason = said[0] if said else "not finished"
+        reasons.setdefault(reason if len(reason) <= REASON else f"{reason[:REASON]}...", []).append(name)
+    named = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items())
+    return f"{len(jobs)} of the sweep's runs have no result ({named})" if jobs else ""

@@ -1,0 +1,62 @@
+"""Win rates by a language model: `r2m evaluate eval.judge=openai` against a real local server."""
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from conftest import QUICK, Run, rows
+
+
+class LongerIsBetter(BaseHTTPRequestHandler):
+    """Prefers the longer of two responses, whichever is shown first."""
+
+    def do_POST(self) -> None:
+        question = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][0]["content"]
+        a, _, rest = question.partition("[Response A]\n")[2].partition("\n\n[Response B]\n")
+        b = rest.partition("\n\n[End")[0]
+        verdict = "tie" if len(a) == len(b) else "A" if len(a) > len(b) else "B"
+        body = json.dumps({"choices": [{"index": 0, "message": {"role": "assistant", "content": verdict}}]}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), LongerIsBetter) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+        server.shutdown()
+
+
+def test_a_language_model_judges_and_is_asked_once(r2m: Run, tmp_path: Path, url: str) -> None:
+    asked = (*QUICK, "eval.judge=openai", f"judge.url={url}")
+    said = r2m("evaluate", *asked, "hydra.run.dir=first").stdout
+    assert "eval.judge=openai: 16 requests, 0 verdicts from the cache" in said, "eight prompts in two orders"
+    compared = rows(tmp_path / "first", "comparisons.jsonl")
+    for row in compared:
+        longer = len(row["response"]) - len(row["other"])
+        assert row["preference"] == (0.5 if longer == 0 else float(longer > 0))
+    figures = json.loads((tmp_path / "first" / "evaluation.json").read_text())
+    assert figures["win_rate"] == sum(row["preference"] for row in compared) / 8
+    assert 0 <= figures["win_rate/length_controlled"] <= 1
+
+    again = r2m("evaluate", *asked, "hydra.run.dir=second").stdout
+    assert "0 requests, 16 verdicts from the cache" in again
+    assert rows(tmp_path / "second", "comparisons.jsonl") == compared
+
+
+def test_an_endpoint_that_is_not_there_is_one_line_and_the_other_figures_stay(r2m: Run, tmp_path: Path) -> None:
+    dead = ("eval.judge=openai", "judge.url=http://127.0.0.1:9/v1", "judge.retries=0")
+    refused = r2m("evaluate", *QUICK, *dead, "hydra.run.dir=run", code=2)
+    assert "judge.url" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert "eval/gold" in json.loads((tmp_path / "run" / "evaluation.json").read_text())

@@ -44,15 +44,18 @@ def make_actors(world, chat):
     """A function that builds fresh tiny actors; the same arguments give the same weights.
 
     Arguments: seed, feedback (an adapter that learns), reference (a frozen policy of other weights, so that the KL is
-    not 0), policy_dtype, max_tokens of the reward model.
+    not 0), policy_dtype, max_tokens of the reward model, kind and init_scale as in `feedback.*`, critic (one of PPO,
+    untrained), lora_rank (adapters in the policy, whose base is then the reference).
     """
     import torch
 
     from r2m_cli.distributed.engine import SingleEngine
     from r2m_cli.models.actors import Actors, RewardModel
+    from r2m_cli.models.critic import Critic
     from r2m_cli.models.loading import fresh_llama
+    from r2m_cli.models.lora import BaseOfLora, with_lora
     from r2m_cli.models.policy import Policy
-    from r2m_cli.models.reward_model import FeedbackHead, RewardBackbone, find_head, frozen_head
+    from r2m_cli.models.reward_model import FeedbackHead, HeadOnly, RewardBackbone, find_head, frozen_head
     from r2m_cli.schema import ModelConfig
 
     device = torch.device("cpu")
@@ -68,24 +71,39 @@ def make_actors(world, chat):
                 built.get_input_embeddings().weight[chat.tokenizer.eos_token_id] *= 3
         return built
 
-    def make(seed=0, feedback=True, reference=True, policy_dtype=torch.float32, max_tokens=64):
-        policy = Policy(model(16, seed, scorer=False).to(policy_dtype))
+    def make(
+        seed=0, feedback=True, reference=True, policy_dtype=torch.float32, max_tokens=64, kind="r2m", init_scale=1.0,
+        critic=False, lora_rank=0,
+    ):  # fmt: skip
+        lm = model(16, seed, scorer=False).to(policy_dtype)
+        lora = with_lora(lm, lora_rank, "CAUSAL_LM", seed) if lora_rank else None
+        policy = SingleEngine(Policy(lm), device, 0.0, 1.0)
+        frozen = None
+        if reference:
+            other = Policy(model(16, seed + 200, scorer=False)).requires_grad_(False)
+            frozen = BaseOfLora(policy, lora) if lora is not None else other
         classifier = model(12, seed + 100, scorer=True)
         head = find_head(classifier)
-        learner = SingleEngine(FeedbackHead(head, 16, 8, seed), device, 0.0, 0.0) if feedback else None
+        learner = None
+        if feedback and kind != "none":
+            module = HeadOnly(head) if kind == "head_only" else FeedbackHead(head, 16, 8, seed, init_scale)
+            learner = SingleEngine(module, device, 0.0, 0.0)
         return Actors(
-            policy=SingleEngine(policy, device, 0.0, 1.0),
-            reference=Policy(model(16, seed + 200, scorer=False)).requires_grad_(False) if reference else None,
+            policy=policy,
+            reference=frozen,
             reward=RewardModel(
                 backbone=RewardBackbone(classifier).requires_grad_(False),
                 frozen_head=frozen_head(head),
                 feedback=learner,
                 format=chat,
                 max_tokens=max_tokens,
+                kind=kind,
             ),
             format=chat,
             gold=lambda prompt, response, finished: world.score(prompt[-1]["content"], response, finished),
             device=device,
+            critic=SingleEngine(Critic(model(16, seed + 300, scorer=False)), device, 0.0, 1.0) if critic else None,
+            lora=lora,
         )
 
     return make

@@ -67,10 +67,7 @@ def train(
         greedy = preference = reward_step = None
         if c.algorithm == "remax":
             with timer("baseline"):
-                likeliest = rollout(
-                    actors, mine, first, 1, replace(config.rollout, temperature=0.0), config.seed, GREEDY, step
-                )
-                greedy = annotate(actors, likeliest, weight, temperature, groups * c.group_size, rewards_only=True)
+                greedy = greedy_responses(actors, mine, first, config, step, weight)
         trainable = advantages(annotated, c, greedy)
         if labels.judge is not None:
             with timer("judge"):
@@ -88,7 +85,7 @@ def train(
             with timer("reward_step"), not_finite_is_an_error(step, run_dir):
                 if config.feedback.replay_pairs:
                     replayed = replay_batch(labels.pairs, config.feedback.replay_pairs, config.seed, step)
-                    reward_step.replay(replayed, mix(config.seed, step), groups * c.group_size)
+                    reward_step.replay(replayed, mix(config.seed, step), max(1, groups * c.group_size // 2))
                 metrics.update(reward_step.update(config.feedback.lr))
             timer.shift("policy_step", "reward_step", reward_step.seconds)
 
@@ -124,6 +121,16 @@ def evaluate(actors: Actors, prompts: list[Prompt], config: Config, weight: floa
     batch = rollout(actors, mine, first, 1, config.rollout, config.seed, EVAL, 0)
     rows = config.engine.micro_groups * config.ppo.group_size
     return evaluation_metrics(annotate(actors, batch, weight, config.rollout.temperature, rows)).means()
+
+
+def greedy_responses(
+    actors: Actors, prompts: list[Prompt], first: int, config: Config, step: int, weight: float
+) -> Annotated:
+    """One greedy response to each prompt with its reward, ReMax's baseline."""
+    likeliest = replace(config.rollout, temperature=0.0)
+    batch = rollout(actors, prompts, first, 1, likeliest, config.seed, GREEDY, step)
+    rows = config.engine.micro_groups * config.ppo.group_size
+    return annotate(actors, batch, weight, config.rollout.temperature, rows, rewards_only=True)
 
 
 def shard(prompts: list[Prompt]) -> tuple[list[Prompt], int]:

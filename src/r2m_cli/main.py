@@ -1,6 +1,7 @@
 """The command: a word picks the task, Hydra does the rest."""
 
 import os
+import re
 import shutil
 import sys
 import traceback
@@ -83,7 +84,7 @@ def _run_hydra(word: str, overrides: list[str]) -> None:
     for override in overrides:
         if override.startswith("="):
             raise UserError(f"{override}: an override is key=value, and this one has no key")
-    sys.argv = ["r2m", *sweep.in_order(overrides)]
+    sys.argv = ["r2m", *(_quoted(override) for override in sweep.in_order(overrides))]
     try:
         hydra.main(version_base="1.3", config_path="pkg://r2m_cli.conf", config_name=word)(job)()
     except sweep.JobFailed as failed:
@@ -121,6 +122,13 @@ def _job(composed: "DictConfig", word: str) -> Any:
         raise SystemExit(code) from None
 
 
+def _quoted(override: str) -> str:
+    """The override, its value in quotes if that is a path with signs that mean something to Hydra, as those of a sweep's
+    runs have: `resume=multirun/x/method=rloo/seed=0,world=0`."""
+    key, _, value = override.partition("=")
+    return f"{key}='{value}'" if set("=,") & set(value) and "'" not in value and Path(value).exists() else override
+
+
 def _forget(run_dir: Path) -> None:
     """Remove the folder that Hydra made for a job which then left nothing in it: a typo must not litter outputs/."""
     if run_dir.is_dir() and {p.name for p in run_dir.iterdir()} == {".hydra"}:
@@ -150,7 +158,10 @@ def _explain(error: Exception, word: str) -> int:
     if isinstance(error, HydraException | OmegaConfBaseException):
         from r2m_cli.validate import explain_composition
 
-        print(f"r2m: error: {explain_composition(error)}", file=sys.stderr)
+        said = explain_composition(error)
+        plugin = re.search(r"'hydra/(?:sweeper|launcher)/(optuna|joblib|submitit)", said)
+        mend = f" Install the plugin: pip install 'r2m[{plugin[1]}]'" if plugin else ""
+        print(f"r2m: error: {said}{mend}", file=sys.stderr)
         return 2
     if isinstance(error, OSError) and error.filename is not None:
         print(

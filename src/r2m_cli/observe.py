@@ -67,16 +67,17 @@ def rollout_metrics(annotated: Annotated) -> MetricSums:
     metrics.add("completions/mean_length", rollout.response_lengths.float())
     metrics.add("completions/clipped_ratio", 1 - torch.tensor(rollout.finished).float())
     if len(annotated.attention_entropy):
-        metrics.add("feedback/attention_entropy", annotated.attention_entropy)
-        metrics.add("feedback/adapter_scale", annotated.adapter_scale)
+        read = annotated.valid.flatten()  # where the reward is missing these may be too
+        metrics.add("feedback/attention_entropy", annotated.attention_entropy[read])
+        metrics.add("feedback/adapter_scale", annotated.adapter_scale[read])
     return metrics
 
 
 def evaluation_metrics(annotated: Annotated) -> MetricSums:
     """The metrics of the fixed evaluation prompts."""
     rollout, metrics = annotated.rollout, MetricSums()
-    metrics.add("eval/reward", annotated.rewards)
-    metrics.add("eval/reward_frozen", annotated.frozen_rewards)
+    metrics.add("eval/reward", annotated.rewards[annotated.valid])
+    metrics.add("eval/reward_frozen", annotated.frozen_rewards[annotated.valid])
     if annotated.gold is not None:
         metrics.add("eval/gold", annotated.gold)
     if annotated.ref_logp is not None:

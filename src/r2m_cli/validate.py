@@ -133,7 +133,7 @@ def explain_composition(error: Exception) -> str:
     key = re.search(r"[Kk]ey '([^']+)' (?:is )?not in", text)
     override = re.search(r"Could not override '([^']+)'", text)
     named = (override or key).group(1) if override or key else None  # type: ignore[union-attr]
-    if named in ("experiment", "debug"):
+    if named in ("experiment", "method", "sweep", "debug"):
         return f"{named}=...: write +{named}=..., with a plus: it is added to the configuration"
     if named is not None:
         return unknown_key(named)

@@ -78,10 +78,10 @@ class MetricSums:
         self._sums |= other._sums
 
     def means(self) -> dict[str, float]:
-        """Global mean of each metric. Collective: every rank must have added the same names."""
+        """Global mean of each metric that any rank has values of. Collective: every rank must have added the same names."""
         names = sorted(self._sums)
         if not names:
             return {}
         packed = torch.stack([torch.stack([self._sums[n][0], torch.tensor(self._sums[n][1])]) for n in names])
         packed = sum(gather(packed), torch.zeros_like(packed))
-        return {name: float(total / count) if count else 0.0 for name, (total, count) in zip(names, packed)}
+        return {name: float(total / count) for name, (total, count) in zip(names, packed) if count}

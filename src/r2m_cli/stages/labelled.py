@@ -39,16 +39,18 @@ def judged(annotated: Annotated, judge: Judge, first: int, budget: int) -> Tenso
         [n] preference for the best one, 0 to 1; NaN where the judge was not asked.
     """
     rollout, rewards = annotated.rollout, annotated.rewards
-    asked = range(min(max(budget - first, 0), len(rollout.prompts)))
+    whole = annotated.valid.all(dim=1).tolist()  # a group with a missing reward learns nothing: no label for it
+    asked = [group for group in range(len(whole)) if first + group < budget and whole[group]]
     best, worst = (index.tolist() for index in (rewards.argmax(dim=1), rewards.argmin(dim=1)))
     questions = []
     for group in asked:
         pair = [group * rollout.group_size + index[group] for index in (best, worst)]
         texts, ends = [rollout.responses[i] for i in pair], [rollout.finished[i] for i in pair]
         questions.append(Comparison(rollout.prompts[group], texts[0], texts[1], (ends[0], ends[1])))
-    answers = judge(questions) if questions else []
-    said = answers + [float("nan")] * (len(rollout.prompts) - len(answers))
-    return torch.tensor(said, dtype=rewards.dtype, device=rewards.device)
+    said = rewards.new_full((len(whole),), torch.nan)
+    if questions:
+        said[asked] = torch.tensor(judge(questions), dtype=said.dtype, device=said.device)
+    return said
 
 
 def fits(actors: Actors, pair: Pair) -> bool:

@@ -64,17 +64,18 @@ class RewardStep:
         if self.preference is None:
             pick = annotated_rewards if self.config.pair == "annotated" else live
             loss = grebt(rewards, self.config.alpha, pick)
+            self.metrics.add("reward_model/bt", loss.bt)
         else:  # the judge saw the pair that the annotated rewards picked
             pick, said = annotated_rewards, self.preference[groups]
             asked = ~said.isnan()
             loss = grebt(rewards, self.config.alpha, pick, said.nan_to_num(0.5), asked * self.judged_weight)
+            self.metrics.add("reward_model/bt", loss.bt[asked])
             self.metrics.add("reward_model/judge_agreement", said[asked & (said != 0.5)].round())
         self.engine.backward(loss.total.sum() / len(self.annotated.rewards))
 
         frozen = self.annotated.frozen_rewards[groups]
         best, worst = pick.argmax(dim=1, keepdim=True), pick.argmin(dim=1, keepdim=True)
         self.metrics.add("reward_model/loss", loss.total)
-        self.metrics.add("reward_model/bt", loss.bt)
         self.metrics.add("reward_model/gre", loss.gre)
         self.metrics.add("reward_model/margin", loss.margin)
         self.metrics.add("reward_model/agreement", (frozen.gather(1, best) > frozen.gather(1, worst)).float())

@@ -1,0 +1,157 @@
+"""Sweeps: one table of all runs, a failing job among them, launchers that run jobs elsewhere, Optuna."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas
+import pytest
+from conftest import QUICK, Run
+
+
+def table(sweep: Path) -> pandas.DataFrame:
+    """The sweep's table, in its order."""
+    return pandas.read_csv(sweep / "table.csv")
+
+
+def test_a_sweep_writes_one_table_under_the_methods_names(r2m: Run, tmp_path: Path) -> None:
+    done = r2m("train", *QUICK, "+sweep=table1", "+method=rloo_r2m,rloo", "seed=0,1", "hydra.sweep.dir=sweep")
+    rows = table(tmp_path / "sweep")
+    assert list(rows.run) == ["rloo_r2m", "rloo_r2m", "rloo", "rloo"]  # the order of the jobs, seeds together
+    assert list(rows.seed) == [0, 1, 0, 1]
+    assert rows.gold_end.notna().all()
+    page = (tmp_path / "sweep" / "table.md").read_text()
+    assert "Mean ± standard deviation over the seeds" in page
+    assert "| rloo | n = 2 |" in page
+    assert "rloo_r2m" in done.stdout
+    assert (tmp_path / "sweep" / "report.png").stat().st_size > 10_000
+    folders = {p.parent.parent.name for p in (tmp_path / "sweep").rglob("summary.json")}
+    assert all("+" not in name and "sweep" not in name for name in folders)
+
+
+def test_a_job_that_fails_does_not_end_the_sweep(r2m: Run, tmp_path: Path) -> None:
+    command = ("train", "-m", *QUICK, "+method=rloo", "ppo.lr=1e30,1e-4", "train.steps=3", "hydra.sweep.dir=sweep")
+    failed = r2m(*command, code=2)
+    assert list(table(tmp_path / "sweep").run) == ["rloo, ppo.lr=0.0001"]
+    assert failed.stderr.count("r2m: error: step") == 1
+    assert "1 of the sweep's runs have no result (rloo, ppo.lr=1e+30 seed=0: step" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    errors = [path.read_text() for path in (tmp_path / "sweep").rglob("error.txt")]
+    assert len(errors) == 1
+    assert "not a finite number" in errors[0]
+
+
+def test_a_mistake_leaves_no_sweep_behind(r2m: Run, tmp_path: Path) -> None:
+    said = r2m("train", "+sweep=table1", "ppo.typo=1", "hydra.sweep.dir=sweep", code=2)
+    assert "unknown configuration key ppo.typo" in said.stderr
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_other_words_sweep_without_a_table(r2m: Run, tmp_path: Path) -> None:
+    r2m("sft", "-m", *QUICK, "data.seed=0,1", "hydra.sweep.dir=sweep")
+    assert not (tmp_path / "sweep" / "table.csv").exists()
+
+
+def test_runs_of_a_sweep_resume_in_their_own_folders(r2m: Run, tmp_path: Path) -> None:
+    r2m("train", "-m", *QUICK, "train.steps=3", "train.stop_at=2", "seed=0", "hydra.sweep.dir=first")
+    (run,) = (path.parent for path in (tmp_path / "first").rglob("metrics.jsonl"))
+    r2m("train", "-m", f"resume={run}", "train.stop_at=null", "hydra.sweep.dir=second")
+    assert (run / "summary.json").is_file()
+
+
+@pytest.mark.slow
+def test_table_4_runs_all_its_rows(r2m: Run, tmp_path: Path) -> None:
+    r2m("train", *QUICK, "+sweep=table4", "seed=0,1", "hydra.sweep.dir=sweep")
+    rows = table(tmp_path / "sweep")
+    methods = ["rloo", "noise", "frozen", "without_bt", "without_gre", "rloo_r2m"]
+    assert list(rows.run) == [method for method in methods for _ in range(2)]
+    assert list(rows.seed) == [0, 1] * 6
+
+
+@pytest.mark.slow
+def test_table_2_runs_all_its_rows(r2m: Run, tmp_path: Path) -> None:
+    r2m("train", *QUICK, "+sweep=table2", "hydra.sweep.dir=sweep")
+    methods = ["remax", "reinforce_pp", "ppo", "rloo", "frozen", "pretrained_rm", "head_only", "rloo_r2m"]
+    assert list(table(tmp_path / "sweep").run) == methods
+
+
+@pytest.fixture
+def launcher(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A launcher's name, if its plugin is installed. joblib's workers outlive a sweep, in the folder where they began."""
+    pytest.importorskip(f"hydra_plugins.hydra_{request.param.removesuffix('_local')}_launcher")
+    yield request.param
+    if request.param == "joblib":
+        from joblib.externals.loky import get_reusable_executor
+
+        get_reusable_executor().shutdown(wait=True)
+
+
+LAUNCHERS = pytest.mark.parametrize("launcher", ["joblib", "submitit_local"], indirect=True)
+
+
+@pytest.mark.slow
+@LAUNCHERS
+def test_a_launchers_job_starts_ranks_as_a_local_one_does(r2m: Run, tmp_path: Path, launcher: str) -> None:
+    command = ("train", "-m", *QUICK, "engine=zero", "engine.num_processes=2", "hydra.sweep.dir=sweep")
+    r2m(*command, "+method=rloo,rloo_r2m", f"hydra/launcher={launcher}")
+    r2m("train", *QUICK, "+method=rloo_r2m", "engine=zero", "engine.num_processes=2", "hydra.run.dir=alone")
+    rows = table(tmp_path / "sweep").set_index("run")
+    assert list(rows.index) == ["rloo", "rloo_r2m"]
+    r2m("report", "runs=[alone]", "out=alone.png")
+    alone = pandas.read_csv(tmp_path / "alone.csv").iloc[0]
+    for column in ("gold_end", "kl_end", "reward_end"):
+        assert rows.loc["rloo_r2m", column] == pytest.approx(alone[column], abs=1e-6)
+    assert len(list((tmp_path / "sweep").rglob("rank_1.log"))) == 2
+
+
+@pytest.mark.slow
+@LAUNCHERS
+def test_a_failure_elsewhere_is_named_here(r2m: Run, tmp_path: Path, launcher: str) -> None:
+    command = ("train", "-m", *QUICK, "+method=rloo", "ppo.lr=1e30,1e-4", "train.steps=3", "hydra.sweep.dir=sweep")
+    failed = r2m(*command, f"hydra/launcher={launcher}", code=2)
+    assert list(table(tmp_path / "sweep").run) == ["rloo, ppo.lr=0.0001"]
+    assert "(rloo, ppo.lr=1e+30 seed=0: step" in failed.stderr
+
+
+@pytest.mark.slow
+def test_optuna_looks_for_the_best_rates_and_goes_on_later(r2m: Run, tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    search = ("train", *QUICK, "+sweep=optuna_lr", "hydra.sweeper.n_trials=2", "hydra.sweeper.study_name=rates")
+    kept = (*search, "hydra.sweeper.storage=sqlite:///study.db")
+    done = r2m(*kept, "hydra.sweep.dir=first")
+    assert len(table(tmp_path / "first")) == 2
+    assert "r2m: best: " in done.stderr
+    r2m(*kept, "hydra.sweeper.sampler.seed=1", "hydra.sweep.dir=second")
+    import optuna
+
+    assert len(optuna.load_study(study_name="rates", storage=f"sqlite:///{tmp_path}/study.db").trials) == 4
+
+
+@pytest.mark.slow
+def test_an_interrupted_sweep_leaves_the_table_of_what_is_there(
+    environment: dict[str, str], r2m: Run, tmp_path: Path
+) -> None:
+    r2m("train", *QUICK, "hydra.run.dir=warm")  # the models are fitted
+    command = [sys.executable, "-m", "r2m_cli.main", "train", "-m", *QUICK, "+method=rloo", "hydra.sweep.dir=sweep"]
+    with subprocess.Popen(
+        [*command, "train.steps=2,100000"],
+        cwd=tmp_path,
+        env=environment | os.environ,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        deadline = time.monotonic() + 120
+        running: list[Path] = []
+        while not (running and len(running[0].read_text().splitlines()) > 2):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+            running = list(tmp_path.glob("sweep/*100000*/*/metrics.jsonl"))
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert len(table(tmp_path / "sweep")) == 1
+    assert "1 of the sweep's runs have no result (rloo, train.steps=100000 seed=0: not finished)" in said

@@ -1,0 +1,433 @@
+"""Labels from outside the loop: a judge on the step's own pairs, replayed pairs, and the warm-up before RL."""
+
+import math
+from dataclasses import replace
+
+import plain
+import pytest
+import torch
+
+from r2m_cli.batch import micro_batches
+from r2m_cli.data.preferences import Pair
+from r2m_cli.distributed import comm
+from r2m_cli.judges import gold_judge
+from r2m_cli.schema import Config, EngineConfig, EvalConfig, FeedbackConfig, PpoConfig, RolloutConfig, TrainConfig
+from r2m_cli.stages.annotate import annotate, forward
+from r2m_cli.stages.labelled import Labels, fits, judged, learn_from_pairs, pair_rewards, replay_batch, warm_up
+from r2m_cli.stages.reward_step import RewardStep
+from r2m_cli.stages.rollout import rollout
+
+TEMPERATURE, WEIGHT, K = 0.8, 0.6, 3
+ROLLOUT = RolloutConfig(temperature=TEMPERATURE, max_new_tokens=8)
+CONFIG = FeedbackConfig(alpha=0.3)
+
+
+@pytest.fixture(scope="module")
+def annotated(make_actors, prompts):
+    actors = make_actors()
+    return annotate(actors, rollout(actors, prompts, 0, K, ROLLOUT, 5, 0, 1), WEIGHT, TEMPERATURE, 2)
+
+
+@pytest.fixture(scope="module")
+def pairs(prompts):
+    """Labelled pairs of different lengths."""
+    replies = [
+        ("i suggest piano .", "thanks thanks"),
+        ("i suggest bell bell bell fox wolf .", "i suggest wolf"),
+        ("kindly dog", "i suggest cat dog fox . perhaps maybe"),
+        ("so", "i suggest pear ."),
+        ("i suggest apple lemon .", "very"),
+    ]
+    return [Pair(prompts[i % 4], *texts) for i, texts in enumerate(replies)]
+
+
+def parameters(actors):
+    return {name: p.detach().clone() for name, p in actors.reward.feedback.module.named_parameters()}
+
+
+def gradients(actors):
+    return [p.grad.clone() for p in actors.reward.feedback.module.parameters()]
+
+
+def assert_gradients(actors, expected, scale=1.0):
+    found = gradients(actors)
+    assert math.sqrt(sum(float(g.square().sum()) for g in found)) > 1e-3
+    for mine, oracle in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, scale * oracle, atol=1e-6, rtol=1e-3)
+
+
+# --- the judge's questions --------------------------------------------------------------------------------------------
+
+
+class Asked:
+    """A judge that remembers what it was asked and answers 0.1, 0.2, ..."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, comparisons):
+        self.calls.append(list(comparisons))
+        return [(i + 1) / 10 for i in range(len(comparisons))]
+
+
+@pytest.mark.parametrize(
+    ("first", "budget", "asked"), [(0, 2, 2), (0, 4, 4), (0, 9, 4), (2, 4, 2), (4, 6, 2), (4, 4, 0), (8, 3, 0)]
+)
+def test_the_judge_sees_the_first_groups_of_the_step_up_to_its_budget(annotated, first, budget, asked):
+    """`first` is the number of this rank's first group: over all ranks the budget is spent once."""
+    judge = Asked()
+    said = judged(annotated, judge, first, budget)
+    assert said.shape == (4,)
+    assert said[:asked].tolist() == pytest.approx([0.1, 0.2, 0.3, 0.4][:asked])
+    assert said[asked:].isnan().all()
+    assert len(judge.calls) == (
+        1 if asked else 0
+    )  # all questions at once, and none at all where there is nothing to ask
+
+
+def test_the_judge_compares_best_and_worst_by_annotated_reward(annotated):
+    batch, judge = annotated.rollout, Asked()
+    judged(annotated, judge, 0, 4)
+    for group, (question, rewards) in enumerate(zip(judge.calls[0], annotated.rewards.tolist(), strict=True)):
+        best = group * K + rewards.index(max(rewards))
+        worst = group * K + rewards.index(min(rewards))
+        assert question.prompt == batch.prompts[group]
+        assert (question.first, question.second) == (batch.responses[best], batch.responses[worst])
+        assert question.finished == (batch.finished[best], batch.finished[worst])
+
+
+def test_the_gold_judge_prefers_what_is_truly_better(make_actors, annotated):
+    said = judged(annotated, gold_judge(make_actors().gold), 0, 4).tolist()
+    for preference, rewards, gold in zip(said, annotated.rewards.tolist(), annotated.gold.tolist()):
+        best, worst = gold[rewards.index(max(rewards))], gold[rewards.index(min(rewards))]
+        assert preference == (0.5 if best == worst else float(best > worst))
+    assert len({*said}) > 1
+
+
+# --- the update on what the judge said --------------------------------------------------------------------------------
+
+NAN = math.nan
+PREFERENCES = [[1.0, 0.0, 0.5, 0.8], [0.0, NAN, 0.3, NAN], [NAN, NAN, NAN, 0.0], [NAN] * 4]
+
+
+def naive_judged_loss(actors, annotated, preference, alpha):
+    """Cross-entropy with what the judge said, a mean over the judged groups; the entropy, a mean over all."""
+    module, lm = actors.reward.feedback.module, actors.policy.module.lm
+    rows = plain.sequences(annotated.rollout)
+    rewards = torch.stack(
+        [
+            plain.live_reward(module, rte, plain.states(lm, tokens).detach(), WEIGHT)
+            for rte, (tokens, _) in zip(annotated.rte, rows)
+        ]
+    ).view(-1, K)
+    said = []
+    for row, pick, p in zip(rewards, annotated.rewards, preference):
+        if not math.isnan(p):
+            better = torch.sigmoid(row[int(pick.argmax())] - row[int(pick.argmin())])
+            said.append(-p * better.log() - (1 - p) * (1 - better).log())
+    entropy = sum(plain.group_entropy(row) for row in rewards) / len(rewards)
+    return alpha * entropy + ((1 - alpha) * sum(said) / len(said) if said else 0)
+
+
+def consume(actors, annotated, preference, config=CONFIG, micro_groups=2):
+    step = RewardStep(actors, annotated, config, WEIGHT, torch.tensor(preference))
+    for part in micro_batches(12, K, micro_groups):
+        with torch.no_grad():
+            output = forward(actors.policy, annotated.rollout, part, TEMPERATURE)
+        step.consume(part, output.hidden, output.hidden_mask)
+    return step
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3])
+@pytest.mark.parametrize("preference", PREFERENCES[:3])
+def test_the_judged_update_equals_a_naive_loss(make_actors, annotated, preference, alpha):
+    actors = make_actors(seed=1)  # other states and another adapter than those of the annotation
+    loss = naive_judged_loss(actors, annotated, preference, alpha)
+    expected = torch.autograd.grad(loss, list(actors.reward.feedback.module.parameters()))
+    for micro_groups in (1, 3, 4):
+        for pair in ("recomputed", "annotated"):  # the judge has seen the annotated pair, whatever is configured
+            step = consume(actors, annotated, preference, replace(CONFIG, alpha=alpha, pair=pair), micro_groups)
+            assert_gradients(actors, expected)
+            step.engine.optimizer.zero_grad()
+    metrics = consume(actors, annotated, preference, replace(CONFIG, alpha=alpha)).update(1e-3).means()
+    assert metrics["reward_model/loss"] == pytest.approx(loss.item(), rel=1e-4)
+
+
+def test_where_the_judge_was_not_asked_at_all_the_entropy_alone_is_left(make_actors, annotated):
+    actors = make_actors(seed=1)
+    loss = naive_judged_loss(actors, annotated, PREFERENCES[3], 0.3)
+    consume(actors, annotated, PREFERENCES[3])
+    assert_gradients(actors, torch.autograd.grad(loss, list(actors.reward.feedback.module.parameters())))
+
+
+def test_a_judge_that_agrees_everywhere_gives_the_update_without_one(make_actors, annotated):
+    actors = make_actors(seed=1)
+    consume(actors, annotated, [1.0] * 4)
+    agreed = gradients(actors)
+    actors.reward.feedback.optimizer.zero_grad()
+    step = RewardStep(actors, annotated, replace(CONFIG, pair="annotated"), WEIGHT)
+    with torch.no_grad():
+        output = forward(actors.policy, annotated.rollout, slice(0, 12), TEMPERATURE)
+    step.consume(slice(0, 12), output.hidden, output.hidden_mask)
+    assert_gradients(actors, agreed)
+
+
+def test_the_logged_parts_make_the_logged_loss(make_actors, annotated):
+    metrics = consume(make_actors(), annotated, PREFERENCES[1]).update(0.0).means()
+    parts = 0.7 * metrics["reward_model/bt"] + 0.3 * metrics["reward_model/gre"]
+    assert metrics["reward_model/loss"] == pytest.approx(parts, rel=1e-4)
+
+
+def test_the_agreement_with_the_judge_leaves_ties_out(make_actors, annotated):
+    metrics = consume(make_actors(), annotated, [1.0, 0.0, 0.5, 0.8]).update(0.0).means()
+    assert metrics["reward_model/judge_agreement"] == pytest.approx(2 / 3)
+
+
+def test_the_judges_word_moves_the_margin_its_way(make_actors, annotated):
+    margins = {}
+    for said in (0.0, 1.0):
+        actors = make_actors()
+        for _ in range(5):
+            metrics = consume(actors, annotated, [said] * 4, replace(CONFIG, alpha=0.0)).update(1e-2).means()
+        margins[said] = metrics["reward_model/margin"]
+    assert margins[0.0] < margins[1.0]
+
+
+# --- labelled pairs ---------------------------------------------------------------------------------------------------
+
+
+def naive_pair_rewards(actors, pair):
+    """Chosen and rejected reply: (rewards of the initial model, live rewards), from single unpadded sequences."""
+    chat, reward = actors.format, actors.reward
+    frozen, live = [], []
+    for reply in (pair.chosen, pair.rejected):
+        with torch.no_grad():
+            rte = plain.embedding(reward.backbone.classifier, chat, pair.prompt, reply)
+            tokens = torch.tensor(chat.prompt_ids(pair.prompt) + chat.response_ids(pair.prompt, reply))
+            states = plain.states(actors.policy.module.lm, tokens)
+        frozen.append(reward.frozen_head(rte).squeeze())
+        head_only = reward.kind == "head_only"
+        live.append(
+            reward.feedback.module.phi(rte).squeeze()
+            if head_only
+            else plain.live_reward(reward.feedback.module, rte, states, WEIGHT)
+        )
+    return frozen, live
+
+
+@pytest.mark.parametrize("kind", ["r2m", "head_only"])
+def test_rewards_of_pairs_equal_those_of_each_reply_alone(make_actors, pairs, kind):
+    actors = make_actors(kind=kind)
+    with torch.no_grad():  # so that live and initial head differ
+        actors.reward.feedback.module.phi.weight.mul_(1.5)
+    frozen, live = pair_rewards(actors, pairs, WEIGHT, list(range(5)))
+    for i, pair in enumerate(pairs):
+        expected_frozen, expected_live = naive_pair_rewards(actors, pair)
+        torch.testing.assert_close(frozen[i], torch.stack(expected_frozen), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(live[i], torch.stack(expected_live), atol=1e-5, rtol=1e-5)
+    assert (live - frozen).abs().max() > 1e-3
+
+
+def test_without_feedback_a_pair_has_no_live_rewards(make_actors, pairs):
+    frozen, live = pair_rewards(make_actors(feedback=False), pairs, WEIGHT, list(range(5)))
+    assert frozen.shape == (5, 2)
+    assert live is None
+
+
+def test_shuffled_pairs_read_each_others_states(make_actors, pairs):
+    """The reply's own states are nowhere in its reward, and both replies stay comparable."""
+    actors = make_actors(kind="shuffled")
+    chat, module = actors.format, actors.reward.feedback.module
+    _, live = pair_rewards(actors, pairs, WEIGHT, list(range(5)))
+    for row, pair in zip(live.detach(), pairs):
+        for mine, reply, other in zip(row, (pair.chosen, pair.rejected), (pair.rejected, pair.chosen)):
+            rte = plain.embedding(actors.reward.backbone.classifier, chat, pair.prompt, reply)
+            tokens = torch.tensor(chat.prompt_ids(pair.prompt) + chat.response_ids(pair.prompt, other))
+            states = plain.states(actors.policy.module.lm, tokens)
+            torch.testing.assert_close(mine, plain.live_reward(module, rte, states, WEIGHT).detach())
+
+
+def naive_bradley_terry(actors, pairs):
+    """Mean loss with its graph, and whether each pair is ordered right."""
+    rewards = [naive_pair_rewards(actors, pair)[1] for pair in pairs]
+    losses = [-torch.sigmoid(chosen - rejected).log() for chosen, rejected in rewards]
+    return sum(losses) / len(losses), losses, [float(chosen > rejected) for chosen, rejected in rewards]
+
+
+@pytest.mark.parametrize("kind", ["r2m", "head_only"])
+@pytest.mark.parametrize("micro_rows", [1, 2, 100])
+def test_learning_from_pairs_is_bradley_terry(make_actors, pairs, kind, micro_rows):
+    actors = make_actors(kind=kind)
+    mean, losses, ordered = naive_bradley_terry(actors, pairs)
+    expected = torch.autograd.grad(mean, list(actors.reward.feedback.module.parameters()))
+    loss, right = learn_from_pairs(actors, pairs, WEIGHT, 0, micro_rows)
+    torch.testing.assert_close(loss, torch.stack(losses).detach(), atol=1e-5, rtol=1e-5)
+    assert right.tolist() == ordered
+    assert_gradients(actors, expected)
+
+
+def as_rank(monkeypatch, rank, ranks):
+    monkeypatch.setattr(comm, "rank", lambda: rank)
+    monkeypatch.setattr(comm, "world_size", lambda: ranks)
+
+
+@pytest.mark.parametrize("kind", ["r2m", "noise"])
+@pytest.mark.parametrize("micro_rows", [1, 2])
+def test_two_ranks_with_three_pairs_learn_what_one_does(make_actors, pairs, monkeypatch, kind, micro_rows):
+    """The second rank fills its share up with a pair that counts nothing; the engine averages over the ranks."""
+    actors = make_actors(kind=kind)
+    whole_loss, whole_right = learn_from_pairs(actors, pairs[:3], WEIGHT, 4, 100)
+    whole = gradients(actors)
+    actors.reward.feedback.optimizer.zero_grad()
+
+    losses, ordered = [], []
+    for rank in (0, 1):
+        as_rank(monkeypatch, rank, 2)
+        loss, right = learn_from_pairs(actors, pairs[:3], WEIGHT, 4, micro_rows)
+        losses.append(loss)
+        ordered.append(right)
+    assert [len(loss) for loss in losses] == [2, 1]
+    torch.testing.assert_close(torch.cat(losses), whole_loss, atol=1e-5, rtol=1e-5)
+    assert torch.equal(torch.cat(ordered), whole_right)
+    assert_gradients(actors, whole, scale=2.0)  # their sum: twice the average
+
+
+def test_more_ranks_than_pairs(make_actors, pairs, monkeypatch):
+    actors = make_actors()
+    learn_from_pairs(actors, pairs[:2], WEIGHT, 4, 2)
+    whole = gradients(actors)
+    actors.reward.feedback.optimizer.zero_grad()
+    counts = []
+    for rank in range(4):
+        as_rank(monkeypatch, rank, 4)
+        counts.append(len(learn_from_pairs(actors, pairs[:2], WEIGHT, 4, 2)[0]))
+    assert counts == [1, 1, 0, 0]
+    assert_gradients(actors, whole, scale=4.0)
+
+
+def pair_of_length(actors, total):
+    """A pair whose longer side has this many tokens of the policy."""
+    content, chosen, rejected = "fruit :", "i suggest pear .", "so"
+    short = len(actors.format.prompt_ids(({"role": "user", "content": content},)))
+    reply = len(actors.format.response_ids(({"role": "user", "content": content},), chosen))
+    content += " pear" * (total - short - reply)
+    return Pair(({"role": "user", "content": content},), chosen, rejected)
+
+
+def test_a_pair_fits_that_the_policy_can_read_to_its_end(make_actors):
+    actors = make_actors(max_tokens=1000)
+    context = actors.policy.module.lm.config.max_position_embeddings
+    longest = pair_of_length(actors, context)
+    assert fits(actors, longest)
+    assert fits(actors, replace(longest, chosen=longest.rejected, rejected=longest.chosen))
+    for longer in (pair_of_length(actors, context + 1), pair_of_length(actors, 2 * context)):
+        assert not fits(actors, longer)
+        assert not fits(actors, replace(longer, chosen=longer.rejected, rejected=longer.chosen))
+        for kind in ("none", "head_only"):  # the policy does not read them
+            assert fits(make_actors(kind=kind), longer)
+    _, live = pair_rewards(actors, [longest], WEIGHT, [0])
+    torch.testing.assert_close(live[0], torch.stack(naive_pair_rewards(actors, longest)[1]), atol=1e-5, rtol=1e-5)
+
+
+# --- replay -----------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_replayed_depends_on_seed_and_step_alone(pairs):
+    many = [replace(pairs[i % 5], chosen=f"reply {i}") for i in range(40)]
+    base = replay_batch(many, 6, seed=1, step=3)
+    assert replay_batch(many, 6, seed=1, step=3) == base
+    assert len({pair.chosen for pair in base}) == 6
+    assert all(pair in many for pair in base)
+    assert replay_batch(many, 6, seed=1, step=4) != base
+    assert replay_batch(many, 6, seed=2, step=3) != base
+    assert len({pair.chosen for step in range(60) for pair in replay_batch(many, 6, 1, step)}) == 40
+
+
+def test_no_more_is_replayed_than_there_is(pairs):
+    assert sorted(p.chosen for p in replay_batch(pairs, 99, 0, 1)) == sorted(p.chosen for p in pairs)
+
+
+def test_replayed_pairs_add_their_gradient_to_that_of_the_groups(make_actors, annotated, pairs):
+    actors = make_actors(seed=1)
+    step = consume(actors, annotated, [1.0, 0.0, NAN, NAN])
+    groups = gradients(actors)
+    mean, _, ordered = naive_bradley_terry(actors, pairs)
+    replayed = torch.autograd.grad(mean, list(actors.reward.feedback.module.parameters()))
+    step.replay(pairs, 0, 2)
+    assert_gradients(actors, [a + b for a, b in zip(groups, replayed)])
+    metrics = step.update(1e-3).means()
+    assert metrics["reward_model/replay_loss"] == pytest.approx(mean.item(), rel=1e-4)
+    assert metrics["reward_model/replay_accuracy"] == pytest.approx(sum(ordered) / 5)
+
+
+def test_the_loop_judges_and_replays(make_actors, prompts, pairs, tmp_path):
+    config = Config(
+        train=TrainConfig(steps=2),
+        feedback=FeedbackConfig(judge="gold", judge_pairs=2, replay_pairs=3),
+        ppo=PpoConfig(group_size=K, prompts_per_step=4),
+        rollout=ROLLOUT,
+        eval=EvalConfig(every=0),
+        engine=EngineConfig(micro_groups=2),
+    )
+    actors, judge = make_actors(), Asked()
+    observer = plain.run_loop(actors, prompts, config, tmp_path, Labels(judge, pairs))
+    assert [len(call) for call in judge.calls] == [2, 2]
+    for annotated, call in zip(observer.annotated, judge.calls, strict=True):
+        assert [question.prompt for question in call] == annotated.rollout.prompts[:2]
+    for _, values in observer.history:
+        assert values["reward_model/replay_loss"] > 0
+        assert values["reward_model/judge_agreement"] == 0  # 0.1 and 0.2: the judge is always against it
+
+
+# --- warm-up ----------------------------------------------------------------------------------------------------------
+
+
+def warm_up_config(pairs=100, per_update=2, lr=1e-2, kind="r2m"):
+    return Config(
+        seed=3,
+        feedback=FeedbackConfig(kind=kind, warmup_pairs=pairs, omega=WEIGHT, lr=lr),
+        ppo=PpoConfig(group_size=K, prompts_per_step=per_update),
+        engine=EngineConfig(micro_groups=1),
+    )
+
+
+def test_warm_up_is_one_pass_in_updates_of_a_steps_size(make_actors, pairs):
+    actors = make_actors()
+    before, policy = parameters(actors), [p.clone() for p in actors.policy.module.parameters()]
+    figures = warm_up(actors, pairs, warm_up_config())
+    assert {int(state["step"]) for state in actors.reward.feedback.optimizer.state.values()} == {3}  # of 2, 2, 1 pairs
+    assert set(figures) == {"pairs", "loss", "accuracy"}
+    assert figures["pairs"] == 5
+    assert {name for name, p in parameters(actors).items() if not torch.equal(p, before[name])} == set(before)
+    assert all(torch.equal(a, b) for a, b in zip(policy, actors.policy.module.parameters()))
+    assert all(p.grad is None for p in actors.reward.feedback.module.parameters())
+
+
+def test_warm_ups_first_update_is_bradley_terry_at_the_floor_of_the_weight(make_actors, pairs):
+    """One update over all pairs against torch's AdamW; its figures are from before the update."""
+    actors, twin = make_actors(), make_actors()
+    mean, _, ordered = naive_bradley_terry(twin, pairs)
+    optimiser = torch.optim.AdamW(twin.reward.feedback.module.parameters(), lr=1e-2, weight_decay=0.0)
+    mean.backward()
+    optimiser.step()
+    figures = warm_up(actors, pairs, warm_up_config(per_update=8))
+    assert figures["loss"] == pytest.approx(mean.item(), rel=1e-4)
+    assert figures["accuracy"] == pytest.approx(sum(ordered) / 5)
+    for name, expected in parameters(twin).items():
+        difference = (parameters(actors)[name] - expected).norm()
+        assert difference < 1e-2 * (expected - parameters(make_actors())[name]).norm(), name
+
+
+@pytest.mark.parametrize("kind", ["r2m", "head_only", "noise"])
+def test_repeated_it_lowers_the_loss_on_its_pairs(make_actors, pairs, kind):
+    actors = make_actors(kind=kind)
+    config = warm_up_config(per_update=8, lr=5e-2, kind=kind)
+    losses = [warm_up(actors, pairs, config)["loss"] for _ in range(8)]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_warm_up_takes_no_more_pairs_than_asked(make_actors, pairs):
+    actors = make_actors()
+    assert warm_up(actors, pairs, warm_up_config(pairs=3))["pairs"] == 3
+    assert {int(state["step"]) for state in actors.reward.feedback.optimizer.state.values()} == {2}

@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEMO := outputs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint types wheel-check clean
+.PHONY: help install demo test test-all lint types docs wheel-check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -35,11 +35,14 @@ test-all: $(STAMP) ## all tests, the slow ones too (real language model, every Z
 	$(BIN)/python -m pytest tests
 
 lint: $(STAMP) ## ruff: style and formatting
-	$(BIN)/ruff check src tests experiments
-	$(BIN)/ruff format --check src tests experiments
+	$(BIN)/ruff check src tests experiments docs
+	$(BIN)/ruff format --check src tests experiments docs/generate.py
 
 types: $(STAMP) ## mypy
 	$(BIN)/mypy
+
+docs: $(STAMP) ## write docs/configuration.md and docs/metrics.md anew from the source
+	$(BIN)/python docs/generate.py
 
 wheel-check: $(STAMP) ## build the wheel, install it into an empty environment, run it from an empty folder
 	rm -rf dist build/wheel-check

@@ -45,6 +45,8 @@ def _ppo(c: Config) -> None:
         raise UserError(f"ppo.reward_clip={p.reward_clip}: must be above 0, or null for no clipping")
     if p.clip_low >= 1:
         raise UserError(f"ppo.clip_low={p.clip_low}: must be below 1 (the ratio is clipped to 1 - clip_low)")
+    if c.rollout.batch_size is not None and c.rollout.batch_size < 1:
+        raise UserError(f"rollout.batch_size={c.rollout.batch_size}: must be at least 1, or null for all at once")
     if c.rollout.temperature <= 0:
         raise UserError(f"rollout.temperature={c.rollout.temperature}: must be above 0 (1 samples the policy itself)")
 

@@ -182,6 +182,8 @@ class RolloutConfig:
     max_new_tokens: int = 16
     # prompts longer than this (policy tokens) are left out, and counted
     max_prompt_tokens: int = 512
+    # responses sampled at once on a rank, whole groups and at least one; bounds the memory of the cache; null: all
+    batch_size: int | None = None
 
 
 @dataclass

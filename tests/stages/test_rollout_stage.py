@@ -1,5 +1,7 @@
 """Stage 1: what a rollout holds, and that nothing but (seed, stage, step, sample) decides it."""
 
+from dataclasses import replace
+
 import torch
 
 from r2m_cli.batch import micro_batches
@@ -78,6 +80,12 @@ def test_two_halves_with_their_offset_equal_the_whole(make_actors, prompts):
         assert [ids for part in parts for ids in rows(part)] == rows(whole)
         assert [text for part in parts for text in part.responses] == whole.responses
         assert [end for part in parts for end in part.finished] == whole.finished
+
+
+def test_sampling_in_turns_changes_nothing(make_actors, prompts):
+    whole = draw(make_actors(), prompts)
+    for size in (1, 2 * K, 100):  # a group at a time at least
+        assert rows(draw(make_actors(), prompts, config=replace(CONFIG, batch_size=size))) == rows(whole)
 
 
 def test_one_prompt_twice_in_a_batch_is_answered_differently(make_actors, prompts):

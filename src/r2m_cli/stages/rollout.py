@@ -28,10 +28,15 @@ def rollout(
     prompt_ids = [actors.format.prompt_ids(prompt) for prompt in prompts]
     samples = [(first + i) * group_size + j for i in range(len(prompts)) for j in range(group_size)]
     uniforms = uniform_rows(seed, stage, step, samples, config.max_new_tokens)
+    groups = max(1, (config.batch_size or len(samples)) // group_size)
+    drawn: list[list[int]] = []
     with actors.policy.whole() as policy:
-        drawn = sample(
-            policy, prompt_ids, group_size, uniforms, config.temperature, actors.format.eos_ids, actors.format.pad_id
-        )  # type: ignore[arg-type]
+        for start in range(0, len(prompts), groups):
+            part = prompt_ids[start : start + groups]
+            draws = uniforms[len(drawn) : len(drawn) + len(part) * group_size]
+            drawn += sample(
+                policy, part, group_size, draws, config.temperature, actors.format.eos_ids, actors.format.pad_id
+            )
 
     ends = actors.format.eos_ids
     finished = [ids[-1] in ends for ids in drawn]

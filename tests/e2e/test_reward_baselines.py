@@ -199,7 +199,8 @@ def test_members_of_ones_own(r2m: Run, tmp_path: Path) -> None:
     assert "reward.base is null" in unnamed
 
 
-@pytest.mark.parametrize("stage", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
 def test_two_ranks_score_as_one_process(r2m: Run, tmp_path: Path, stage: int) -> None:
     r2m("train", *ENSEMBLE, "hydra.run.dir=one")
     r2m("train", *ENSEMBLE, "engine=zero", "engine.num_processes=2", f"engine.stage={stage}", "hydra.run.dir=two")

@@ -26,6 +26,7 @@ ADAPTER_SEED, LORA_SEED = 7, 10  # streams of random numbers for initial weights
 def policy_cache(config: Config) -> Path:
     """Where the fitted policy of this configuration lies, or will lie."""
     model = asdict(config.policy) | {"path": None, "base": _content(config.policy.base)}
+    del model["lora_rank"]  # how RL trains it, not how it was fitted
     identity = key_of("policy", model, identity_of(config.data), config.data.demonstrations)
     return cache_dir() / f"policy-{identity}"
 
@@ -116,7 +117,7 @@ def build_actors(config: Config, source: Source, policy_path: str | None = None)
 
 
 def build_reward(config: Config, policy_size: int, device: torch.device, key: str = "reward.path") -> RewardModel:
-    """The reward model: frozen backbone, its initial head, and with feedback=r2m the part that learns.
+    """The reward model: frozen backbone, its initial head, and, unless feedback=none, the part that reads and learns.
 
     With reward.paths it is an ensemble, whose first member is reward.path.
 

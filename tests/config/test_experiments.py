@@ -58,12 +58,12 @@ def test_the_twins_on_a_laptop_keep_what_the_method_is(twin: str) -> None:
     assert twin == "hh_rlhf_cpu" or small.ppo.group_size == large.ppo.group_size
 
 
-METHODS = {  # algorithm, kind of feedback, alpha: the rows of the paper's tables
+METHODS = {  # algorithm, kind of feedback, alpha: the rows of the paper's tables, and a few of ours
     "rloo": ("rloo", "none", 0.3), "grpo": ("grpo", "none", 0.3), "remax": ("remax", "none", 0.3),
     "reinforce_pp": ("reinforce_pp", "none", 0.3), "ppo": ("ppo", "none", 0.3), "rloo_r2m": ("rloo", "r2m", 0.3),
     "grpo_r2m": ("grpo", "r2m", 0.3), "frozen": ("rloo", "frozen", 0.3), "noise": ("rloo", "noise", 0.3),
     "without_bt": ("rloo", "r2m", 1.0), "without_gre": ("rloo", "r2m", 0.0), "pretrained_rm": ("rloo", "none", 0.3),
-    "head_only": ("rloo", "head_only", 0.3),
+    "head_only": ("rloo", "head_only", 0.3), "ensemble": ("rloo", "none", 0.3),
 }  # fmt: skip
 
 

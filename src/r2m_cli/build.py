@@ -154,7 +154,7 @@ def _ensemble(config: Config, policy_size: int, device: torch.device) -> Ensembl
     further = []
     for i, path in enumerate(c.paths):
         alone = replace(config, reward=replace(c, path=path, paths=[]), feedback=replace(config.feedback, kind="none"))
-        further.append(build_reward(alone, policy_size, device, f"reward.paths[{i}]"))
+        further.append(build_reward(alone, policy_size, device, f"reward.paths[{i}]").score)
     calibrations = tuple(calibration_of(path) or Calibration() for path in (c.path, *c.paths))
     return Ensemble(tuple(further), calibrations, c.combine, c.uncertainty)
 

@@ -34,7 +34,7 @@ def test_a_single_model_is_its_frozen_head_to_the_last_bit(models, prompts):
 @pytest.mark.parametrize("how", ["mean", "worst", "uncertainty"])
 def test_an_ensemble_combines_what_its_members_say_alone(models, prompts, how):
     calibrations = (Calibration(0.5, 2.0), Calibration(-1.0, 0.25), Calibration())
-    together = replace(models[0], ensemble=Ensemble(models[1:], calibrations, how, 0.3))
+    together = replace(models[0], ensemble=Ensemble(tuple(m.score for m in models[1:]), calibrations, how, 0.3))
     got = together.frozen_scores(together.embed(prompts, RESPONSES, CPU), prompts, RESPONSES, CPU)
     alone = [(m.score(prompts, RESPONSES, CPU) - mean) / std for m, (mean, std) in zip(models, calibrations)]
     for i, values in enumerate(zip(*(scores.tolist() for scores in alone))):

@@ -10,7 +10,7 @@ import torch
 from r2m_cli.batch import micro_batches
 from r2m_cli.data.preferences import Pair
 from r2m_cli.distributed import comm
-from r2m_cli.judges import gold_judge
+from r2m_cli.judges.judge import gold_judge
 from r2m_cli.schema import Config, EngineConfig, EvalConfig, FeedbackConfig, PpoConfig, RolloutConfig, TrainConfig
 from r2m_cli.stages.annotate import annotate, forward
 from r2m_cli.stages.labelled import Labels, fits, judged, learn_from_pairs, pair_rewards, replay_batch, warm_up

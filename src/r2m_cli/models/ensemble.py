@@ -2,9 +2,10 @@
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,8 +14,8 @@ from r2m_cli.batch import Prompt
 from r2m_cli.errors import UserError
 from r2m_cli.maths.ensemble import combine, standardise
 
-if TYPE_CHECKING:
-    from r2m_cli.models.actors import RewardModel
+# What `RewardModel.score` is: prompts, responses, device -> [B]
+Scores = Callable[[list[Prompt], list[str], torch.device], Tensor]
 
 
 class Calibration(NamedTuple):
@@ -32,14 +33,14 @@ class Ensemble:
     its `config.yaml` says.
     """
 
-    further: tuple["RewardModel", ...]  # M - 1
+    further: tuple[Scores, ...]  # M - 1
     calibrations: tuple[Calibration, ...]  # M
     how: str  # reward.combine
     uncertainty: float  # reward.uncertainty
 
     def reward(self, first: Tensor, prompts: list[Prompt], responses: list[str], device: torch.device) -> Tensor:
         """The members' calibrated scores, combined; `first` [B] are the first member's raw scores. -> [B]."""
-        scores = torch.stack([first, *(member.score(prompts, responses, device) for member in self.further)])
+        scores = torch.stack([first, *(score(prompts, responses, device) for score in self.further)])
         mean, std = (torch.tensor(column, device=scores.device) for column in zip(*self.calibrations))
         return combine(standardise(scores, mean, std), self.how, self.uncertainty)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from r2m_cli.batch import Annotated
 from r2m_cli.data.preferences import Pair
 from r2m_cli.distributed import comm
-from r2m_cli.judges import Comparison, Judge
+from r2m_cli.judges.judge import Comparison, Judge
 from r2m_cli.maths.reward_loss import bradley_terry
 from r2m_cli.models.actors import Actors, pad
 from r2m_cli.models.loading import context_length

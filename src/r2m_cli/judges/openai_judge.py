@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from r2m_cli.errors import UserError
-from r2m_cli.judges import Comparison
+from r2m_cli.judges.judge import Comparison
 from r2m_cli.schema import JudgeConfig
-from r2m_cli.verdicts import VALUE, append, parse_verdict, question, read
+from r2m_cli.judges.verdicts import VALUE, append, parse_verdict, question, read
 
 if TYPE_CHECKING:
     import openai

@@ -16,12 +16,12 @@ from r2m_cli.errors import UserError
 from r2m_cli.evaluation.findings import Findings
 from r2m_cli.evaluation.policy import text_scores
 from r2m_cli.judges.judge import Comparison, Judge, gold_judge, score_judge
+from r2m_cli.judges.openai_judge import OpenAIJudge
 from r2m_cli.loop import EVAL
 from r2m_cli.maths.statistics import length_controlled_win_rate, win_rate
 from r2m_cli.models.actors import Actors
 from r2m_cli.models.loading import context_length, load_causal_lm, load_tokenizer
 from r2m_cli.models.policy import Policy
-from r2m_cli.judges.openai_judge import OpenAIJudge
 from r2m_cli.schema import Config
 from r2m_cli.seeds import mix
 from r2m_cli.stages.rollout import rollout

@@ -19,10 +19,10 @@ from r2m_cli.distributed import comm
 from r2m_cli.errors import UserError
 from r2m_cli.inspection import inspect_reward_model
 from r2m_cli.judges.judge import gold_judge
+from r2m_cli.judges.openai_judge import OpenAIJudge
 from r2m_cli.loop import train, weight_at
 from r2m_cli.models.actors import Actors
 from r2m_cli.observe import Observer
-from r2m_cli.judges.openai_judge import OpenAIJudge
 from r2m_cli.schema import Config
 from r2m_cli.seeds import mix
 from r2m_cli.sinks import Sinks

@@ -55,7 +55,9 @@ class Sweep(Callback):
         """
         global _under_way
         _under_way = Path(config.hydra.sweep.dir) if config.task == "train" else None
-        params, typed = config.hydra.sweeper.get("params") or {}, config.hydra.overrides.task
+        params = config.hydra.sweeper.get("params") or {}
+        # Unresolved: data.seed=${seed} is meant for every job, not for what the sweep was composed of.
+        typed: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
         given = {text.split("=", 1)[0] for text in typed}
         groups = [f"{key}={value}" for key, value in params.items() if str(key).startswith("+") and key not in given]
         with read_write(config), open_dict(config):

@@ -45,6 +45,11 @@ def test_a_job_that_fails_does_not_end_the_sweep(r2m: Run, tmp_path: Path) -> No
     assert "not a finite number" in errors[0]
 
 
+def test_what_refers_to_a_swept_key_follows_it(r2m: Run, tmp_path: Path) -> None:
+    r2m("train", "-m", *QUICK, "+method=rloo", "seed=0,1", "data.seed=${seed}", "hydra.sweep.dir=sweep")
+    assert {p.parent.name for p in (tmp_path / "sweep").rglob("summary.json")} == {"seed=0,world=0", "seed=1,world=1"}
+
+
 def test_a_mistake_leaves_no_sweep_behind(r2m: Run, tmp_path: Path) -> None:
     said = r2m("train", "+sweep=table1", "ppo.typo=1", "hydra.sweep.dir=sweep", code=2)
     assert "unknown configuration key ppo.typo" in said.stderr

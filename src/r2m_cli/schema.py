@@ -135,7 +135,7 @@ class PpoConfig:
     prompts_per_step: int = 16
     # k, passes over a step's batch; with 1 (and one mini-batch) the fresh states are those from before the update
     epochs: int = 2
-    # optimiser steps per pass
+    # optimiser steps per pass; each takes an equal part of every rank's prompts
     mini_batches: int = 1
     # importance ratio per: sequence (the paper's) | token
     ratio: str = "sequence"

@@ -27,7 +27,9 @@ def policy_cache(config: Config) -> Path:
     """Where the fitted policy of this configuration lies, or will lie."""
     model = asdict(config.policy) | {"path": None, "base": _content(config.policy.base)}
     del model["lora_rank"]  # how RL trains it, not how it was fitted
-    identity = key_of("policy", model, identity_of(config.data), config.data.demonstrations)
+    lengths = [config.rollout.max_prompt_tokens, config.rollout.max_new_tokens]  # demonstrations are cut to them
+    rest = [config.data.demonstrations, lengths, config.engine.dtype]
+    identity = key_of("policy", model, identity_of(config.data), rest)
     return cache_dir() / f"policy-{identity}"
 
 
@@ -36,7 +38,7 @@ def reward_cache(config: Config) -> Path:
     model = asdict(config.reward) | {"path": None, "base": _content(config.reward.base)}
     for key in ("members", "paths", "combine", "uncertainty"):  # a member of an ensemble is a model like any other
         del model[key]
-    labels: list[object] = [identity_of(config.data)]
+    labels: list[object] = [identity_of(config.data), config.engine.dtype]
     if config.data.kind == "gold":  # the pairs are sampled from the SFT policy
         labels += [
             _content(config.policy.path) or policy_cache(config).name,
@@ -86,6 +88,10 @@ def build_actors(config: Config, source: Source, policy_path: str | None = None)
         lora = with_lora(lm, config.policy.lora_rank, "CAUSAL_LM", mix(config.seed, LORA_SEED))
     policy = Policy(lm, engine.gradient_checkpointing)
     policy_size = policy.hidden_size
+    if not all(bool(p.isfinite().all()) for p in policy.parameters()):
+        raise UserError(
+            f"policy.path={policy_path or config.policy.path}: its weights hold numbers that are not finite"
+        )
     if not policy.agrees_with_its_model():
         raise UserError(
             f"policy.path={config.policy.path}: a {lm.config.model_type} model changes its logits behind the LM head in a way "

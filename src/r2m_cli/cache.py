@@ -11,6 +11,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from r2m_cli.errors import UserError
+
 FORMAT = 1  # raise it when what is built from the same configuration changes
 
 
@@ -72,3 +74,11 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
         raise
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a run. Raises UserError if it is none."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, OSError) as error:
+        raise UserError(f"{path}: cannot be read as a JSON object ({error})") from error

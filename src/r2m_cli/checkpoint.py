@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from r2m_cli.cache import write_folder
+from r2m_cli.cache import read_json, write_folder
 from r2m_cli.distributed import comm
 from r2m_cli.distributed.engine import Engine
 from r2m_cli.errors import UserError
@@ -69,11 +70,15 @@ def load(run_dir: Path, actors: Actors) -> dict[str, Any]:
     if not found:
         raise UserError(f"resume={run_dir}: no checkpoint below checkpoints/; the run stopped before it wrote one")
     newest = found[-1]
-    state: dict[str, Any] = json.loads((newest / "loop.json").read_text())
+    state: dict[str, Any] = read_json(newest / "loop.json")
     if state["ranks"] != comm.world_size():
         raise UserError(f"resume={run_dir}: written by {state['ranks']} ranks, now there are {comm.world_size()}")
     for tag, engine in _engines(actors):
-        engine.load(newest, tag)
+        try:
+            engine.load(newest, tag)
+        except Exception as error:  # torch's, pickle's, zipfile's or DeepSpeed's own
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise UserError(f"{newest / tag}: damaged, or of another model ({reason}); remove {newest}") from error
     return state
 
 
@@ -136,6 +141,9 @@ def load_feedback(folder: Path, module: nn.Module) -> float:
         raise UserError(f"{folder}: no {ADAPTER_FILE} there; the run had feedback=none or did not finish")
     try:
         module.load_state_dict(load_file(folder / ADAPTER_FILE))
-    except RuntimeError as error:
-        raise UserError(f"{folder / ADAPTER_FILE}: does not fit this policy and feedback.dim") from error
-    return float(json.loads((folder / ADAPTER_CONFIG).read_text())["omega"])
+    except (RuntimeError, SafetensorError) as error:
+        raise UserError(f"{folder / ADAPTER_FILE}: damaged, or of another policy or feedback.dim") from error
+    settings = read_json(folder / ADAPTER_CONFIG)
+    if "omega" not in settings:
+        raise UserError(f"{folder / ADAPTER_CONFIG}: has no omega; export the run again")
+    return float(settings["omega"])

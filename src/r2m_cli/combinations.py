@@ -10,11 +10,12 @@ LEARNING = ("r2m", "noise", "shuffled", "head_only")  # kinds of feedback with a
 
 def check_combinations(config: Config) -> None:
     """Raises UserError for the first combination that cannot work."""
-    for check in (_words, _ppo, _feedback, _reward, _judges, _engine, _data):
+    for check in (check_words, _starting_points, _ppo, _feedback, _reward, _judges, _engine, _data):
         check(config)
 
 
-def _words(c: Config) -> None:
+def check_words(c: Config) -> None:
+    """Raises UserError for a key that belongs to another word."""
     for key, value, tasks in (
         ("resume", c.resume, ("train",)),
         ("run", c.run, ("evaluate",)),
@@ -29,6 +30,14 @@ def _words(c: Config) -> None:
     ):
         if rows is not None and rows < 2:
             raise UserError(f"{key}={rows}: must be at least 2, or null for all rows")
+
+
+def _starting_points(c: Config) -> None:
+    for word, key, model in (("sft", "policy", c.policy), ("reward", "reward", c.reward)):
+        if c.task == word and model.path is not None and model.base is None:
+            raise UserError(
+                f"{key}.path={model.path}: names a model that is ready; `r2m {word}` starts from {key}.base, name it there"
+            )
 
 
 def _ppo(c: Config) -> None:
@@ -65,6 +74,8 @@ def _feedback(c: Config) -> None:
     ):
         if asked and f.kind not in LEARNING:
             raise UserError(f"{key}: feedback={f.kind} learns nothing; it needs feedback={'|'.join(LEARNING)}")
+    if f.judge != "none" and f.alpha == 1:
+        raise UserError("feedback.judge: with feedback.alpha=1 its labels weigh nothing; lower feedback.alpha")
     if f.judge != "none" and f.judge_pairs > c.ppo.prompts_per_step:
         raise UserError(
             f"feedback.judge_pairs={f.judge_pairs}: one pair of a group at most, so no more than "
@@ -76,7 +87,9 @@ def _reward(c: Config) -> None:
     r = c.reward
     if r.paths and len(r.paths) + 1 > r.members:
         raise UserError(f"reward.members={r.members}: reward.path and {len(r.paths)} reward.paths are more; raise it")
-    if r.members > 1 and c.feedback.kind != "none" and c.task in ("train", "evaluate"):
+    if r.members == 1 and r.combine != "mean":
+        raise UserError(f"reward.combine={r.combine}: there is one reward model; raise reward.members")
+    if r.members > 1 and c.feedback.kind != "none" and c.task == "train":
         raise UserError(f"reward.members={r.members}: an ensemble is a frozen baseline; it needs feedback=none")
 
 
@@ -104,11 +117,18 @@ def _engine(c: Config) -> None:
             f"ppo.prompts_per_step={c.ppo.prompts_per_step}: must be a multiple of ranks x ppo.mini_batches = {parts}, "
             "so that every rank makes the same optimiser steps"
         )
+    if c.engine.kind == "single" and c.engine.dtype == "bf16" and c.task != "evaluate":
+        raise UserError(
+            "engine.dtype=bf16 needs engine=zero, which keeps the weights in fp32 beside: on bf16 weights alone small steps "
+            "are lost (on one device: engine=zero engine.num_processes=1)"
+        )
     if c.engine.offload_optimizer and (c.engine.kind != "zero" or c.engine.stage == 0):
         raise UserError("engine.offload_optimizer=true needs engine=zero with engine.stage 1, 2 or 3")
 
 
 def _data(c: Config) -> None:
+    if c.data.kind == "gold" and c.data.path:
+        raise UserError(f"data.path={c.data.path}: the gold world reads no file; add data=file")
     if c.data.kind == "file" and not c.data.path:
         raise UserError("data.path is not set: give a file of preference pairs or prompts, data.path=FILE")
     if c.policy.fit.parameters == "head":

@@ -55,6 +55,8 @@ def fit(
                 loss = loss_of([rows[i] for i in mine[start : start + micro_rows]])
                 engine.backward(loss.sum() / size)
                 losses.append(loss.detach())
+            if comm.max_over_ranks(float(not losses[-1].isfinite().all())):
+                raise UserError(f"{what}: the loss is not a finite number at update {step + 1}; lower its fit.lr")
             try:
                 engine.step(learning_rate(step, total, config.lr, total // 20, "linear"))
             except FloatingPointError as error:

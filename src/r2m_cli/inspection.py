@@ -44,6 +44,9 @@ def inspect_reward_model(
 
 
 def _describe(rewards: torch.Tensor) -> str:
+    rewards = rewards[rewards.isfinite().all(dim=1)]
+    if not len(rewards):
+        return "no pair has finite rewards"
     margins = rewards[:, 0] - rewards[:, 1]
     return (
         f"{_accuracy(rewards):.1%} ordered right, spread (standard deviation) {rewards.std():.3g}, mean margin "

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -41,6 +42,8 @@ def launch(config: Config, run_dir: Path) -> float | None:
         raise UserError(
             f"hydra.run.dir={run_dir}: holds a run already; resume={run_dir} goes on with it, or name a new folder"
         )
+    if config.task == "evaluate" and any((run_dir / name).exists() for name in ("metrics.jsonl", "evaluation.json")):
+        raise UserError(f"hydra.run.dir={run_dir}: holds a run or an evaluation already; name a new folder")
     config = prepare(config)
     execute(config, run_dir)
     summary = run_dir / "summary.json"
@@ -98,7 +101,11 @@ def fit_once(config: Config) -> Path:
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise UserError(f"output={config.output}: exists and is not empty; name a new folder")
         target.mkdir(parents=True, exist_ok=True)
-        execute(config, target)
+        try:
+            execute(config, target)
+        except UserError:  # nothing was fitted: the corrected command is to find the folder as it was
+            shutil.rmtree(target)
+            raise
     else:
         known = cached.is_dir()
         notice = f"no {what} for this configuration yet: fitting one (once; kept in {cached})"

@@ -5,11 +5,16 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from r2m_cli import checkpoint, stop
 from r2m_cli.batch import Annotated, Prompt
 from r2m_cli.data.source import PromptStream
 from r2m_cli.distributed import comm
 from r2m_cli.errors import UserError
+from r2m_cli.judges.judge import Judge
+from r2m_cli.judges.openai_judge import OpenAIJudge
 from r2m_cli.maths.schedule import feedback_weight, learning_rate
 from r2m_cli.models.actors import Actors
 from r2m_cli.observe import Observer, Timer, evaluation_metrics, rollout_metrics
@@ -71,18 +76,18 @@ def train(
         trainable = advantages(annotated, c, greedy)
         if labels.judge is not None:
             with timer("judge"):
-                preference = judged(annotated, labels.judge, first, config.feedback.judge_pairs)
+                preference = ask(labels.judge, annotated, first, config, actors, run_dir, step, observer)
         if learns:
             reward_step = RewardStep(actors, annotated, config.feedback, weight, preference)
 
-        with timer("policy_step"), not_finite_is_an_error(step, run_dir):
+        with timer("policy_step"), not_finite_is_an_error(step):
             on_fresh_states = reward_step.consume if reward_step else None
             metrics = policy_step(actors, trainable, c, temperature, groups, policy_lr, on_fresh_states)
         if actors.critic is not None:
-            with timer("critic_step"), not_finite_is_an_error(step, run_dir):
+            with timer("critic_step"), not_finite_is_an_error(step):
                 metrics.update(critic_step(actors.critic, trainable, c, groups, critic_lr))
         if reward_step:
-            with timer("reward_step"), not_finite_is_an_error(step, run_dir):
+            with timer("reward_step"), not_finite_is_an_error(step):
                 if config.feedback.replay_pairs:
                     replayed = replay_batch(labels.pairs, config.feedback.replay_pairs, config.seed, step)
                     reward_step.replay(replayed, mix(config.seed, step), max(1, groups * c.group_size // 2))
@@ -123,6 +128,36 @@ def evaluate(actors: Actors, prompts: list[Prompt], config: Config, weight: floa
     return evaluation_metrics(annotate(actors, batch, weight, config.rollout.temperature, rows)).means()
 
 
+def ask(
+    judge: Judge,
+    annotated: Annotated,
+    first: int,
+    config: Config,
+    actors: Actors,
+    run_dir: Path,
+    step: int,
+    observer: Observer,
+) -> Tensor:
+    """The judge's preferences, see `judged`. Collective.
+
+    Raises UserError on every rank if the judge fails on any; the step before is checkpointed first.
+    """
+    preference, failed = torch.empty(0), ""
+    try:
+        preference = judged(annotated, judge, first, config.feedback.judge_pairs)
+    except UserError as error:
+        failed = str(error)
+    failed = next((text for text in comm.gather(failed) if text), "")
+    if failed:
+        if step > 1:
+            checkpoint.save(run_dir, step - 1, actors, {"tokens": observer.tokens}, config.checkpoint.keep)
+            failed += f". Step {step - 1} is saved: go on with resume={run_dir}, where judge.* may change"
+        raise UserError(f"step {step}: {failed}")
+    if isinstance(judge, OpenAIJudge) and judge.unparsed:
+        observer.warn("some answers of the judge hold no verdict: they teach nothing. Is judge.model fit for it?")
+    return preference
+
+
 def greedy_responses(
     actors: Actors, prompts: list[Prompt], first: int, config: Config, step: int, weight: float
 ) -> Annotated:
@@ -141,14 +176,13 @@ def shard(prompts: list[Prompt]) -> tuple[list[Prompt], int]:
 
 
 @contextmanager
-def not_finite_is_an_error(step: int, run_dir: Path) -> Iterator[None]:
-    """Turn a gradient or loss that is not finite into a UserError that says how to go on."""
+def not_finite_is_an_error(step: int) -> Iterator[None]:
+    """Turn a gradient or loss that is not finite into a UserError."""
     try:
         yield
     except FloatingPointError as error:
         raise UserError(
-            f"step {step}: {error}; the step is not saved. Lower ppo.lr or feedback.lr, or raise ppo.beta, and go on with "
-            f"resume={run_dir}"
+            f"step {step}: {error}; the step is not saved. Start anew with a lower ppo.lr or feedback.lr, or a higher ppo.beta"
         ) from error
 
 

@@ -59,6 +59,8 @@ def main() -> None:
         _run_hydra(word, rest)
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # `r2m --help | head`: nobody reads on, and that is no failure
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
         sys.exit(_explain(error, word))
 
@@ -108,10 +110,13 @@ def _job(composed: "DictConfig", word: str) -> Any:
             from r2m_cli.validate import typed
 
             return report(**vars(typed(composed, ReportConfig)))
+        from r2m_cli.errors import UserError
         from r2m_cli.launch import launch
         from r2m_cli.resume import configured
 
         config = configured(composed, list(hydra_config.overrides.task))
+        if config.task != word:
+            raise UserError(f"task={config.task}: the word says what is run: r2m {config.task}")
         return launch(config, run_dir if config.resume is None else Path(config.resume).expanduser())
     except Exception as error:
         code = _explain(error, word)
@@ -131,7 +136,7 @@ def _quoted(override: str) -> str:
 
 def _forget(run_dir: Path) -> None:
     """Remove the folder that Hydra made for a job which then left nothing in it: a typo must not litter outputs/."""
-    if run_dir.is_dir() and {p.name for p in run_dir.iterdir()} == {".hydra"}:
+    if run_dir.is_dir() and {p.name for p in run_dir.iterdir()} <= {".hydra", "config.yaml"}:
         shutil.rmtree(run_dir)
 
 
@@ -162,6 +167,9 @@ def _explain(error: Exception, word: str) -> int:
         plugin = re.search(r"'hydra/(?:sweeper|launcher)/(optuna|joblib|submitit)", said)
         mend = f" Install the plugin: pip install 'r2m[{plugin[1]}]'" if plugin else ""
         print(f"r2m: error: {said}{mend}", file=sys.stderr)
+        return 2
+    if type(error).__module__.startswith("yaml."):
+        print(f"r2m: error: a configuration file is not valid YAML: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     if isinstance(error, OSError) and error.filename is not None:
         print(

@@ -26,12 +26,13 @@ def _named(config: Config) -> dict[str, str]:
         ("policy", config.policy, config.task == "reward" and config.data.kind == "file"),
         ("reward", config.reward, config.task == "sft"),
     ):
-        name = "path" if model.path is not None else "base"
-        value = model.path if model.path is not None else model.base
+        fitted = (config.task, key) in (("sft", "policy"), ("reward", "reward"))  # this word makes it, from a base
+        name = "path" if model.path is not None and not fitted else "base"
+        value = model.path if name == "path" else model.base
         if value is not None and not unread:
             named[f"{key}.{name}"] = value
         elif config.data.kind == "file" and not unread:
-            named[f"{key}.path"] = ""  # only the gold world has models of its own
+            named[f"{key}.{'base' if fitted else 'path'}"] = ""  # only the gold world has models of its own
     if config.task in ("train", "evaluate"):
         c = config.reward
         named |= {f"reward.paths[{i}]": path for i, path in enumerate(c.paths)}

@@ -78,7 +78,8 @@ class _Lines:
             self.close()
 
     def warn(self, message: str, word: str = "warning") -> None:
-        print(f"{word}: {message}", file=sys.stderr, flush=True)
+        # On stdout, like the steps: a rank's standard error goes to its log.
+        print(f"{word}: {message}", flush=True)
 
     def close(self) -> None:
         if self.pending:

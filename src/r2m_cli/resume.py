@@ -1,6 +1,5 @@
 """The configuration of a job: the composed one, or, with resume= and run=, an earlier run's own with little changed."""
 
-import json
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
@@ -8,15 +7,18 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from r2m_cli.cache import read_json
+from r2m_cli.combinations import check_words
 from r2m_cli.errors import UserError
 from r2m_cli.schema import Config
 from r2m_cli.validate import keys, typed, validate
 
 # What may differ between a run and its continuation: how long, how it is watched, on which machine.
 RESUMABLE = ("train.", "resume", "eval.", "checkpoint.", "logger.", "engine.threads", "engine.timeout",
-             "engine.rendezvous", "engine.node_rank")  # fmt: skip
+             "engine.rendezvous", "engine.node_rank", "judge.")  # fmt: skip
 # What may differ between a run and its evaluation.
-EVALUABLE = ("task", "run", "seed", "data.", "eval.", "judge.", "engine.", "train.", "resume", "checkpoint.", "logger.")
+EVALUABLE = ("task", "run", "seed", "data.", "rollout.", "eval.", "judge.", "engine.", "train.", "resume", "checkpoint.",
+             "logger.")  # fmt: skip
 
 
 def configured(composed: DictConfig, overrides: list[str]) -> Config:
@@ -29,7 +31,7 @@ def configured(composed: DictConfig, overrides: list[str]) -> Config:
         UserError: a bad key or value; a folder that is no run; a change that would make a continuation another run.
     """
     config = typed(composed)
-    validate(config)
+    check_words(config)  # all other checks wait for the earlier run's values
     if config.resume is not None:
         folder = Path(config.resume).expanduser()
         config = replace(_from_run(config, folder, overrides, RESUMABLE), resume=config.resume)
@@ -46,7 +48,7 @@ def _from_run(composed: Config, folder: Path, overrides: list[str], free: tuple[
     """The run's own configuration with the `free` keys that were typed; any other change is refused."""
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder}: no config.yaml there, so it is no run folder")
-    saved = typed(OmegaConf.load(folder / "config.yaml"))  # type: ignore[arg-type]
+    saved = typed(_read(folder / "config.yaml"))
     new, old = OmegaConf.structured(composed), OmegaConf.structured(saved)
     typed_keys = {text.lstrip("+").split("=", 1)[0] for text in overrides}
     # A group of a section (data=file) touches that section alone, an experiment whatever it likes.
@@ -62,7 +64,10 @@ def _from_run(composed: Config, folder: Path, overrides: list[str], free: tuple[
             filled = list(kept[: len(value)]) == list(value)
         if not (named or groups) or value == kept or filled:
             continue
-        if not key.startswith(free):
+        # A model that lay in a cache which has moved may be named anew.
+        place = Path(kept) if key in ("policy.path", "reward.path") and kept is not None else None
+        moved = place is not None and place.is_absolute() and not place.exists()
+        if not key.startswith(free) and not moved:
             raise UserError(f"{folder}: the run had {key}={kept}, which cannot become {value}; start a new run instead")
         if named:
             OmegaConf.update(old, key, value)
@@ -70,12 +75,23 @@ def _from_run(composed: Config, folder: Path, overrides: list[str], free: tuple[
     return result  # type: ignore[no-any-return]
 
 
+def _read(path: Path) -> DictConfig:
+    """A run's configuration as it is on disk. Raises UserError if it is none."""
+    try:
+        read = OmegaConf.load(path)
+    except Exception as error:  # yaml's or omegaconf's own
+        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(read, DictConfig):
+        raise UserError(f"{path}: no configuration of a run; copy it again from the run")
+    return read
+
+
 def _check_position(config: Config, folder: Path) -> None:
     """Refuse, before anything is written, a continuation that has nothing to do."""
     found = sorted((folder / "checkpoints").glob("step_*/loop.json"), key=lambda p: int(p.parent.name[len("step_") :]))
     if not found:
         raise UserError(f"resume={config.resume}: no checkpoint below checkpoints/; the run ended before it wrote one")
-    done = json.loads(found[-1].read_text())["step"]
+    done = read_json(found[-1])["step"]
     if done >= config.train.steps:
         raise UserError(f"resume={config.resume}: its {done} steps are done; raise train.steps to go on")
     if config.train.stop_at is not None and config.train.stop_at <= done:

@@ -142,7 +142,8 @@ class PpoConfig:
     # the ratio is clipped to [1 - clip_low, 1 + clip_high]
     clip_low: float = 0.2
     clip_high: float = 0.2
-    # weight of KL(policy || reference) in the loss; with ratio=sequence a sum over the response, in nats
+    # weight of KL(policy || reference), see kl_in; with ratio=sequence a sum over the response, in nats; 0: no reference,
+    # and no KL is measured either
     beta: float = 0.05
     # where that KL stands: loss | reward (subtracted before advantages are made, without a gradient)
     kl_in: str = "loss"
@@ -158,7 +159,7 @@ class PpoConfig:
     whiten_rewards: bool = False
     # advantages over the global batch: none | scale (divided by their standard deviation) | whiten (centred too)
     normalise: str = "scale"
-    # smallest standard deviation to divide by, in units of reward
+    # smallest standard deviation that normalise and whiten_rewards divide by, in units of reward
     std_floor: float = 1e-2
     # peak AdamW learning rate of the policy
     lr: float = 3e-4
@@ -198,7 +199,7 @@ class DataConfig:
     rows: int | None = None
     # seed of the world: its labels, and the SFT policy and reward model fitted on it
     seed: int = 0
-    # distinct training prompts drawn from the world
+    # training prompts drawn from the world, which has 336 different ones; the evaluation prompts are drawn from the same
     prompts: int = 2000
     # demonstrations for SFT drawn from the world
     demonstrations: int = 4000

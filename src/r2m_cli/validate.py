@@ -1,6 +1,7 @@
 """The configuration as a checked, typed object: unknown keys, values out of range, combinations that cannot work."""
 
 import difflib
+import math
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -110,6 +111,9 @@ def validate(config: Config) -> None:
     for key, least in AT_LEAST.items():
         if not value(key) >= least:  # also false for NaN
             raise UserError(f"{key}={value(key)}: must be at least {least:g}")
+    for key in keys():
+        if isinstance(value(key), float) and not math.isfinite(value(key)):
+            raise UserError(f"{key}={value(key)}: must be a finite number")
     for key in UNIT_INTERVAL:
         if not 0 <= value(key) <= 1:
             raise UserError(f"{key}={value(key)}: must lie between 0 and 1")

@@ -22,7 +22,8 @@ def test_every_word_composes(word: str) -> None:
 def test_every_choice_of_every_group_composes(group: str) -> None:
     for choice in files(group):
         frozen = ["feedback=none"] if choice == "ensemble" else []  # which is a frozen baseline
-        composed(f"{group}={choice}", "data.path=somewhere.jsonl", *frozen)
+        path = ["data.path=somewhere.jsonl"] if choice == "file" else []
+        composed(f"{group}={choice}", *path, *frozen)
 
 
 def test_every_configuration_file_says_what_it_is() -> None:
@@ -97,6 +98,13 @@ def command(*arguments: str, cwd: Path, **environment: str) -> "subprocess.Compl
         (["train", "=3"], "no key"),
         (["train", "hydra.run.dir=/proc/nowhere"], "/proc/nowhere"),
         (["train", "resume=nowhere"], "nowhere"),
+        (["train", "data.path=pairs.jsonl"], "data=file"),
+        (["train", "ppo.lr=inf"], "ppo.lr=inf: must be a finite number"),
+        (["train", "task=sft"], "r2m sft"),
+        (["train", "engine.dtype=bf16"], "engine=zero"),
+        (["train", "feedback.judge=gold", "feedback.alpha=1"], "weigh nothing"),
+        (["reward", "reward.path=somewhere/model"], "reward.base"),
+        (["train", "reward.combine=worst"], "reward.members"),
         (["report", "runs=[nowhere]"], "nowhere"),
         (["train", "policy.path=nowhere"], "policy.path=nowhere"),
         (["train", "+experiment=hh_rlhf"], "CUDA GPU"),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from conftest import QUICK, Run, rows, timeless, under_way
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
@@ -152,3 +153,85 @@ def _config(run: Path) -> dict:  # type: ignore[type-arg]
     import yaml
 
     return yaml.safe_load((run / "config.yaml").read_text())
+
+
+def test_an_evaluation_leaves_the_run_alone_and_may_move_its_lengths(r2m: Run, tmp_path: Path) -> None:
+    r2m("train", *QUICK, "hydra.run.dir=run")
+    before = (tmp_path / "run" / "config.yaml").read_text()
+    refused = r2m("evaluate", "run=run", "hydra.run.dir=run", code=2)
+    assert "holds a run" in refused.stderr
+    assert (tmp_path / "run" / "config.yaml").read_text() == before
+    r2m("evaluate", "run=run", "rollout.max_new_tokens=5", "hydra.run.dir=evaluation")
+    figures = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
+    assert figures["eval/length"] <= 5
+
+
+def test_a_stop_may_lie_beyond_the_default_number_of_steps(r2m: Run, tmp_path: Path) -> None:
+    r2m("train", *QUICK, "train.steps=150", "train.stop_at=1", "eval.every=0", "hydra.run.dir=run")
+    r2m("train", "resume=run", "train.stop_at=2", "train.steps=150")
+    late = r2m("train", "resume=run", "train.stop_at=151", code=2)
+    assert "train.steps=150" in late.stderr
+
+
+def test_a_model_that_moved_with_its_cache_may_be_named_anew(r2m: Run, tmp_path: Path) -> None:
+    r2m("sft", *QUICK, "output=first")
+    r2m("train", *QUICK, f"policy.path={tmp_path}/first", "train.stop_at=1", "hydra.run.dir=run")
+    (tmp_path / "first").rename(tmp_path / "second")
+    assert "first" in r2m("train", "resume=run", "train.stop_at=null", code=2).stderr
+    r2m("train", "resume=run", "train.stop_at=null", f"policy.path={tmp_path}/second")
+    other = r2m("train", "resume=run", "train.steps=3", f"policy.path={tmp_path}/elsewhere", code=2)
+    assert "cannot become" in other.stderr
+
+
+def test_damaged_files_of_a_run_are_one_line(r2m: Run, tmp_path: Path) -> None:
+    r2m("train", *QUICK, "train.stop_at=1", "hydra.run.dir=run")
+    newest = tmp_path / "run" / "checkpoints" / "step_1"
+    (newest / "policy" / "state.pt").write_bytes(b"no weights")
+    assert "step_1/policy: damaged" in r2m("train", "resume=run", "train.stop_at=null", code=2).stderr
+    (newest / "loop.json").write_text("{")
+    assert "loop.json" in r2m("train", "resume=run", "train.stop_at=null", code=2).stderr
+    (tmp_path / "run" / "config.yaml").write_text("a: [")
+    broken = r2m("train", "resume=run", code=2).stderr
+    assert "not valid YAML" in broken
+    assert "Traceback" not in broken
+
+
+def test_other_lengths_are_another_starting_policy(r2m: Run, tmp_path: Path) -> None:
+    """The demonstrations are cut to the lengths of the rollouts: a policy fitted on stumps must not be found again."""
+    r2m("train", *QUICK, "rollout.max_new_tokens=2", "hydra.run.dir=short_run")
+    r2m("train", *QUICK, "hydra.run.dir=run")
+    paths = [
+        yaml.safe_load((tmp_path / name / "config.yaml").read_text())["policy"]["path"] for name in ("short_run", "run")
+    ]
+    assert paths[0] != paths[1]
+
+
+def test_a_reward_model_is_no_policy(r2m: Run, tmp_path: Path) -> None:
+    r2m("train", *QUICK, "hydra.run.dir=run")
+    broken = tmp_path / "run" / "reward_model"
+    settings = json.loads((broken / "config.json").read_text()) | {"tie_word_embeddings": False}
+    (broken / "config.json").write_text(json.dumps(settings))
+    refused = r2m("train", *QUICK, f"policy.path={broken}", code=2).stderr
+    assert "no causal language model: lm_head.weight is missing" in refused
+
+
+def test_a_fit_that_diverges_is_not_kept(r2m: Run, tmp_path: Path) -> None:
+    failed = r2m("reward", *QUICK, "reward.fit.lr=1e12", "reward.fit.epochs=3", "output=model", code=2)
+    assert "not a finite number" in failed.stderr
+    assert not (tmp_path / "model").exists()
+    r2m("reward", *QUICK, "output=model")
+
+
+def test_a_failing_judge_ends_the_run_with_a_checkpoint(
+    r2m: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    judge = ("judge.url=http://127.0.0.1:9/v1", "judge.retries=0", "judge.timeout=2")
+    r2m("train", *QUICK, "feedback.judge=gold", "train.steps=3", "train.stop_at=1", "hydra.run.dir=run")
+    settings = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    settings["feedback"]["judge"] = "openai"
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(settings))
+    failed = r2m("train", "resume=run", "train.stop_at=null", *judge, code=2).stderr
+    assert "step 2: asked" in failed
+    assert "resume=run" in failed
+    assert "Traceback" not in failed

@@ -1,6 +1,7 @@
 """The judges: gold and score in memory, the endpoint's against a real local server that answers well, slowly or wrongly."""
 
 import json
+import math
 import os
 import re
 import signal
@@ -287,14 +288,14 @@ def test_closed_port_is_a_refused_connection(make: Callable[..., OpenAIJudge]) -
     assert "judge.url" in message
 
 
-def test_garbage_is_asked_once_more_then_a_tie(server: Server, make: Callable[..., OpenAIJudge]) -> None:
+def test_garbage_is_asked_once_more_and_is_then_no_verdict(server: Server, make: Callable[..., OpenAIJudge]) -> None:
     server.answer = lambda text: completion("I like both of them")
     judge = make()
-    assert judge(compare(("long one", "short"))) == [0.5]
+    assert math.isnan(judge(compare(("long one", "short")))[0])
     assert (judge.unparsed, judge.asked) == (2, 4)
     replies = iter([completion("hm"), completion(None), completion("A"), completion("B")])
     server.answer = lambda text: next(replies)
-    mixed = make(workers=1)  # no verdict was kept, so both orders are asked again; the first is a tie once more
+    mixed = make(workers=1)  # no verdict was kept, so both orders are asked again; one without counts as a tie
     assert mixed(compare(("long one", "short"))) == [0.25]
     assert mixed.unparsed == 1
 

@@ -73,6 +73,12 @@ class ZeroEngine:
         trained = [p for p in module.parameters() if p.requires_grad]
         # torch's own AdamW: DeepSpeed's would be compiled on first use.
         optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=weight_decay)
+        self._norm: float | None = None
+        if self.stage == 0 and not settings["bf16"]["enabled"]:
+            # Here DeepSpeed neither clips by a norm that it tells nor looks whether it is finite: do it on the reduced
+            # gradients, just before they are used.
+            settings["gradient_clipping"] = 0.0
+            optimizer.register_step_pre_hook(lambda *_: self._clip(trained, max_grad_norm))
         self.engine, *_ = deepspeed.initialize(model=module.to(device), optimizer=optimizer, config=settings)
         self.module: Any = self.engine.module
 
@@ -86,11 +92,16 @@ class ZeroEngine:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
         self.engine.step()
-        norm = self.engine.get_global_grad_norm()
-        value = 0.0 if norm is None else float(norm)  # stage 0 in fp32 keeps none
+        norm = self.engine.get_global_grad_norm() if self._norm is None else self._norm
+        value = 0.0 if norm is None else float(norm)
         if not math.isfinite(value):
             raise FloatingPointError(f"the norm of the gradient, {value}, is not a finite number")
         return value
+
+    def _clip(self, parameters: list[nn.Parameter], limit: float) -> None:
+        self._norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit or math.inf))
+        if not math.isfinite(self._norm):
+            raise FloatingPointError(f"the norm of the gradient, {self._norm}, is not a finite number")
 
     @contextmanager
     def whole(self) -> Iterator[Any]:

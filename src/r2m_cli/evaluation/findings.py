@@ -58,8 +58,9 @@ class Findings:
         (self.run_dir / name).write_text(text, encoding="utf-8")
 
     def save(self) -> None:
-        """Write evaluation.json: name -> value, and under "intervals" name -> [low, high], 95 %."""
-        found: dict[str, Any] = {**self.figures, "intervals": {k: list(v) for k, v in self.intervals.items()}}
+        """Write evaluation.json: name -> value; under "intervals" name -> [low, high], 95 %; under "notes" what was said."""
+        intervals = {k: list(v) for k, v in self.intervals.items()}
+        found: dict[str, Any] = {**self.figures, "intervals": intervals, "notes": self.notes}
         (self.run_dir / "evaluation.json").write_text(json.dumps(found, indent=2))
 
     def show(self) -> None:

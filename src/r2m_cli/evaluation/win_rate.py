@@ -1,6 +1,7 @@
 """How often a judge prefers the policy's response to the data's, or to another policy's."""
 
 import json
+import math
 import random
 from dataclasses import replace
 from typing import NamedTuple
@@ -109,11 +110,18 @@ def measure(judge: Judge, batch: Rollout, others: list[Opponent | None], finding
         Comparison(batch.prompts[i], batch.responses[i], other.response, (batch.finished[i], other.finished))
         for i, other in sides
     ]
-    said = judge(comparisons)
+    answers = judge(comparisons)
+    without = sum(map(math.isnan, answers))
+    if without:
+        findings.notes.append(f"win rate: {without} of {len(answers)} comparisons have no verdict, and are left out")
+        comparisons = [c for c, answer in zip(comparisons, answers) if not math.isnan(answer)]
+    if not comparisons:
+        raise UserError("eval.judge: not one comparison has a verdict; look at what the judge answers")
+    said = [answer for answer in answers if not math.isnan(answer)]
     if isinstance(judge, OpenAIJudge):
         findings.notes.append(
             f"eval.judge=openai: {judge.asked} requests, {judge.cached} verdicts from the cache, {judge.unparsed} answers "
-            "without a verdict, which count as ties"
+            "without a verdict"
         )
     preferences = torch.tensor(said, dtype=torch.float64)
     differences = torch.tensor([float(len(c.first) - len(c.second)) for c in comparisons], dtype=torch.float64)

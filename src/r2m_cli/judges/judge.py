@@ -3,6 +3,7 @@
 The last one is `openai_judge.OpenAIJudge`.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -20,7 +21,7 @@ class Comparison:
 
 
 # For each comparison the preference for the first response: 1 it wins, 0.5 a tie, 0 it loses; a judge that is asked in both
-# orders and contradicts itself may say 0.25 or 0.75.
+# orders and contradicts itself may say 0.25 or 0.75. NaN: there is no verdict (an answer without one, a score that is NaN).
 Judge = Callable[[Sequence[Comparison]], list[float]]
 
 
@@ -56,4 +57,6 @@ def score_judge(score: Callable[[list[Prompt], list[str]], Sequence[float]]) -> 
 
 
 def _preference(first: float, second: float) -> float:
+    if math.isnan(first) or math.isnan(second):
+        return math.nan
     return 0.5 if first == second else float(first > second)

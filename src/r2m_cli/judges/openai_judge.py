@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import math
 import os
 from collections import deque
 from collections.abc import Sequence
@@ -27,14 +28,15 @@ MAX_TOKENS = 16  # enough for "Response B is better.", too few for an essay to c
 class OpenAIJudge:
     """A `Judge` that shows a language model each comparison twice, A and B swapped, and takes the mean of the verdicts.
 
-    The preference for the first response is 1, 0.75, 0.5, 0.25 or 0, and a model that always says "A" gives 0.5. Two equal
+    The preference for the first response is 1, 0.75, 0.5, 0.25 or 0, or NaN where neither order brought a verdict; a model
+    that always says "A" gives 0.5. Two equal
     responses are a tie without being asked about. The model must answer at once: one that reasons aloud first, or that
     takes neither `temperature` nor `max_tokens`, is of no use here.
 
     Attributes:
         asked: HTTP requests sent, further tries included.
         cached: verdicts that needed no request.
-        unparsed: orders counted as a tie because two answers held no verdict. They are not kept on disk.
+        unparsed: orders of which two answers held no verdict. They are not kept on disk.
 
     Raises:
         UserError: the openai client is missing, the URL is none, or api.openai.com is asked without OPENAI_API_KEY; from
@@ -79,8 +81,15 @@ class OpenAIJudge:
             # Coroutines, not threads: an interrupt ends their requests and pauses at once, while a thread that waits for
             # an answer would hold the process up until its timeout.
             asyncio.run(self._ask_all(unknown))
-        values = [[VALUE[self._verdicts.get(self._id(text), "tie")] for text in pair] for pair in orders]
-        return [(pair[0] + 1 - pair[1]) / 2 if pair else 0.5 for pair in values]
+        return [self._preference(pair) for pair in orders]
+
+    def _preference(self, pair: tuple[str, ...]) -> float:
+        """The mean of both orders; one without a verdict counts as a tie, two as none (NaN)."""
+        found = [self._verdicts.get(self._id(text)) for text in pair]
+        if pair and found == [None, None]:
+            return math.nan
+        first, second = (VALUE[verdict or "tie"] for verdict in found or ("tie", "tie"))
+        return (first + 1 - second) / 2
 
     def _id(self, text: str) -> str:
         return hashlib.sha256(json.dumps([self.url, self.config.model, text]).encode()).hexdigest()

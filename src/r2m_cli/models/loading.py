@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -58,7 +59,7 @@ def looks_like_hub(name: str) -> bool:
 def _load(loader: Callable[[], Any], name: str, key: str) -> Any:
     try:
         return loader()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         where = "in this folder" if Path(name).is_dir() else "on the hub or in its cache"
         raise UserError(f"{key}={name}: cannot be loaded {where}: {reason}") from error
@@ -71,11 +72,23 @@ def load_tokenizer(name: str, key: str) -> PreTrainedTokenizerBase:
 
 
 def load_causal_lm(name: str, key: str, dtype: torch.dtype) -> PreTrainedModel:
-    """A causal language model in evaluation mode (no dropout: the ratio of the first epoch must be 1). Raises UserError."""
+    """A causal language model in evaluation mode (no dropout: the ratio of the first epoch must be 1).
+
+    Raises:
+        UserError: not loadable, or weights that are missing (a reward model has no LM head).
+    """
     source = resolve(name, key)
-    model = _load(
-        lambda: AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=False), source, key
+    model, info = _load(
+        lambda: AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, trust_remote_code=False, output_loading_info=True
+        ),
+        source,
+        key,
     )
+    if info["missing_keys"]:
+        raise UserError(
+            f"{key}={name}: it is no causal language model: {sorted(info['missing_keys'])[0]} is missing in its weights"
+        )
     return model.eval()
 
 

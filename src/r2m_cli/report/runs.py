@@ -14,6 +14,7 @@ from r2m_cli.errors import UserError
 
 # What makes two runs repetitions of one another, or says nothing about the method: never part of a label.
 IGNORED = re.compile(r"(seed|data\.seed|resume|run|output|train\.stop_at|(checkpoint|logger|hydra)\..*)$")
+FITTED = re.compile(r"[^' ]*/(policy|reward)-[0-9a-f]{12}\b")
 SEED_IN_NAME = re.compile(r"(^|(?<=/)|[,_\-./])((seed|world)[=_-]?|s)\d+(?=$|[,_\-/])")
 LONG_NUMBER = re.compile(r"(?<==)\d+\.\d{5,}(e[-+]?\d+)?")
 
@@ -153,7 +154,7 @@ def _common_parent(paths: list[Path]) -> Path:
 
 def _differences(configs: list[dict[str, Any]]) -> list[str]:
     """Per configuration the values of the fewest keys that still tell apart what all keys tell apart."""
-    flat = [{key: str(value) for key, value in _flatten(c) if not IGNORED.match(key)} for c in configs]
+    flat = [{key: _plain(value) for key, value in _flatten(c) if not IGNORED.match(key)} for c in configs]
     keys = [key for key in dict.fromkeys(k for f in flat for k in f) if len({f.get(key) for f in flat}) > 1]
 
     def groups(keys: list[str]) -> int:
@@ -164,6 +165,11 @@ def _differences(configs: list[dict[str, Any]]) -> list[str]:
         if groups(without) == groups(keys):
             keys = without
     return [", ".join(f"{key.removesuffix('.kind')}={f.get(key, '-')}" for key in keys) for f in flat]
+
+
+def _plain(value: Any) -> str:
+    """A value as text; the place in the cache of a model that was fitted for the run says nothing that others do not."""
+    return FITTED.sub("fitted", str(value))
 
 
 def _flatten(config: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

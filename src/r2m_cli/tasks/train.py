@@ -54,8 +54,6 @@ def run(config: Config, run_dir: Path) -> None:
         for warning in warnings:
             observer.warn(warning)
         steps = train(actors, prompts, eval_prompts, config, run_dir, observer, state["step"], labels)
-        if isinstance(labels.judge, OpenAIJudge) and labels.judge.unparsed:
-            observer.warn(f"{labels.judge.unparsed} answers of the judge could not be read and counted as ties")
         if config.checkpoint.export:
             settings = {
                 "omega": weight_at(config.train.steps, config), "dim": config.feedback.dim,
@@ -95,7 +93,10 @@ def before_training(config: Config, source: Source, actors: Actors, labels: Labe
     notes: list[str] = []
     warnings: list[str] = []
     if config.feedback.warmup_pairs:
-        figures = warm_up(actors, labels.pairs, config)
+        try:
+            figures = warm_up(actors, labels.pairs, config)
+        except FloatingPointError as error:
+            raise UserError(f"feedback.warmup_pairs: {error}; lower feedback.lr, or check the reward model") from error
         notes.append("warm-up of adapter and head: " + ", ".join(f"{k} {v:.3g}" for k, v in figures.items()))
     wanted = known_pairs(config, source, "heldout")[: config.eval.preflight_pairs]
     pairs = [pair for pair in wanted if fits(actors, pair)]
@@ -113,6 +114,12 @@ def remarks(actors: Actors, prompts: list[Prompt], config: Config) -> list[str]:
     for what, chat in (("policy", actors.format), ("reward model", actors.reward.format)):
         if chat.pad_id in chat.eos_ids:
             notes.append(f"the {what}'s tokenizer pads with its end token; r2m masks by length, other tools may not")
+    longest = config.rollout.max_prompt_tokens + config.rollout.max_new_tokens
+    if actors.reward.max_tokens < longest:
+        notes.append(
+            f"the reward model reads {actors.reward.max_tokens} tokens (reward.max_tokens), a conversation may have {longest} and "
+            "more: of longer ones it sees the end"
+        )
     if config.ppo.prompts_per_step > len(prompts):
         notes.append(
             f"ppo.prompts_per_step={config.ppo.prompts_per_step}, but there are {len(prompts)} prompts: a step asks some twice"

@@ -375,3 +375,11 @@ def test_an_interrupt_ends_it_promptly(
     judge = make()
     assert judge(compare(("quick", "q"))) == [1.0]  # what had come in is kept
     assert judge.asked == 0
+
+
+def test_a_score_that_is_no_number_gives_no_verdict() -> None:
+    scores = {"good": 1.0, "bad": 0.0, "broken": math.nan}
+    judge = score_judge(lambda prompts, responses: [scores[response] for response in responses])
+    said = judge([Comparison(PROMPT, *pair) for pair in (("good", "bad"), ("good", "broken"), ("broken", "broken"))])
+    assert said[0] == 1
+    assert all(math.isnan(answer) for answer in said[1:])

@@ -166,9 +166,11 @@ def test_wandb_offline_is_read_back(tmp_path, capfd):
         sinks.close({"gold": 2.75})
     (folder,) = (tmp_path / "wandb").glob("offline-run-*")
     (file,) = folder.glob("*.wandb")
-    record = file.read_bytes()
-    for text in (b"some-project", b"some-name", b"reward", b"1.25", b"2.25", b"2.75"):
-        assert text in record
+    wanted = (b"some-project", b"some-name", b"reward", b"1.25", b"2.25", b"2.75")
+    deadline = time.monotonic() + 30  # wandb's own process writes the last of it after `finish` has returned
+    while not all(text in file.read_bytes() for text in wanted):
+        assert time.monotonic() < deadline, file.read_bytes()
+        time.sleep(0.1)
     (table,) = folder.rglob("samples*.table.json")
     assert json.loads(table.read_text())["data"] == [['[{"role": "user"}]', "a response", None]]
     assert "a response" not in "".join(capfd.readouterr())

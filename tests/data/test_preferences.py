@@ -112,6 +112,17 @@ def test_prompts_alone(row: dict[str, Any], tmp_path: Path) -> None:
     assert (loaded.pairs, loaded.prompts) == ([], [(say(USER, "hi"),)])
 
 
+def test_a_completion_is_a_reply_that_nobody_judged(tmp_path: Path) -> None:
+    replied = [{"role": "assistant", "content": "y"}]
+    rows = [{"prompt": "hi", "completion": " x"}, {"prompt": "ho", "completion": replied}, {"prompt": "he"}]
+    loaded = load_preferences(write(tmp_path / "x.jsonl", rows))
+    assert [(prompt[0]["content"], reply) for prompt, reply in loaded.completions] == [("hi", "x"), ("ho", "y")]
+    assert loaded.pairs == []
+    assert "2 completions" in describe(loaded)[0]
+    bad = load_preferences(write(tmp_path / "y.jsonl", [*rows, {"prompt": "hu", "completion": 3}]))
+    assert [row.where.rpartition(":")[2] for row in bad.dropped] == ["4"]
+
+
 def test_prompts_keep_their_order_and_lose_duplicates(tmp_path: Path) -> None:
     rows = [{"prompt": "b"}, ROWS[0], {"prompt": "a"}, {**ROWS[0], "chosen": "other"}, {"prompt": "b"}]
     loaded = load_preferences(write(tmp_path / "x.jsonl", rows))

@@ -112,3 +112,19 @@ def test_a_real_language_model_on_dialogues(r2m: Run, tmp_path: Path, engine: st
     assert metrics[-1]["step"] == 2
     assert all(value is not None for row in metrics for value in row.values())
     assert metrics[1]["kl"] == pytest.approx(0, abs=1e-3)
+
+
+def test_completions_are_learnt_from_and_compared_with(r2m: Run, tmp_path: Path, base: Path) -> None:
+    """Rows as of summarisation data: a prompt and one good reply, no labels."""
+    rows_ = [{"prompt": f"tell me about number {i}", "completion": f"number {i} is even ."} for i in range(0, 40, 2)]
+    (tmp_path / "summaries.jsonl").write_text("\n".join(map(json.dumps, rows_)))
+    data = ("data=file", "data.path=summaries.jsonl", "data.holdout=0.2", *QUICK)
+    r2m("sft", *data, f"policy.base={base}", "output=policy")
+    assert json.loads((tmp_path / "policy" / "fit.json").read_text())["demonstrations"] == 16
+    r2m("reward", *QUICK, "output=judge")
+    models = ("policy.path=policy", "reward.path=judge")
+    r2m("evaluate", *data, *models, "eval.judge=reward", "hydra.run.dir=evaluation")
+    figures = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
+    assert figures["win_rate/wins"] + figures["win_rate/ties"] + figures["win_rate/losses"] == 4
+    others = [json.loads(line)["other"] for line in (tmp_path / "evaluation" / "comparisons.jsonl").open()]
+    assert all(text.endswith("is even .") for text in others)

@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from r2m_cli.data.readers import read_rows
@@ -44,6 +44,7 @@ class Loaded:
         prompts: the prompt of every kept row, in order, later duplicates removed.
         dropped: the rows left out.
         rows: how many rows were read (kept + dropped).
+        completions: prompt and reply of the rows with a `completion` in place of labels.
     """
 
     source: str
@@ -51,6 +52,7 @@ class Loaded:
     prompts: list[tuple[Message, ...]]
     dropped: list[Dropped]
     rows: int = 0
+    completions: list[tuple[tuple[Message, ...], str]] = field(default_factory=list)
 
 
 class _Unfit(Exception):
@@ -62,7 +64,7 @@ def load_preferences(path: str, split: str = "train", limit: int | None = None) 
 
     Row forms: HH (`chosen`, `rejected` as whole "\\n\\nHuman: ... \\n\\nAssistant: ..." dialogues);
     `prompt`/`chosen`/`rejected` as strings or message lists, where a list may repeat the prompt; lists
-    without `prompt`; `prompt` alone (a `completion` beside it is ignored). Replies are stripped.
+    without `prompt`; `prompt` alone, or with a `completion`, a reply to learn from that nobody judged. Replies are stripped.
 
     Args:
         path: see `readers.read_rows`.
@@ -78,23 +80,27 @@ def load_preferences(path: str, split: str = "train", limit: int | None = None) 
         raise UserError(f"the limit on rows of {path} is {limit}; give 1 or more, or null for all")
     pairs: list[Pair] = []
     prompts: dict[tuple[tuple[str, str], ...], tuple[Message, ...]] = {}
+    completions: list[tuple[tuple[Message, ...], str]] = []
     dropped: list[Dropped] = []
     kept = 0
     for where, row in read_rows(path, split):
         try:
             prompt, replies = _parse(row)
+            completion = _completion(row, prompt) if replies is None else ""
         except _Unfit as fault:
             dropped.append(Dropped(where, str(fault)))
             continue
         prompts.setdefault(tuple((turn["role"], turn["content"]) for turn in prompt), prompt)
         if replies is not None:
             pairs.append(Pair(prompt, *replies))
+        elif completion:
+            completions.append((prompt, completion))
         kept += 1
         if kept == limit:
             break
     if not kept:
         raise UserError(_nothing_left(path, dropped))
-    return Loaded(path, pairs, list(prompts.values()), dropped, rows=kept + len(dropped))
+    return Loaded(path, pairs, list(prompts.values()), dropped, kept + len(dropped), completions)
 
 
 def describe(loaded: Loaded) -> list[str]:
@@ -103,6 +109,7 @@ def describe(loaded: Loaded) -> list[str]:
     Source: FACTS.md ("over-long prompts -> filtered up front, counted": whatever is left out is said).
     """
     labelled = f"{len(loaded.pairs)} pairs kept" if loaded.pairs else "no pairs"
+    labelled += f", {len(loaded.completions)} completions" if loaded.completions else ""
     first = f"{loaded.source}: {loaded.rows} rows: {labelled}, {len(loaded.prompts)} different prompts"
     lines = [f"{first}, {len(loaded.dropped)} dropped"]
     for reason, count in _by_frequency(loaded.dropped):
@@ -151,6 +158,15 @@ def _parse(row: Any) -> tuple[tuple[Message, ...], tuple[str, str] | None]:
         raise _Unfit("chosen equals rejected")
     _check_unicode((chosen, rejected))
     return _sound(prompt), (chosen, rejected)
+
+
+def _completion(row: dict[str, Any], prompt: Sequence[Message]) -> str:
+    """The reply of a row without labels, "" if it has none."""
+    if row.get("completion") is None:
+        return ""
+    _, reply = _side({"completion": row["completion"]}, "completion", list(prompt))
+    _check_unicode([reply])
+    return reply
 
 
 def _side(row: dict[str, Any], key: str, given: list[Message]) -> tuple[list[Message], str]:

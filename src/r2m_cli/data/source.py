@@ -25,6 +25,7 @@ class Source:
     pairs: list[Pair]
     heldout_pairs: list[Pair]
     demonstrations: list[tuple[Prompt, str]]
+    references: list[tuple[Prompt, str]] = field(default_factory=list)  # good replies to held-out prompts
     world: GoldWorld | None = None
     notes: list[str] = field(default_factory=list)  # what was left out, for the person to see
 
@@ -79,12 +80,14 @@ def _file(config: DataConfig, evaluating: bool) -> Source:
         )
     # Split by prompt: two pairs of one prompt must not stand on both sides.
     heldout = {_identity(p) for p in prompts[:held]}
+    replies = [(p.prompt, p.chosen) for p in loaded.pairs] + loaded.completions
     return Source(
         prompts=prompts[held:],
         eval_prompts=prompts[:held],
         pairs=[p for p in loaded.pairs if _identity(p.prompt) not in heldout],
         heldout_pairs=[p for p in loaded.pairs if _identity(p.prompt) in heldout],
-        demonstrations=[(p.prompt, p.chosen) for p in loaded.pairs if _identity(p.prompt) not in heldout],
+        demonstrations=[(prompt, reply) for prompt, reply in replies if _identity(prompt) not in heldout],
+        references=[(prompt, reply) for prompt, reply in replies if _identity(prompt) in heldout],
         notes=describe(loaded),
     )
 

@@ -63,7 +63,7 @@ def make_judge(config: Config, actors: Actors, rows: int) -> Judge:
 def opponents(config: Config, source: Source, actors: Actors, prompts: list[Prompt]) -> list[Opponent | None]:
     """What the policy is compared with on each prompt; None where the data has no reply to it.
 
-    With eval.against=chosen that is, for a file, the chosen reply of the first pair with this prompt. The gold world's
+    With eval.against=chosen that is, for a file, the chosen reply of the first pair with this prompt, or its completion. The gold world's
     pairs are two responses of its own SFT policy each, so the better of them is no reference for that policy; there it is
     a demonstration, what a writer of the world answers, drawn once per prompt from data.seed and complete by nature.
     Another policy samples with the draws of the evaluated one.
@@ -83,8 +83,8 @@ def opponents(config: Config, source: Source, actors: Actors, prompts: list[Prom
         ]
         return [Opponent(text, True) for text in texts]
     chosen: dict[str, str] = {}
-    for pair in source.heldout_pairs:
-        chosen.setdefault(json.dumps(pair.prompt), pair.chosen)
+    for prompt, reply in source.references:
+        chosen.setdefault(json.dumps(prompt), reply)
     found = [chosen.get(json.dumps(prompt)) for prompt in prompts]
     if not any(text is not None for text in found):
         raise UserError(

@@ -1,5 +1,6 @@
 """What a person is told: warnings of a run, the look at the reward model before it, and rewards that are missing."""
 
+import copy
 import math
 from dataclasses import replace
 
@@ -21,10 +22,12 @@ from r2m_cli.stages.annotate import annotate, forward
 from r2m_cli.stages.policy_step import policy_step
 from r2m_cli.stages.reward_step import RewardStep
 from r2m_cli.stages.rollout import rollout
+from r2m_cli.tasks.train import remarks
 from r2m_cli.watch import RULES, Watch
 
 TEMPERATURE, WEIGHT, K = 0.8, 0.6, 3
 ROLLOUT = RolloutConfig(temperature=TEMPERATURE, max_new_tokens=8)
+SHORT = RolloutConfig(max_prompt_tokens=32, max_new_tokens=8)  # fits into what the reward model reads
 
 # --- the rules --------------------------------------------------------------------------------------------------------
 
@@ -348,3 +351,16 @@ def test_one_reward_is_enough_and_a_log_probability_must_not_be_missing(make_act
     old[2, 0] = math.nan
     with pytest.raises(UserError, match="step 4: a log-probability is not a finite number"):
         require_finite(replace(annotated, old_logp=old), 4)
+
+
+def test_a_pad_that_ends_replies_and_too_few_prompts_are_remarked(make_actors, prompts):
+    actors, config = make_actors(), Config()
+    config.ppo.prompts_per_step = len(prompts)
+    assert remarks(actors, prompts, replace(config, rollout=SHORT)) == []
+    chat = copy.copy(actors.format)
+    chat.pad_id = min(chat.eos_ids)
+    config.ppo.prompts_per_step = len(prompts) + 1
+    config.rollout = replace(SHORT, max_new_tokens=100)
+    said = remarks(replace(actors, format=chat), prompts, config)
+    for part in ("the policy's tokenizer pads with its end token", "reward.max_tokens", "a step asks some twice"):
+        assert sum(part in line for line in said) == 1, part

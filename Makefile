@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEMO := outputs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint types docs wheel-check clean
+.PHONY: help install demo test test-all bench bench-quick lint types docs wheel-check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -33,6 +33,14 @@ test: $(STAMP) ## the fast tests, about two minutes
 
 test-all: $(STAMP) ## all tests, the slow ones too (real language model, every ZeRO stage)
 	$(BIN)/python -m pytest tests
+
+bench: $(STAMP) ## speed against TRL, R2M's cost, every stage: about an hour, on an idle machine
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[bench]"
+	$(BIN)/python experiments/speed/bench.py
+
+bench-quick: $(STAMP) ## the same on a smaller model with fewer rounds, under 10 minutes
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[bench]"
+	$(BIN)/python experiments/speed/bench.py --quick
 
 lint: $(STAMP) ## ruff: style and formatting
 	$(BIN)/ruff check src tests experiments docs

@@ -3,7 +3,6 @@
 Each stage takes the batch of the one before and gives the next: Rollout -> Annotated -> Trainable.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -18,6 +17,7 @@ class Rollout:
     """Responses sampled from the policy."""
 
     prompts: list[Prompt]  # n
+    numbers: list[int]  # n, each group's number in the step's batch over all ranks
     responses: list[str]  # B, text without special tokens
     finished: list[bool]  # B, true where the policy ended the response itself
     tokens: Tensor  # [B, S] long; prompt, response, then padding
@@ -30,6 +30,11 @@ class Rollout:
     def prompt_of(self) -> list[Prompt]:
         """The prompt of each of the B responses."""
         return [prompt for prompt in self.prompts for _ in range(self.group_size)]
+
+    @property
+    def number_of(self) -> list[int]:
+        """The number of each of the B responses' group."""
+        return [number for number in self.numbers for _ in range(self.group_size)]
 
 
 @dataclass(frozen=True)
@@ -58,10 +63,3 @@ class Trainable:
     annotated: Annotated
     advantages: Tensor  # [B], or [B, R] where every token has its own
     returns: Tensor | None = None  # [B, R] what the critic is to learn; None without a critic
-
-
-def micro_batches(sequences: int, group_size: int, groups: int) -> Iterator[slice]:
-    """Slices of whole groups, `groups` at a time: old and new log-probabilities must come from the same ones."""
-    step = groups * group_size
-    for start in range(0, sequences, step):
-        yield slice(start, min(start + step, sequences))

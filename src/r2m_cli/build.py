@@ -142,14 +142,16 @@ def build_reward(config: Config, policy_size: int, device: torch.device, key: st
         if f.kind != "head_only":
             module = FeedbackHead(head, policy_size, f.dim, mix(config.seed, ADAPTER_SEED), f.init_scale)
         feedback = make_engine(module, config.engine, device, weight_decay=0.0, max_grad_norm=0.0, small=True)
+    backbone = RewardBackbone(classifier)
     return RewardModel(
-        backbone=place_frozen(RewardBackbone(classifier), config.engine, device),
+        backbone=place_frozen(backbone, config.engine, device),
         frozen_head=initial,
         feedback=feedback,
         format=chat,
         max_tokens=readable(classifier, chat.tokenizer, config.reward.max_tokens),
         kind=f.kind,
         ensemble=_ensemble(config, policy_size, device) if config.reward.paths else None,
+        unshared=backbone.unshared,
     )
 
 

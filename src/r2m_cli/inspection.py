@@ -5,25 +5,25 @@ import torch
 from r2m_cli.data.preferences import Pair
 from r2m_cli.models.actors import Actors
 from r2m_cli.seeds import mix
-from r2m_cli.stages.labelled import pair_rewards
+from r2m_cli.stages.labelled import pair_rewards, pairs_per_forward
 
 INSPECTION = 11  # stream of random numbers
 
 
 @torch.no_grad()
-def inspect_reward_model(
-    actors: Actors, pairs: list[Pair], omega: float, micro_rows: int
-) -> tuple[list[str], list[str]]:
+def inspect_reward_model(actors: Actors, pairs: list[Pair], omega: float, budget: int) -> tuple[list[str], list[str]]:
     """Accuracy and spread as notes for the person, and warnings where the rewards are flat or no better than chance.
 
     Every rank scores the same pairs.
 
     Args:
         omega: w(T), the weight at which the adapter's part is shown.
+        budget: tokens per forward.
     """
+    rows = pairs_per_forward(actors, pairs, budget)
     parts = [
-        pair_rewards(actors, pairs[i : i + micro_rows], omega, [mix(INSPECTION, j) for j in range(i, i + micro_rows)])
-        for i in range(0, len(pairs), micro_rows)
+        pair_rewards(actors, pairs[i : i + rows], omega, [mix(INSPECTION, j) for j in range(i, i + rows)])
+        for i in range(0, len(pairs), rows)
     ]
     frozen = torch.cat([text for text, _ in parts])
     notes = [f"reward model on {len(pairs)} held-out pairs: {_describe(frozen)}"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from r2m_cli import checkpoint, stop
-from r2m_cli.batch import Annotated, Prompt
+from r2m_cli.batch import Annotated, Prompt, Rollout
 from r2m_cli.data.source import PromptStream
 from r2m_cli.distributed import comm
 from r2m_cli.errors import UserError
@@ -24,6 +24,7 @@ from r2m_cli.stages.advantages import advantages
 from r2m_cli.stages.annotate import annotate
 from r2m_cli.stages.critic_step import critic_step
 from r2m_cli.stages.labelled import Labels, judged, replay_batch
+from r2m_cli.stages.packing import balance, pack
 from r2m_cli.stages.policy_step import policy_step
 from r2m_cli.stages.reward_step import RewardStep
 from r2m_cli.stages.rollout import rollout
@@ -50,7 +51,7 @@ def train(
     """
     stream = PromptStream(prompts, config.seed)
     total, c, temperature = config.train.steps, config.ppo, config.rollout.temperature
-    groups = config.engine.micro_groups
+    budget = config.rollout.tokens_per_batch
     learns = actors.reward.feedback is not None and config.feedback.kind != "frozen"
 
     if start == 0 and config.eval.every:
@@ -62,35 +63,36 @@ def train(
         policy_lr, critic_lr = (
             learning_rate(step - 1, total, lr, c.warmup_steps, c.lr_schedule) for lr in (c.lr, c.critic.lr)
         )
-        mine, first = shard(stream.batch(step - 1, c.prompts_per_step))
+        mine, numbers = shard(stream.batch(step - 1, c.prompts_per_step))
 
         with timer("rollout"):
-            batch = rollout(actors, mine, first, c.group_size, config.rollout, config.seed, TRAIN, step)
+            batch = balance(rollout(actors, mine, numbers, c.group_size, config.rollout, config.seed, TRAIN, step))
+            packs = pack(batch, budget, c.mini_batches)
         with timer("annotate"):
-            annotated = annotate(actors, batch, weight, temperature, groups)
+            annotated = annotate(actors, batch, [p for mini_batch in packs for p in mini_batch], weight, temperature)
             require_finite(annotated, step)
         greedy = preference = reward_step = None
         if c.algorithm == "remax":
             with timer("baseline"):
-                greedy = greedy_responses(actors, mine, first, config, step, weight)
+                greedy = greedy_responses(actors, batch, config, step, weight)
         trainable = advantages(annotated, c, greedy)
         if labels.judge is not None:
             with timer("judge"):
-                preference = ask(labels.judge, annotated, first, config, actors, run_dir, step, observer)
+                preference = ask(labels.judge, annotated, config, actors, run_dir, step, observer)
         if learns:
             reward_step = RewardStep(actors, annotated, config.feedback, weight, preference)
 
         with timer("policy_step"), not_finite_is_an_error(step):
             on_fresh_states = reward_step.consume if reward_step else None
-            metrics = policy_step(actors, trainable, c, temperature, groups, policy_lr, on_fresh_states)
+            metrics = policy_step(actors, trainable, packs, c, temperature, policy_lr, on_fresh_states)
         if actors.critic is not None:
             with timer("critic_step"), not_finite_is_an_error(step):
-                metrics.update(critic_step(actors.critic, trainable, c, groups, critic_lr))
+                metrics.update(critic_step(actors.critic, trainable, packs, c, critic_lr))
         if reward_step:
             with timer("reward_step"), not_finite_is_an_error(step):
                 if config.feedback.replay_pairs:
                     replayed = replay_batch(labels.pairs, config.feedback.replay_pairs, config.seed, step)
-                    reward_step.replay(replayed, mix(config.seed, step), max(1, groups * c.group_size // 2))
+                    reward_step.replay(replayed, mix(config.seed, step), budget)
                 metrics.update(reward_step.update(config.feedback.lr))
             timer.shift("policy_step", "reward_step", reward_step.seconds)
 
@@ -122,16 +124,14 @@ def weight_at(step: int, config: Config) -> float:
 
 def evaluate(actors: Actors, prompts: list[Prompt], config: Config, weight: float) -> dict[str, float]:
     """One response to each fixed prompt, always with the same random draws, scored by everything that scores."""
-    mine, first = shard(prompts)
-    batch = rollout(actors, mine, first, 1, config.rollout, config.seed, EVAL, 0)
-    rows = config.engine.micro_groups * config.ppo.group_size
-    return evaluation_metrics(annotate(actors, batch, weight, config.rollout.temperature, rows)).means()
+    batch = rollout(actors, *shard(prompts), 1, config.rollout, config.seed, EVAL, 0)
+    (packs,) = pack(batch, config.rollout.tokens_per_batch)
+    return evaluation_metrics(annotate(actors, batch, packs, weight, config.rollout.temperature)).means()
 
 
 def ask(
     judge: Judge,
     annotated: Annotated,
-    first: int,
     config: Config,
     actors: Actors,
     run_dir: Path,
@@ -144,7 +144,7 @@ def ask(
     """
     preference, failed = torch.empty(0), ""
     try:
-        preference = judged(annotated, judge, first, config.feedback.judge_pairs)
+        preference = judged(annotated, judge, config.feedback.judge_pairs)
     except UserError as error:
         failed = str(error)
     failed = next((text for text in comm.gather(failed) if text), "")
@@ -158,21 +158,19 @@ def ask(
     return preference
 
 
-def greedy_responses(
-    actors: Actors, prompts: list[Prompt], first: int, config: Config, step: int, weight: float
-) -> Annotated:
-    """One greedy response to each prompt with its reward, ReMax's baseline."""
+def greedy_responses(actors: Actors, sampled: Rollout, config: Config, step: int, weight: float) -> Annotated:
+    """One greedy response to each prompt of the batch with its reward, ReMax's baseline."""
     likeliest = replace(config.rollout, temperature=0.0)
-    batch = rollout(actors, prompts, first, 1, likeliest, config.seed, GREEDY, step)
-    rows = config.engine.micro_groups * config.ppo.group_size
-    return annotate(actors, batch, weight, config.rollout.temperature, rows, rewards_only=True)
+    batch = rollout(actors, sampled.prompts, sampled.numbers, 1, likeliest, config.seed, GREEDY, step)
+    (packs,) = pack(batch, config.rollout.tokens_per_batch)
+    return annotate(actors, batch, packs, weight, config.rollout.temperature, rewards_only=True)
 
 
-def shard(prompts: list[Prompt]) -> tuple[list[Prompt], int]:
-    """This rank's equal part of the prompts, and the number of its first one."""
+def shard(prompts: list[Prompt]) -> tuple[list[Prompt], range]:
+    """This rank's equal part of the prompts, and their numbers."""
     size = len(prompts) // comm.world_size()
-    first = comm.rank() * size
-    return prompts[first : first + size], first
+    numbers = range(comm.rank() * size, (comm.rank() + 1) * size)
+    return [prompts[i] for i in numbers], numbers
 
 
 @contextmanager

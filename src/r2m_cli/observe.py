@@ -131,7 +131,9 @@ class Observer:
             self.warn(message)
 
     def _samples(self, step: int, annotated: Annotated) -> None:
-        rows = [row for rank in comm.gather(sample_rows(annotated)) for row in rank]
+        mine = zip(annotated.rollout.number_of, sample_rows(annotated))
+        rows = [row for rank in comm.gather(list(mine)) for row in rank]
+        rows = [row for _, row in sorted(rows, key=lambda pair: pair[0])]  # as in one process
         if self.sinks is not None:
             self.sinks.samples(step, rows)
 

@@ -185,6 +185,8 @@ class RolloutConfig:
     max_prompt_tokens: int = 512
     # responses sampled at once on a rank, whole groups and at least one; bounds the memory of the cache; null: all
     batch_size: int | None = None
+    # tokens per forward and backward on a rank, whole groups, a prompt counted once; bounds the memory of training
+    tokens_per_batch: int = 2048
 
 
 @dataclass
@@ -265,8 +267,6 @@ class EngineConfig:
     device: str = "auto"
     # fp32 | bf16
     dtype: str = "fp32"
-    # whole groups per forward and backward on a rank; gradients are accumulated over the rest of a mini-batch
-    micro_groups: int = 4
     # trade time for memory in the policy's backward
     gradient_checkpointing: bool = False
     # keep the optimiser state in host memory (zero, stages 1 to 3)

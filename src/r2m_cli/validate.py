@@ -38,7 +38,7 @@ AT_LEAST: dict[str, float] = {
     "train.steps": 1, "ppo.group_size": 1, "ppo.prompts_per_step": 1, "ppo.epochs": 1, "ppo.mini_batches": 1,
     "ppo.beta": 0, "ppo.std_floor": 1e-8, "ppo.lr": 0, "ppo.clip_low": 0, "ppo.clip_high": 0, "ppo.warmup_steps": 0,
     "ppo.weight_decay": 0, "ppo.max_grad_norm": 0, "feedback.dim": 1, "feedback.lr": 0, "rollout.max_new_tokens": 1,
-    "rollout.max_prompt_tokens": 1, "engine.num_processes": 1, "engine.num_nodes": 1, "engine.micro_groups": 1,
+    "rollout.max_prompt_tokens": 1, "engine.num_processes": 1, "engine.num_nodes": 1, "rollout.tokens_per_batch": 1,
     "engine.threads": 1, "engine.timeout": 1, "engine.node_rank": 0, "checkpoint.every": 0, "checkpoint.keep": 1,
     "eval.every": 0, "eval.prompts": 1, "eval.pairs": 1, "logger.samples_every": 0, "reward.max_tokens": 2,
     "data.prompts": 1, "data.pairs": 2, "data.demonstrations": 1, "policy.fit.epochs": 1, "policy.fit.batch_size": 1,

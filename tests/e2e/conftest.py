@@ -17,7 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 from r2m_cli.main import main
 
 # The smallest world that still does everything; the same in all tests, so that its models are fitted once.
-QUICK = ("+debug=quick", "ppo.prompts_per_step=4", "ppo.group_size=3", "feedback.dim=16", "engine.micro_groups=2")
+QUICK = ("+debug=quick", "ppo.prompts_per_step=4", "ppo.group_size=3", "feedback.dim=16", "rollout.tokens_per_batch=80")
 
 
 @dataclass(frozen=True)

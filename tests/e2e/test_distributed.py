@@ -11,7 +11,7 @@ from conftest import QUICK, Run, rows, timeless, under_way
 from safetensors.torch import load_file
 
 TWO_RANKS = ("engine=zero", "engine.num_processes=2")
-COMMON = (*QUICK, "train.steps=3", "engine.micro_groups=1")
+COMMON = (*QUICK, "train.steps=3", "rollout.tokens_per_batch=1")
 
 
 def assert_same_training(one: Path, two: Path, tolerance: float) -> None:

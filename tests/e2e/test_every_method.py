@@ -29,7 +29,7 @@ OPTIONS = {
     "lora": ("policy.lora_rank=4",),
     "constant": ("feedback.schedule=constant", "feedback.init_scale=0", "feedback.pair=annotated", "feedback.alpha=0"),
 }  # fmt: skip
-COMMON = (*QUICK, "engine.micro_groups=1", "eval.prompts=4", "eval.preflight_pairs=4")
+COMMON = (*QUICK, "rollout.tokens_per_batch=1", "eval.prompts=4", "eval.preflight_pairs=4")
 
 
 def cases() -> dict[str, tuple[str, ...]]:

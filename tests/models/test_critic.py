@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from r2m_cli.models.critic import Critic
+from r2m_cli.models.sequences import Sequences
 
 VOCABULARY = 29
 COMMON = {
@@ -52,7 +53,7 @@ def sequences() -> list[Tensor]:
 def values(made: Critic, padding: int = 0, further: int = 0) -> Tensor:
     tokens = torch.nn.utils.rnn.pad_sequence(sequences(), batch_first=True, padding_value=padding)
     tokens = torch.nn.functional.pad(tokens, (0, further), value=padding)
-    return made(tokens, torch.tensor(PROMPTS), torch.tensor(RESPONSES))
+    return made(Sequences(tokens, torch.tensor(PROMPTS), torch.tensor(RESPONSES), group_size=1))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -92,7 +93,9 @@ def test_a_value_does_not_know_the_tokens_that_follow():
     made = critic()
     tokens = torch.stack([sequences()[0], sequences()[0]])
     tokens[1, PROMPTS[0] + 2 :] = 5  # from the third response token on
-    first, second = made(tokens, torch.tensor([PROMPTS[0]] * 2), torch.tensor([RESPONSES[0]] * 2))
+    first, second = made(
+        Sequences(tokens, torch.tensor([PROMPTS[0]] * 2), torch.tensor([RESPONSES[0]] * 2), group_size=2)
+    )
     torch.testing.assert_close(first[:3], second[:3], atol=1e-6, rtol=1e-6)
     assert (first[3:] - second[3:]).abs().min() > 1e-3
 

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from packs import flat, packs, sequences
 
 from r2m_cli.batch import Trainable
 from r2m_cli.distributed.engine import SingleEngine
@@ -20,15 +21,19 @@ TOKENS = torch.tensor([[5, 9, 6, 11, 17, 8, 20, 7]])
 
 
 def annotated_by(actors, prompts):
-    batch = rollout(actors, prompts, 0, K, RolloutConfig(temperature=TEMPERATURE, max_new_tokens=8), 5, 0, 1)
-    return annotate(actors, batch, 0.6, TEMPERATURE, 2)
+    batch = rollout(
+        actors, prompts, range(len(prompts)), K, RolloutConfig(temperature=TEMPERATURE, max_new_tokens=8), 5, 0, 1
+    )
+    return annotate(actors, batch, flat(batch, 2), 0.6, TEMPERATURE)
 
 
 def update(actors, prompts, lr=1e-2):
     """One policy step that moves the adapters a good way. -> the batch it was made from."""
     annotated = annotated_by(actors, prompts)
     batch = Trainable(annotated, 10 * rloo(annotated.rewards).flatten())
-    policy_step(actors, batch, PpoConfig(group_size=K, epochs=2, beta=0.1), TEMPERATURE, 2, lr, None)
+    policy_step(
+        actors, batch, packs(annotated.rollout, 2), PpoConfig(group_size=K, epochs=2, beta=0.1), TEMPERATURE, lr, None
+    )
     return annotated
 
 
@@ -85,7 +90,7 @@ def test_after_training_the_reference_is_still_the_base(make_actors, prompts):
     actors, plain = make_actors(lora_rank=RANK), make_actors()
     annotated = update(actors, prompts)
     batch = annotated.rollout
-    rows = (batch.tokens, batch.prompt_lengths, batch.response_lengths, TEMPERATURE)
+    rows = (sequences(batch), TEMPERATURE)
     with torch.no_grad():
         reference, base, policy = (p(*rows).logp for p in (actors.reference, plain.policy.module, actors.policy))
     assert torch.equal(reference, base)
@@ -96,7 +101,7 @@ def test_a_look_at_the_reference_leaves_the_adapters_on_and_trainable(make_actor
     """Also in the middle of a policy's graph: its gradient is the same with the look as without it."""
     actors = make_actors(lora_rank=RANK)
     batch = update(actors, prompts).rollout
-    rows = (batch.tokens, batch.prompt_lengths, batch.response_lengths, TEMPERATURE)
+    rows = (sequences(batch), TEMPERATURE)
     gradients = []
     for look in (False, True):
         logp = actors.policy(*rows).logp
@@ -148,7 +153,9 @@ def test_the_sampler_draws_from_the_adapted_policy(make_actors, prompts, tmp_pat
     plain = make_actors()
     merged_from(plain.policy.module.lm, tmp_path)
     config = RolloutConfig(temperature=TEMPERATURE, max_new_tokens=8)
-    adapted, folded, base = (rollout(a, prompts, 0, K, config, 9, 0, 2).tokens for a in (actors, plain, make_actors()))
+    adapted, folded, base = (
+        rollout(a, prompts, range(len(prompts)), K, config, 9, 0, 2).tokens for a in (actors, plain, make_actors())
+    )
     assert adapted.tolist() == folded.tolist()
     assert adapted.tolist() != base.tolist()
 
@@ -159,22 +166,31 @@ def test_adapters_learn_with_and_without_gradient_checkpointing_alike(make_actor
     lm = copy.deepcopy(make_actors().policy.module.lm)
     with_lora(lm, RANK, "CAUSAL_LM", 1)
     policy = SingleEngine(Policy(lm, checkpointing), torch.device("cpu"), 0.0, 1.0)
-    batch = rollout(make_actors(), prompts, 0, K, RolloutConfig(temperature=TEMPERATURE, max_new_tokens=8), 5, 0, 1)
-    rows = (batch.tokens, batch.prompt_lengths, batch.response_lengths, TEMPERATURE)
+    batch = rollout(
+        make_actors(),
+        prompts,
+        range(len(prompts)),
+        K,
+        RolloutConfig(temperature=TEMPERATURE, max_new_tokens=8),
+        5,
+        0,
+        1,
+    )
+    rows = (sequences(batch), TEMPERATURE)
     policy.backward(policy(*rows).logp.sum())
     found = {name: p.grad for name, p in policy.module.named_parameters() if p.requires_grad}
     # B starts at 0, so A's gradient is 0 and all of the first one is B's.
     assert all((gradient.abs().max() > 0) == ("lora_B" in name) for name, gradient in found.items())
     norm = torch.stack([g.norm() for g in found.values()]).norm()
-    assert norm.item() == pytest.approx(plain_norm(make_actors, rows), rel=1e-4)
+    assert norm.item() == pytest.approx(plain_norm(make_actors, batch), rel=1e-4)
 
 
-def plain_norm(make_actors, rows):
+def plain_norm(make_actors, batch):
     """The same norm through peft's own wrapper and single, unpadded sequences."""
     lm = copy.deepcopy(make_actors().policy.module.lm)
     wrapper = with_lora(lm, RANK, "CAUSAL_LM", 1)
     total = torch.zeros(())
-    for tokens, p, r in zip(*rows[:3]):
+    for tokens, p, r in zip(batch.tokens, batch.prompt_lengths, batch.response_lengths):
         ids = tokens[: p + r]
         log_p = (wrapper(input_ids=ids[None]).logits[0] / TEMPERATURE).log_softmax(dim=1)
         total = total + log_p[torch.arange(p - 1, p + r - 1), ids[p:]].sum()

@@ -7,11 +7,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from packs import rows_of
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from r2m_cli.models.generate import inverse_cdf, mix, sample, uniform_rows
 from r2m_cli.models.policy import Policy
+from r2m_cli.models.sequences import Sequences
 
 VOCABULARY, PAD, TEMPERATURE = 29, 0, 0.7
 COMMON = {
@@ -63,7 +65,11 @@ def padded(rows: list[Tensor]) -> Tensor:
 
 
 def forward(policy: Policy, temperature: float = TEMPERATURE, with_entropy: bool = True):
-    return policy(padded(sequences()), torch.tensor(PROMPTS), torch.tensor(RESPONSES), temperature, with_entropy)
+    return policy(batched(padded(sequences())), temperature, with_entropy)
+
+
+def batched(tokens: Tensor) -> Sequences:
+    return Sequences(tokens, torch.tensor(PROMPTS), torch.tensor(RESPONSES), group_size=1)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -72,7 +78,7 @@ def test_forward_equals_each_sequence_alone(family):
     with torch.no_grad():
         got = forward(Policy(lm))
     assert got.logp.shape == got.entropy.shape == (4, max(RESPONSES))
-    assert got.hidden.shape == (4, len(padded(sequences())[0]) - 1, 16)
+    states = rows_of(got.states)
     for b, (ids, p, r) in enumerate(zip(sequences(), PROMPTS, RESPONSES)):
         with torch.no_grad():
             plain = lm(ids[None], output_hidden_states=True)
@@ -84,8 +90,7 @@ def test_forward_equals_each_sequence_alone(family):
         assert (got.logp[b, r:] == 0).all()
         assert (got.entropy[b, r:] == 0).all()
         n = p + r - 1
-        torch.testing.assert_close(got.hidden[b, :n], plain.hidden_states[-1][0, :n], atol=1e-5, rtol=1e-5)
-        assert got.hidden_mask[b].tolist() == [s < n for s in range(got.hidden_mask.shape[1])]
+        torch.testing.assert_close(states[b], plain.hidden_states[-1][0, :n], atol=1e-5, rtol=1e-5)
 
 
 def test_gradients_equal_each_sequence_alone():
@@ -111,7 +116,7 @@ def test_gradient_checkpointing_changes_memory_and_no_number(family):
     for policy in (plain, checkpointed):
         got = forward(policy)
         got.logp.sum().backward()
-        results.append([got.logp, got.entropy, got.hidden, *(p.grad for p in policy.parameters())])
+        results.append([got.logp, got.entropy, got.states.hidden, *(p.grad for p in policy.parameters())])
         assert not any(module.training for module in policy.lm.modules())
     for mine, oracle in zip(*results):
         torch.testing.assert_close(mine, oracle, atol=1e-5, rtol=1e-5)
@@ -141,14 +146,14 @@ def test_temperature_divides_the_logits():
     for temperature, got in results.items():
         expected = (logits / temperature).log_softmax(dim=1)[torch.arange(p - 1, p + r - 1), ids[p:]]
         torch.testing.assert_close(got.logp[0, :r], expected, atol=1e-5, rtol=1e-5)
-        assert torch.equal(got.hidden, results[1.0].hidden)
+        assert torch.equal(got.states.hidden, results[1.0].states.hidden)
     assert results[0.5].entropy[0, 0] < results[1.0].entropy[0, 0] < results[2.0].entropy[0, 0]
 
 
 def test_hidden_states_are_detached_and_the_log_probabilities_are_not():
     got = forward(Policy(language_model("llama")))
     assert got.logp.requires_grad
-    assert not got.hidden.requires_grad
+    assert not got.states.hidden.requires_grad
     assert got.entropy.requires_grad  # the entropy bonus
     assert forward(Policy(language_model("llama")), with_entropy=False).entropy is None
 
@@ -159,16 +164,17 @@ def test_what_stands_in_the_padding_is_inert():
     junk = torch.where(torch.arange(tokens.shape[1])[None] < lengths[:, None], tokens, 17)
     with torch.no_grad():
         clean = forward(policy)
-        dirty = policy(junk, torch.tensor(PROMPTS), torch.tensor(RESPONSES), TEMPERATURE, True)
+        dirty = policy(batched(junk), TEMPERATURE, True)
     torch.testing.assert_close(dirty.logp, clean.logp, atol=1e-6, rtol=0)
-    mask = clean.hidden_mask
-    torch.testing.assert_close(dirty.hidden[mask], clean.hidden[mask], atol=1e-5, rtol=0)
+    torch.testing.assert_close(rows_of(dirty.states), rows_of(clean.states), atol=1e-5, rtol=0)
 
 
 def test_the_shortest_possible_sequence():
-    got = Policy(language_model("llama"))(torch.tensor([[5, 6]]), torch.tensor([1]), torch.tensor([1]), 1.0)
+    got = Policy(language_model("llama"))(
+        Sequences(torch.tensor([[5, 6]]), torch.tensor([1]), torch.tensor([1]), 1), 1.0
+    )
     assert got.logp.shape == (1, 1)
-    assert got.hidden.shape == (1, 1, 16)
+    assert got.states.hidden.shape == (1, 16)
 
 
 def test_hidden_size_is_the_models():

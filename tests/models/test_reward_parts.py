@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from packs import of_rows
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from r2m_cli.maths.masking import length_mask
 from r2m_cli.models.cross_attention import CrossAttention
 from r2m_cli.models.loading import readable
 from r2m_cli.models.reward_model import FeedbackHead, RewardBackbone, find_head, frozen_head
+from r2m_cli.models.states import States
 
 VOCABULARY = 29
 COMMON = {
@@ -73,7 +75,7 @@ def last_states(model: nn.Module, tokens: Tensor, mask: Tensor) -> Tensor:
 def test_a_decoders_rte_is_the_last_tokens_state_of_the_sequence_alone(family):
     model = classifier(family)
     tokens, mask = batch(pad_id=0)
-    got = RewardBackbone(model)(tokens, mask)
+    got = RewardBackbone(model)(tokens, mask.sum(dim=1))
     torch.testing.assert_close(got, last_states(model, tokens, mask), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(find_head(model)(got), model(input_ids=tokens, attention_mask=mask.long()).logits)
 
@@ -86,7 +88,7 @@ def test_padding_that_is_the_end_token_is_not_mistaken_for_it():
     tokens, mask = batch(pad_id=eos)
     lengths = mask.sum(dim=1)
     tokens[torch.arange(len(tokens)), lengths - 1] = eos
-    got = RewardBackbone(model)(tokens, mask)
+    got = RewardBackbone(model)(tokens, mask.sum(dim=1))
     torch.testing.assert_close(got, last_states(model, tokens, mask), atol=1e-5, rtol=1e-5)
     # transformers' own pool picks by the id: it reads another token here, which is why the backbone does not use it
     own = model(input_ids=tokens, attention_mask=mask.long()).logits
@@ -99,7 +101,7 @@ def test_phi_of_the_rte_is_the_models_own_score(family):
     """Encoders (a pooled state, with a dense layer before the head) need no code of their own."""
     model = classifier(family)
     tokens, mask = batch(model.config.pad_token_id)
-    rte = RewardBackbone(model)(tokens, mask)
+    rte = RewardBackbone(model)(tokens, mask.sum(dim=1))
     assert rte.shape == (len(LENGTHS), 16)
     mine = find_head(model)(rte)
     torch.testing.assert_close(mine, model(input_ids=tokens, attention_mask=mask.long()).logits, atol=1e-6, rtol=1e-6)
@@ -112,18 +114,19 @@ def test_phi_of_the_rte_is_the_models_own_score(family):
 def test_the_width_of_the_padding_changes_nothing():
     backbone = RewardBackbone(classifier("llama"))
     tokens, mask = batch(pad_id=0)
-    wider = nn.functional.pad(tokens, (0, 5)), nn.functional.pad(mask, (0, 5))
-    torch.testing.assert_close(backbone(*wider), backbone(tokens, mask), atol=1e-6, rtol=0)
+    wider = nn.functional.pad(tokens, (0, 5))
+    torch.testing.assert_close(backbone(wider, mask.sum(dim=1)), backbone(tokens, mask.sum(dim=1)), atol=1e-6, rtol=0)
 
 
 @torch.no_grad()
 def test_the_backbone_keeps_nothing_between_calls():
     backbone = RewardBackbone(classifier("llama"))
     tokens, mask = batch(pad_id=0)
-    whole = backbone(tokens, mask)
-    backbone(tokens[:1], mask[:1])
+    lengths = mask.sum(dim=1)
+    whole = backbone(tokens, lengths)
+    backbone(tokens[:1], lengths[:1])
     assert backbone._captured is None
-    assert torch.equal(backbone(tokens, mask), whole)
+    assert torch.equal(backbone(tokens, lengths), whole)
 
 
 def tokenizer(longest: int | None = None) -> PreTrainedTokenizerFast:
@@ -146,7 +149,7 @@ def test_as_many_tokens_as_are_readable_can_be_read(family, own_limit, asked, ex
     model = classifier(family)
     assert readable(model, tokenizer(own_limit), asked) == expected
     tokens, mask = batch(model.config.pad_token_id, (expected,))
-    assert RewardBackbone(model)(tokens, mask).isfinite().all()
+    assert RewardBackbone(model)(tokens, mask.sum(dim=1)).isfinite().all()
 
 
 def test_find_head_takes_the_last_linear_layer_of_one_output():
@@ -186,14 +189,19 @@ def feedback_inputs() -> tuple[Tensor, Tensor, Tensor]:
     return rte, hidden, length_mask(torch.tensor([7, 2, 4]), S)
 
 
+def read() -> tuple[Tensor, States]:
+    rte, hidden, mask = feedback_inputs()
+    return rte, of_rows(hidden, mask)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_weight_one_is_the_frozen_reward_model(bias):
     """At w = 1 the policy's states have no say, whatever they are."""
     original = head(bias)
     rte, hidden, mask = feedback_inputs()
     module = FeedbackHead(original, POLICY, INNER, seed=0)
-    assert torch.equal(module(rte, hidden, mask, 1.0).reward, original(rte).squeeze(1))
-    assert torch.equal(module(rte, 100 * hidden, mask, 1.0).reward, frozen_head(original)(rte).squeeze(1))
+    assert torch.equal(module(rte, of_rows(hidden, mask), 1.0).reward, original(rte).squeeze(1))
+    assert torch.equal(module(rte, of_rows(100 * hidden, mask), 1.0).reward, frozen_head(original)(rte).squeeze(1))
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.6, 0.93])
@@ -201,7 +209,7 @@ def test_the_reward_is_equation_four(weight):
     original = head()
     rte, hidden, mask = feedback_inputs()
     module = FeedbackHead(original, POLICY, INNER, seed=0)
-    got = module(rte, hidden, mask, weight)
+    got = module(rte, of_rows(hidden, mask), weight)
     for b in range(B):
         states = hidden[b, mask[b]]
         q, k, v = rte[b] @ module.adapter.w_q, states @ module.adapter.w_k, states @ module.adapter.w_v
@@ -215,7 +223,7 @@ def test_the_reward_is_equation_four(weight):
 
 
 def test_the_attention_entropy_is_at_most_the_logarithm_of_the_length():
-    got = FeedbackHead(head(), POLICY, INNER, seed=0)(*feedback_inputs(), 0.6)
+    got = FeedbackHead(head(), POLICY, INNER, seed=0)(*read(), 0.6)
     for entropy, length in zip(got.attention_entropy.tolist(), (7, 2, 4)):
         assert 0 <= entropy <= math.log(length) + 1e-6
 
@@ -225,7 +233,7 @@ def test_all_that_learns_gets_a_gradient_and_nothing_that_is_frozen_does():
     rte, hidden, mask = feedback_inputs()
     rte.requires_grad_(True)
     module = FeedbackHead(original, POLICY, INNER, seed=0)
-    score = module(rte.detach(), hidden, mask, 0.6)
+    score = module(rte.detach(), of_rows(hidden, mask), 0.6)
     score.reward.square().sum().backward()
     names = {name for name, p in module.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
     assert names == {"phi.weight", "phi.bias", "adapter.w_q", "adapter.w_k", "adapter.w_v", "adapter.w_o"}
@@ -238,7 +246,7 @@ def test_all_that_learns_gets_a_gradient_and_nothing_that_is_frozen_does():
 
 def test_at_weight_one_the_adapter_gets_no_gradient():
     module = FeedbackHead(head(), POLICY, INNER, seed=0)
-    module(*feedback_inputs(), 1.0).reward.sum().backward()
+    module(*read(), 1.0).reward.sum().backward()
     assert all((p.grad == 0).all() for p in module.adapter.parameters())
     assert (module.phi.weight.grad != 0).any()
 
@@ -248,8 +256,8 @@ def test_low_precision_inputs_are_read_in_single_precision():
     module = FeedbackHead(head().bfloat16(), POLICY, INNER, seed=0)
     assert {p.dtype for p in module.parameters()} == {torch.float32}
     rte, hidden, mask = feedback_inputs()
-    got = module(rte.bfloat16(), hidden.bfloat16(), mask, 0.6)
-    expected = module(rte.bfloat16().float(), hidden.bfloat16().float(), mask, 0.6)
+    got = module(rte.bfloat16(), of_rows(hidden.bfloat16(), mask), 0.6)
+    expected = module(rte.bfloat16().float(), of_rows(hidden.bfloat16().float(), mask), 0.6)
     assert got.reward.dtype == torch.float32
     assert torch.equal(got.reward, expected.reward)
 
@@ -283,7 +291,7 @@ def test_training_the_feedback_head_does_not_move_the_head_it_was_made_from():
     module = FeedbackHead(original, POLICY, INNER, seed=0)
     frozen = frozen_head(original)
     optimizer = torch.optim.AdamW(module.parameters(), lr=0.1)
-    module(*feedback_inputs(), 0.6).reward.sum().backward()
+    module(*read(), 0.6).reward.sum().backward()
     optimizer.step()
     assert not torch.equal(module.phi.weight, before)
     assert torch.equal(original.weight, before)

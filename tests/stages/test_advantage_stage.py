@@ -7,6 +7,7 @@ from dataclasses import replace
 import plain
 import pytest
 import torch
+from packs import flat
 
 from r2m_cli.maths.shaping import fill_missing
 from r2m_cli.schema import CriticConfig, PpoConfig, RolloutConfig
@@ -31,13 +32,14 @@ def actors(make_actors):
 
 @pytest.fixture(scope="module")
 def annotated(actors, prompts):
-    return annotate(actors, rollout(actors, prompts, 0, K, ROLLOUT, 5, 0, 1), WEIGHT, TEMPERATURE, 2)
+    batch = rollout(actors, prompts, range(len(prompts)), K, ROLLOUT, 5, 0, 1)
+    return annotate(actors, batch, flat(batch, 2), WEIGHT, TEMPERATURE)
 
 
 @pytest.fixture(scope="module")
 def greedy(actors, prompts):
-    likeliest = rollout(actors, prompts, 0, 1, replace(ROLLOUT, temperature=0.0), 5, 2, 1)
-    return annotate(actors, likeliest, WEIGHT, TEMPERATURE, 4, rewards_only=True)
+    likeliest = rollout(actors, prompts, range(len(prompts)), 1, replace(ROLLOUT, temperature=0.0), 5, 2, 1)
+    return annotate(actors, likeliest, flat(likeliest, 4), WEIGHT, TEMPERATURE, rewards_only=True)
 
 
 def missing(annotated, *places):
@@ -187,7 +189,7 @@ def test_the_penalty_stands_behind_the_clip(annotated):
 def test_the_greedy_response_is_the_likeliest_token_again_and_again(make_actors, prompts, chat):
     actors = make_actors()
     config = replace(ROLLOUT, temperature=0.0)
-    batch = rollout(actors, prompts, 0, 1, config, 5, 2, 1)
+    batch = rollout(actors, prompts, range(len(prompts)), 1, config, 5, 2, 1)
     for (tokens, p), prompt, text, finished in zip(
         plain.sequences(batch), prompts, batch.responses, batch.finished, strict=True
     ):
@@ -198,7 +200,7 @@ def test_the_greedy_response_is_the_likeliest_token_again_and_again(make_actors,
         assert finished == (expected[-1] in chat.eos_ids)
         assert text == chat.tokenizer.decode(expected, skip_special_tokens=True)
     # There is nothing to draw: neither seed nor step nor the place in the batch has a say.
-    other = rollout(actors, prompts, 3, 1, config, 6, 2, 9)
+    other = rollout(actors, prompts, range(3, 3 + len(prompts)), 1, config, 6, 2, 9)
     assert torch.equal(other.tokens, batch.tokens)
 
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from packs import flat, of_rows
 
 from r2m_cli.models.reward_model import find_head
 from r2m_cli.schema import RolloutConfig
@@ -21,12 +22,12 @@ def actors(make_actors):
 
 @pytest.fixture(scope="module")
 def batch(actors, prompts):
-    return rollout(actors, prompts, 0, K, CONFIG, 5, 0, 1)
+    return rollout(actors, prompts, range(len(prompts)), K, CONFIG, 5, 0, 1)
 
 
 @pytest.fixture(scope="module")
 def annotated(actors, batch):
-    return annotate(actors, batch, WEIGHT, TEMPERATURE, micro_groups=2)
+    return annotate(actors, batch, flat(batch, 2), WEIGHT, TEMPERATURE)
 
 
 def alone(batch, i):
@@ -64,7 +65,7 @@ def test_rewards_equal_a_direct_forward_of_every_model(actors, batch, annotated,
 
         tokens, p, r = alone(batch, i)
         hidden = actors.policy.module.lm(tokens, output_hidden_states=True).hidden_states[-1][:, : p + r - 1]
-        score = head(rte, hidden, torch.ones(1, p + r - 1, dtype=torch.bool), WEIGHT)
+        score = head(rte, of_rows(hidden, torch.ones(1, p + r - 1, dtype=torch.bool)), WEIGHT)
         j = divmod(i, K)
         assert annotated.rewards[j].item() == pytest.approx(score.reward.item(), abs=1e-5)
         assert annotated.attention_entropy[i].item() == pytest.approx(score.attention_entropy.item(), abs=1e-5)
@@ -84,19 +85,19 @@ def test_gold_is_the_worlds_score(world, batch, annotated):
 
 @pytest.mark.parametrize("micro_groups", [1, 3, 4, 100])
 def test_the_size_of_a_micro_batch_changes_nothing(actors, batch, annotated, micro_groups):
-    other = annotate(actors, batch, WEIGHT, TEMPERATURE, micro_groups)
+    other = annotate(actors, batch, flat(batch, micro_groups), WEIGHT, TEMPERATURE)
     for name in ("old_logp", "ref_logp", "entropy", "mask", "rte", "rewards", "frozen_rewards", "attention_entropy"):
         torch.testing.assert_close(getattr(other, name), getattr(annotated, name), atol=1e-5, rtol=1e-5, msg=name)
     assert torch.equal(other.gold, annotated.gold)
 
 
 def test_at_weight_one_the_reward_is_the_frozen_one(actors, batch):
-    got = annotate(actors, batch, 1.0, TEMPERATURE, 2)
+    got = annotate(actors, batch, flat(batch, 2), 1.0, TEMPERATURE)
     torch.testing.assert_close(got.rewards, got.frozen_rewards, atol=1e-6, rtol=0)
 
 
 def test_without_feedback_the_reward_is_the_frozen_one(make_actors, batch, annotated):
-    got = annotate(make_actors(feedback=False), batch, WEIGHT, TEMPERATURE, 2)
+    got = annotate(make_actors(feedback=False), batch, flat(batch, 2), WEIGHT, TEMPERATURE)
     assert torch.equal(got.rewards, got.frozen_rewards)
     assert torch.equal(got.frozen_rewards, annotated.frozen_rewards)
     assert torch.equal(got.old_logp, annotated.old_logp)
@@ -104,7 +105,7 @@ def test_without_feedback_the_reward_is_the_frozen_one(make_actors, batch, annot
 
 
 def test_without_reference_and_gold_there_is_neither(make_actors, batch):
-    got = annotate(replace(make_actors(reference=False), gold=None), batch, WEIGHT, TEMPERATURE, 2)
+    got = annotate(replace(make_actors(reference=False), gold=None), batch, flat(batch, 2), WEIGHT, TEMPERATURE)
     assert got.ref_logp is None
     assert got.gold is None
 
@@ -113,7 +114,8 @@ def test_nothing_carries_a_gradient_and_no_model_moves(make_actors, prompts):
     actors = make_actors()
     parts = (actors.policy.module, actors.reference, actors.reward.backbone, actors.reward.feedback.module)
     before = [p.clone() for part in parts for p in part.parameters()]
-    annotated = annotate(actors, rollout(actors, prompts, 0, K, CONFIG, 5, 0, 1), WEIGHT, TEMPERATURE, 2)
+    batch = rollout(actors, prompts, range(len(prompts)), K, CONFIG, 5, 0, 1)
+    annotated = annotate(actors, batch, flat(batch, 2), WEIGHT, TEMPERATURE)
     for name in ("old_logp", "ref_logp", "entropy", "rte", "rewards", "frozen_rewards", "adapter_scale"):
         assert not getattr(annotated, name).requires_grad, name
     after = [p for part in parts for p in part.parameters()]
@@ -124,7 +126,7 @@ def test_nothing_carries_a_gradient_and_no_model_moves(make_actors, prompts):
 def test_a_long_conversation_is_cut_on_the_left(make_actors, batch, annotated, chat):
     """The reward model's limit keeps the end, where the response and its closing token are."""
     actors = make_actors(max_tokens=6)
-    got = annotate(actors, batch, WEIGHT, TEMPERATURE, 4)
+    got = annotate(actors, batch, flat(batch, 4), WEIGHT, TEMPERATURE)
     for i in (0, 5):
         ids = chat.conversation_ids(batch.prompt_of[i], batch.responses[i])[-6:]
         with torch.no_grad():

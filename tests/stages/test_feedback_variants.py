@@ -2,18 +2,18 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import plain
 import pytest
 import torch
+from packs import flat, of_rows, rows_of
 
-from r2m_cli.batch import micro_batches
 from r2m_cli.loop import weight_at
 from r2m_cli.maths.masking import length_mask
 from r2m_cli.models.states import ANNOTATED, FRESH, LABELLED, feedback_states, neighbours
 from r2m_cli.schema import (
     Config,
-    EngineConfig,
     EvalConfig,
     FeedbackConfig,
     PpoConfig,
@@ -21,6 +21,7 @@ from r2m_cli.schema import (
     TrainConfig,
 )  # fmt: skip
 from r2m_cli.stages.annotate import annotate
+from r2m_cli.stages.packing import pack
 from r2m_cli.stages.reward_step import RewardStep
 from r2m_cli.stages.rollout import rollout
 
@@ -29,23 +30,22 @@ ROLLOUT = RolloutConfig(temperature=TEMPERATURE, max_new_tokens=8)
 KINDS = ("r2m", "frozen", "noise", "shuffled", "head_only", "none")
 
 
-def run(actors, prompts, folder, steps=2, micro_groups=2, algorithm="rloo"):
+def run(actors, prompts, folder, steps=2, budget=60, algorithm="rloo"):
     """The loop's steps; the live reward has its whole adapter from the first one on. -> observer."""
     config = Config(
         seed=3,
         train=TrainConfig(steps=steps),
         feedback=FeedbackConfig(kind=actors.reward.kind, omega=WEIGHT, schedule="constant", lr=1e-2),
         ppo=PpoConfig(algorithm=algorithm, group_size=K, prompts_per_step=4, lr=1e-2),
-        rollout=ROLLOUT,
+        rollout=replace(ROLLOUT, tokens_per_batch=budget),
         eval=EvalConfig(every=0),
-        engine=EngineConfig(micro_groups=micro_groups),
     )
     return plain.run_loop(actors, prompts, config, folder)
 
 
 def annotated_by(actors, prompts, group_size=K, micro_groups=2):
-    batch = rollout(actors, prompts, 0, group_size, ROLLOUT, 5, 0, 1)
-    return annotate(actors, batch, WEIGHT, TEMPERATURE, micro_groups)
+    batch = rollout(actors, prompts, range(len(prompts)), group_size, ROLLOUT, 5, 0, 1)
+    return annotate(actors, batch, flat(batch, micro_groups), WEIGHT, TEMPERATURE)
 
 
 def parameters(module):
@@ -149,16 +149,16 @@ def some_states(size=24):
 
 
 def noise(hidden, mask, seeds=SEEDS, phase=ANNOTATED):
-    return feedback_states("noise", hidden, mask, seeds, 2, phase)[0]
+    """Each sequence's noise [S, D]."""
+    return rows_of(feedback_states("noise", of_rows(hidden, mask), seeds, 2, phase))
 
 
 def test_noise_has_the_mean_and_the_variance_of_each_sequences_states():
     hidden, mask = some_states()
-    drawn, drawn_mask = feedback_states("noise", hidden, mask, SEEDS, 2, ANNOTATED)
-    assert torch.equal(drawn_mask, mask)
-    assert (drawn[~mask] == 0).all()
+    drawn = noise(hidden, mask)
+    assert [len(row) for row in drawn] == list(LENGTHS)
     for row, length in enumerate(LENGTHS):
-        states, got = hidden[row, :length], drawn[row, :length]
+        states, got = hidden[row, :length], drawn[row]
         std, n = float(states.std(correction=0)), got.numel()
         # Four standard errors of a sample of n normal numbers.
         assert float(got.mean()) == pytest.approx(float(states.mean()), abs=4 * std / math.sqrt(n))
@@ -171,12 +171,12 @@ def test_noise_depends_on_the_seed_and_on_the_look_and_on_nothing_else():
     hidden, mask = some_states()
     base = noise(hidden, mask)
     torch.manual_seed(7)  # the global generator has no say
-    assert torch.equal(noise(hidden, mask), base)
+    assert all(torch.equal(a, b) for a, b in zip(noise(hidden, mask), base, strict=True))
     looks = [base, noise(hidden, mask, phase=FRESH), noise(hidden, mask, phase=LABELLED)]
     looks.append(noise(hidden, mask, seeds=[s + 10 for s in SEEDS]))
     for i, first in enumerate(looks):
         for second in looks[:i]:
-            assert all(not torch.allclose(a[m], b[m]) for a, b, m in zip(first, second, mask))
+            assert all(not torch.allclose(a, b) for a, b in zip(first, second))
     # Two sequences of equal states get noise of their own.
     twice = noise(hidden[:1].expand(2, -1, -1), mask[:1].expand(2, -1), seeds=[1, 2])
     assert not torch.allclose(twice[0], twice[1])
@@ -185,19 +185,19 @@ def test_noise_depends_on_the_seed_and_on_the_look_and_on_nothing_else():
 def test_noise_does_not_depend_on_the_other_rows_nor_on_the_padding():
     hidden, mask = some_states()
     base = noise(hidden, mask)
-    for part in micro_batches(6, 1, 4):
+    for part in (slice(0, 4), slice(4, 6)):
         width = max(LENGTHS[part])
         alone = noise(hidden[part, :width], mask[part, :width], SEEDS[part])
-        torch.testing.assert_close(alone, base[part, :width], atol=1e-4, rtol=1e-5)
+        torch.testing.assert_close(alone, base[part], atol=1e-4, rtol=1e-5)
     order = [4, 2, 0]
-    torch.testing.assert_close(noise(hidden[order], mask[order], [SEEDS[i] for i in order]), base[order])
+    torch.testing.assert_close(noise(hidden[order], mask[order], [SEEDS[i] for i in order]), [base[i] for i in order])
 
 
 def test_noise_keeps_the_states_precision():
     hidden, mask = some_states()
     drawn = noise(hidden.bfloat16(), mask)
-    assert drawn.dtype == torch.bfloat16
-    torch.testing.assert_close(drawn.float(), noise(hidden, mask), atol=0.1, rtol=0.02)
+    assert {row.dtype for row in drawn} == {torch.bfloat16}
+    torch.testing.assert_close([row.float() for row in drawn], noise(hidden, mask), atol=0.1, rtol=0.02)
 
 
 # --- another sequence's states ----------------------------------------------------------------------------------------
@@ -214,18 +214,15 @@ def test_shuffling_moves_states_within_the_group_and_leaves_none_in_place(block)
 
 def test_a_shuffled_sequences_padding_comes_with_its_states():
     hidden, mask = some_states()
-    states, moved_mask = feedback_states("shuffled", hidden, mask, SEEDS, 3, ANNOTATED)
+    moved = rows_of(feedback_states("shuffled", of_rows(hidden, mask), SEEDS, 3, ANNOTATED))
     for i, j in enumerate([1, 2, 0, 4, 5, 3]):
-        assert torch.equal(states[i], hidden[j])
-        assert torch.equal(moved_mask[i], mask[j])
+        assert torch.equal(moved[i], hidden[j, mask[j]])
 
 
 @pytest.mark.parametrize("kind", ["r2m", "frozen", "head_only", "none"])
 def test_the_other_kinds_read_the_policys_own_states(kind):
-    hidden, mask = some_states()
-    states, same_mask = feedback_states(kind, hidden, mask, SEEDS, 3, ANNOTATED)
-    assert states is hidden
-    assert same_mask is mask
+    states = of_rows(*some_states())
+    assert feedback_states(kind, states, SEEDS, 3, ANNOTATED) is states
 
 
 def test_a_shuffled_reward_is_read_from_the_next_response_of_the_group(make_actors, prompts):
@@ -243,9 +240,11 @@ def test_a_shuffled_reward_is_read_from_the_next_response_of_the_group(make_acto
 def test_the_size_of_a_micro_batch_does_not_change_what_is_read(make_actors, prompts, kind, group_size):
     """Single responses (evaluation, a greedy baseline) swap their states in pairs, which must not be torn apart."""
     actors = make_actors(kind=kind)
-    whole = annotated_by(actors, prompts, group_size, micro_groups=100).rewards
-    for micro_groups in (1, 2, 3):
-        parts = annotated_by(actors, prompts, group_size, micro_groups).rewards
+    batch = rollout(actors, prompts, range(len(prompts)), group_size, ROLLOUT, 5, 0, 1)
+    whole, *others = (
+        annotate(actors, batch, pack(batch, budget)[0], WEIGHT, TEMPERATURE).rewards for budget in (10000, 1, 40, 80)
+    )
+    for parts in others:
         torch.testing.assert_close(parts, whole, atol=1e-5, rtol=1e-5)
 
 
@@ -259,13 +258,11 @@ def test_the_update_reads_what_the_annotation_would(make_actors, prompts, kind):
     hidden = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     mask = length_mask(torch.tensor([len(row) for row in rows]), hidden.shape[1])
     step = RewardStep(actors, annotated, config, WEIGHT)
-    for part in micro_batches(12, K, 1):
-        step.consume(part, hidden[part], mask[part])
+    for part in flat(annotated.rollout, 1):
+        step.consume(part, of_rows(hidden[part.rows], mask[part.rows]))
 
-    states, places = feedback_states(kind, hidden, mask, annotated.rollout.seeds, K, FRESH)
-    rewards = torch.stack(
-        [plain.live_reward(module, rte, h[m], WEIGHT) for rte, h, m in zip(annotated.rte, states, places)]
-    )
+    read = rows_of(feedback_states(kind, of_rows(hidden, mask), annotated.rollout.seeds, K, FRESH))
+    rewards = torch.stack([plain.live_reward(module, rte, h, WEIGHT) for rte, h in zip(annotated.rte, read)])
     loss = sum(plain.group_loss(row, config.alpha) for row in rewards.view(4, K)) / 4
     for p, expected in zip(module.parameters(), torch.autograd.grad(loss, list(module.parameters())), strict=True):
         torch.testing.assert_close(p.grad, expected, atol=1e-5, rtol=1e-3)
@@ -282,9 +279,9 @@ def test_every_kind_that_learns_does(make_actors, prompts, tmp_path, kind):
 def test_micro_batches_do_not_change_a_step_with_a_greedy_baseline(make_actors, prompts, tmp_path):
     """ReMax scores single greedy responses, which read each other's states under `shuffled`."""
     weights = []
-    for micro_groups in (1, 4):
+    for budget in (1, 10000):
         actors = make_actors(kind="shuffled")
-        run(actors, prompts, tmp_path / str(micro_groups), steps=1, micro_groups=micro_groups, algorithm="remax")
+        run(actors, prompts, tmp_path / str(budget), steps=1, budget=budget, algorithm="remax")
         weights.append(parameters(actors.policy.module))
     start = parameters(make_actors().policy.module)
     for name, first in weights[0].items():
@@ -324,7 +321,7 @@ def test_with_init_scale_zero_the_adapter_gives_nothing(make_actors, prompts):
 
     module = actors.reward.feedback.module
     rte, hidden = annotated.rte, torch.ones(12, 4, 16)
-    module(rte, hidden, torch.ones(12, 4, dtype=torch.bool), WEIGHT).reward.square().sum().backward()
+    module(rte, of_rows(hidden, torch.ones(12, 4, dtype=torch.bool)), WEIGHT).reward.square().sum().backward()
     learning = {name for name, p in module.named_parameters() if p.grad.abs().max() > 0}
     assert learning == {"phi.weight", "adapter.w_o"}
 

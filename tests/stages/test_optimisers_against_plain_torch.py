@@ -10,7 +10,6 @@ import torch
 from r2m_cli.schema import (
     Config,
     CriticConfig,
-    EngineConfig,
     EvalConfig,
     FeedbackConfig,
     PpoConfig,
@@ -45,9 +44,8 @@ def run(actors, prompts, ppo, folder):
         train=TrainConfig(steps=STEPS),
         feedback=FeedbackConfig(kind="none"),
         ppo=ppo,
-        rollout=RolloutConfig(temperature=TEMPERATURE, max_new_tokens=8),
+        rollout=RolloutConfig(temperature=TEMPERATURE, max_new_tokens=8, tokens_per_batch=90),
         eval=EvalConfig(every=0),
-        engine=EngineConfig(micro_groups=3),
     )
     return plain.run_loop(actors, prompts, config, folder)
 

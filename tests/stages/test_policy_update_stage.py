@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from packs import flat, packs, rows_of, sequences
 
 from r2m_cli.batch import Trainable
 from r2m_cli.maths.advantages import rloo
 from r2m_cli.schema import PpoConfig, RolloutConfig
-from r2m_cli.stages.annotate import annotate, forward
+from r2m_cli.stages.annotate import annotate
 from r2m_cli.stages.policy_step import policy_step
 from r2m_cli.stages.rollout import rollout
 
@@ -23,12 +24,14 @@ CONFIG = PpoConfig(group_size=K, epochs=2, beta=0.05)
 def trainable(make_actors, prompts):
     """A batch of four groups drawn from and annotated by the policy that `make_actors()` builds."""
     actors = make_actors()
-    annotated = annotate(actors, rollout(actors, prompts, 0, K, ROLLOUT, 5, 0, 1), WEIGHT, TEMPERATURE, 2)
+    batch = rollout(actors, prompts, range(len(prompts)), K, ROLLOUT, 5, 0, 1)
+    annotated = annotate(actors, batch, flat(batch, 2), WEIGHT, TEMPERATURE)
     return Trainable(annotated, 10 * rloo(annotated.rewards).flatten())
 
 
 def run(actors, trainable, config=CONFIG, micro_groups=2, lr=LR, on_fresh_states=None):
-    return policy_step(actors, trainable, config, TEMPERATURE, micro_groups, lr, on_fresh_states).means()
+    parts = packs(trainable.annotated.rollout, micro_groups, config.mini_batches)
+    return policy_step(actors, trainable, parts, config, TEMPERATURE, lr, on_fresh_states).means()
 
 
 def weights(actors):
@@ -111,7 +114,7 @@ def test_the_update_makes_good_responses_likelier(make_actors, trainable):
     run(actors, trainable, replace(CONFIG, beta=0.0, epochs=1), lr=1e-4)
     annotated = trainable.annotated
     with torch.no_grad():
-        new = forward(actors.policy, annotated.rollout, slice(0, 12), TEMPERATURE).logp.sum(dim=1)
+        new = actors.policy(sequences(annotated.rollout), TEMPERATURE).logp.sum(dim=1)
     change = new - annotated.old_logp.sum(dim=1)
     assert float((change * trainable.advantages.flatten()).sum()) > 0
 
@@ -131,13 +134,11 @@ def test_fresh_states_come_once_per_group_and_in_the_last_epoch_only(
 ):
     actors, seen, steps = make_actors(), [], []
 
-    def take(part, hidden, mask):
-        assert part.start % K == 0
-        assert part.stop % K == 0
-        assert hidden.shape[:2] == mask.shape
-        assert len(hidden) == part.stop - part.start
-        assert not hidden.requires_grad
-        seen.extend(range(part.start, part.stop))
+    def take(pack, states):
+        assert pack.rows.view(-1, K)[:, 0].tolist() == (pack.groups * K).tolist()
+        assert states.readable.shape == (len(pack.rows), len(states.hidden))
+        assert not states.hidden.requires_grad
+        seen.extend(pack.rows.tolist())
         steps.append(max((int(s["step"]) for s in actors.policy.optimizer.state.values()), default=0))
 
     run(actors, trainable, replace(CONFIG, epochs=2, mini_batches=mini_batches), micro_groups, on_fresh_states=take)
@@ -151,22 +152,23 @@ def test_fresh_states_are_those_of_the_policy_before_its_last_update(make_actors
         make_actors(),
         trainable,
         micro_groups=4,
-        on_fresh_states=lambda part, hidden, mask: states.append((hidden, mask)),
+        on_fresh_states=lambda pack, given: states.append(given),
     )
-    ((fresh, mask),) = states
+    (fresh,) = states
 
     twin = make_actors()
-    stale = forward(twin.policy, trainable.annotated.rollout, slice(0, 12), TEMPERATURE).hidden
+    every = sequences(trainable.annotated.rollout)
+    stale = twin.policy(every, TEMPERATURE).states
     run(twin, trainable, replace(CONFIG, epochs=1), micro_groups=4)
-    expected = forward(twin.policy, trainable.annotated.rollout, slice(0, 12), TEMPERATURE)
-    torch.testing.assert_close(fresh[mask], expected.hidden[mask], atol=1e-5, rtol=1e-5)
-    assert torch.equal(mask, expected.hidden_mask)
-    assert (fresh - stale)[mask].abs().max() > 1e-2
+    expected = twin.policy(every, TEMPERATURE).states
+    for mine, oracle, old in zip(rows_of(fresh), rows_of(expected), rows_of(stale), strict=True):
+        torch.testing.assert_close(mine, oracle, atol=1e-5, rtol=1e-5)
+        assert (mine - old).abs().max() > 1e-3
 
 
 def test_who_listens_to_the_states_does_not_change_the_update(make_actors, trainable):
     listened, alone = make_actors(), make_actors()
-    run(listened, trainable, on_fresh_states=lambda part, hidden, mask: None)
+    run(listened, trainable, on_fresh_states=lambda pack, given: None)
     run(alone, trainable)
     assert distance(weights(listened), weights(alone)) == 0
 

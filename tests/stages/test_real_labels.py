@@ -6,13 +6,13 @@ from dataclasses import replace
 import plain
 import pytest
 import torch
+from packs import flat
 
-from r2m_cli.batch import micro_batches
 from r2m_cli.data.preferences import Pair
 from r2m_cli.distributed import comm
 from r2m_cli.judges.judge import gold_judge
-from r2m_cli.schema import Config, EngineConfig, EvalConfig, FeedbackConfig, PpoConfig, RolloutConfig, TrainConfig
-from r2m_cli.stages.annotate import annotate, forward
+from r2m_cli.schema import Config, EvalConfig, FeedbackConfig, PpoConfig, RolloutConfig, TrainConfig
+from r2m_cli.stages.annotate import annotate
 from r2m_cli.stages.labelled import Labels, fits, judged, learn_from_pairs, pair_rewards, replay_batch, warm_up
 from r2m_cli.stages.reward_step import RewardStep
 from r2m_cli.stages.rollout import rollout
@@ -25,7 +25,8 @@ CONFIG = FeedbackConfig(alpha=0.3)
 @pytest.fixture(scope="module")
 def annotated(make_actors, prompts):
     actors = make_actors()
-    return annotate(actors, rollout(actors, prompts, 0, K, ROLLOUT, 5, 0, 1), WEIGHT, TEMPERATURE, 2)
+    batch = rollout(actors, prompts, range(len(prompts)), K, ROLLOUT, 5, 0, 1)
+    return annotate(actors, batch, flat(batch, 2), WEIGHT, TEMPERATURE)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,8 @@ class Asked:
 def test_the_judge_sees_the_first_groups_of_the_step_up_to_its_budget(annotated, first, budget, asked):
     """`first` is the number of this rank's first group: over all ranks the budget is spent once."""
     judge = Asked()
-    said = judged(annotated, judge, first, budget)
+    placed = replace(annotated, rollout=replace(annotated.rollout, numbers=list(range(first, first + 4))))
+    said = judged(placed, judge, budget)
     assert said.shape == (4,)
     assert said[:asked].tolist() == pytest.approx([0.1, 0.2, 0.3, 0.4][:asked])
     assert said[asked:].isnan().all()
@@ -87,7 +89,7 @@ def test_the_judge_sees_the_first_groups_of_the_step_up_to_its_budget(annotated,
 
 def test_the_judge_compares_best_and_worst_by_annotated_reward(annotated):
     batch, judge = annotated.rollout, Asked()
-    judged(annotated, judge, 0, 4)
+    judged(annotated, judge, 4)
     for group, (question, rewards) in enumerate(zip(judge.calls[0], annotated.rewards.tolist(), strict=True)):
         best = group * K + rewards.index(max(rewards))
         worst = group * K + rewards.index(min(rewards))
@@ -97,7 +99,7 @@ def test_the_judge_compares_best_and_worst_by_annotated_reward(annotated):
 
 
 def test_the_gold_judge_prefers_what_is_truly_better(make_actors, annotated):
-    said = judged(annotated, gold_judge(make_actors().gold), 0, 4).tolist()
+    said = judged(annotated, gold_judge(make_actors().gold), 4).tolist()
     for preference, rewards, gold in zip(said, annotated.rewards.tolist(), annotated.gold.tolist()):
         best, worst = gold[rewards.index(max(rewards))], gold[rewards.index(min(rewards))]
         assert preference == (0.5 if best == worst else float(best > worst))
@@ -131,10 +133,8 @@ def naive_judged_loss(actors, annotated, preference, alpha):
 
 def consume(actors, annotated, preference, config=CONFIG, micro_groups=2):
     step = RewardStep(actors, annotated, config, WEIGHT, torch.tensor(preference))
-    for part in micro_batches(12, K, micro_groups):
-        with torch.no_grad():
-            output = forward(actors.policy, annotated.rollout, part, TEMPERATURE)
-        step.consume(part, output.hidden, output.hidden_mask)
+    for pack in flat(annotated.rollout, micro_groups):
+        step.consume(pack, actors.policy(pack.sequences, TEMPERATURE).states)
     return step
 
 
@@ -166,9 +166,8 @@ def test_a_judge_that_agrees_everywhere_gives_the_update_without_one(make_actors
     agreed = gradients(actors)
     actors.reward.feedback.optimizer.zero_grad()
     step = RewardStep(actors, annotated, replace(CONFIG, pair="annotated"), WEIGHT)
-    with torch.no_grad():
-        output = forward(actors.policy, annotated.rollout, slice(0, 12), TEMPERATURE)
-    step.consume(slice(0, 12), output.hidden, output.hidden_mask)
+    (pack,) = flat(annotated.rollout)
+    step.consume(pack, actors.policy(pack.sequences, TEMPERATURE).states)
     assert_gradients(actors, agreed)
 
 
@@ -255,12 +254,12 @@ def naive_bradley_terry(actors, pairs):
 
 
 @pytest.mark.parametrize("kind", ["r2m", "head_only"])
-@pytest.mark.parametrize("micro_rows", [1, 2, 100])
-def test_learning_from_pairs_is_bradley_terry(make_actors, pairs, kind, micro_rows):
+@pytest.mark.parametrize("budget", [1, 60, 10000])
+def test_learning_from_pairs_is_bradley_terry(make_actors, pairs, kind, budget):
     actors = make_actors(kind=kind)
     mean, losses, ordered = naive_bradley_terry(actors, pairs)
     expected = torch.autograd.grad(mean, list(actors.reward.feedback.module.parameters()))
-    loss, right = learn_from_pairs(actors, pairs, WEIGHT, 0, micro_rows)
+    loss, right = learn_from_pairs(actors, pairs, WEIGHT, 0, budget)
     torch.testing.assert_close(loss, torch.stack(losses).detach(), atol=1e-5, rtol=1e-5)
     assert right.tolist() == ordered
     assert_gradients(actors, expected)
@@ -272,8 +271,8 @@ def as_rank(monkeypatch, rank, ranks):
 
 
 @pytest.mark.parametrize("kind", ["r2m", "noise"])
-@pytest.mark.parametrize("micro_rows", [1, 2])
-def test_two_ranks_with_three_pairs_learn_what_one_does(make_actors, pairs, monkeypatch, kind, micro_rows):
+@pytest.mark.parametrize("budget", [1, 60])
+def test_two_ranks_with_three_pairs_learn_what_one_does(make_actors, pairs, monkeypatch, kind, budget):
     """The second rank fills its share up with a pair that counts nothing; the engine averages over the ranks."""
     actors = make_actors(kind=kind)
     whole_loss, whole_right = learn_from_pairs(actors, pairs[:3], WEIGHT, 4, 100)
@@ -283,7 +282,7 @@ def test_two_ranks_with_three_pairs_learn_what_one_does(make_actors, pairs, monk
     losses, ordered = [], []
     for rank in (0, 1):
         as_rank(monkeypatch, rank, 2)
-        loss, right = learn_from_pairs(actors, pairs[:3], WEIGHT, 4, micro_rows)
+        loss, right = learn_from_pairs(actors, pairs[:3], WEIGHT, 4, budget)
         losses.append(loss)
         ordered.append(right)
     assert [len(loss) for loss in losses] == [2, 1]
@@ -367,7 +366,6 @@ def test_the_loop_judges_and_replays(make_actors, prompts, pairs, tmp_path):
         ppo=PpoConfig(group_size=K, prompts_per_step=4),
         rollout=ROLLOUT,
         eval=EvalConfig(every=0),
-        engine=EngineConfig(micro_groups=2),
     )
     actors, judge = make_actors(), Asked()
     observer = plain.run_loop(actors, prompts, config, tmp_path, Labels(judge, pairs))
@@ -387,7 +385,7 @@ def warm_up_config(pairs=100, per_update=2, lr=1e-2, kind="r2m"):
         seed=3,
         feedback=FeedbackConfig(kind=kind, warmup_pairs=pairs, omega=WEIGHT, lr=lr),
         ppo=PpoConfig(group_size=K, prompts_per_step=per_update),
-        engine=EngineConfig(micro_groups=1),
+        rollout=RolloutConfig(tokens_per_batch=1),
     )
 
 

@@ -5,12 +5,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from packs import flat, packs
 
-from r2m_cli.batch import Trainable, micro_batches
+from r2m_cli.batch import Trainable
 from r2m_cli.maths.advantages import rloo
 from r2m_cli.maths.reward_loss import grebt
+from r2m_cli.models.states import States
 from r2m_cli.schema import FeedbackConfig, PpoConfig, RolloutConfig
-from r2m_cli.stages.annotate import annotate, forward
+from r2m_cli.stages.annotate import annotate
 from r2m_cli.stages.policy_step import policy_step
 from r2m_cli.stages.reward_step import RewardStep
 from r2m_cli.stages.rollout import rollout
@@ -22,7 +24,8 @@ CONFIG = FeedbackConfig(alpha=0.3)
 
 
 def annotated_by(actors, prompts, step=1, weight=WEIGHT):
-    return annotate(actors, rollout(actors, prompts, 0, K, ROLLOUT, 5, 0, step), weight, TEMPERATURE, 2)
+    batch = rollout(actors, prompts, range(len(prompts)), K, ROLLOUT, 5, 0, step)
+    return annotate(actors, batch, flat(batch, 2), weight, TEMPERATURE)
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +33,13 @@ def annotated(make_actors, prompts):
     return annotated_by(make_actors(), prompts)
 
 
-def states(actors, annotated, part=slice(0, 12)):
+def states(actors, pack):
     with torch.no_grad():
-        output = forward(actors.policy, annotated.rollout, part, TEMPERATURE)
-    return output.hidden, output.hidden_mask
+        return actors.policy(pack.sequences, TEMPERATURE).states
+
+
+def everything(annotated):
+    return flat(annotated.rollout)[0]
 
 
 def learned(actors):
@@ -43,8 +49,8 @@ def learned(actors):
 def update(actors, annotated, config=CONFIG, lr=1e-2, micro_groups=2):
     """One reward-model update on the states that the policy has now."""
     step = RewardStep(actors, annotated, config, WEIGHT)
-    for part in micro_batches(12, K, micro_groups):
-        step.consume(part, *states(actors, annotated, part))
+    for pack in flat(annotated.rollout, micro_groups):
+        step.consume(pack, states(actors, pack))
     return step.update(lr).means()
 
 
@@ -54,12 +60,12 @@ def test_the_streamed_gradient_is_that_of_the_whole_batch(make_actors, prompts, 
     """Groups consumed as they come, each cut to its own longest sequence, against one loss over everything."""
     actors = make_actors(seed=1)  # other states than those of the annotation
     step = RewardStep(actors, annotated, replace(CONFIG, pair=pair), WEIGHT)
-    for part in micro_batches(12, K, micro_groups):
-        step.consume(part, *states(actors, annotated, part))
+    for pack in flat(annotated.rollout, micro_groups):
+        step.consume(pack, states(actors, pack))
     module = actors.reward.feedback.module
     streamed = [p.grad.clone() for p in module.parameters()]
 
-    score = module(annotated.rte, *states(actors, annotated), WEIGHT)
+    score = module(annotated.rte, states(actors, everything(annotated)), WEIGHT)
     pick = annotated.rewards if pair == "annotated" else None
     loss = grebt(score.reward.view(4, K), CONFIG.alpha, pick).total.mean()
     for mine, oracle in zip(streamed, torch.autograd.grad(loss, list(module.parameters()))):
@@ -107,12 +113,13 @@ def test_equal_rewards_leave_everything_unchanged(make_actors, annotated, equal)
     if equal == "head of zeros":
         with torch.no_grad():
             module.phi.weight.zero_()
-        step.consume(slice(0, 12), *states(actors, annotated))
+        step.consume(everything(annotated), states(actors, everything(annotated)))
     else:
         same = replace(annotated, rte=annotated.rte[:1].expand(12, -1).contiguous())
         step = RewardStep(actors, same, CONFIG, WEIGHT)
-        hidden, mask = states(actors, annotated)
-        step.consume(slice(0, 12), hidden[:1].expand(12, -1, -1), mask[:1].expand(12, -1))
+        pack = everything(annotated)
+        hidden, readable = states(actors, pack)
+        step.consume(pack, States(hidden, readable[:1].expand(12, -1)))
     before = learned(actors)
     assert all((p.grad == 0).all() for p in module.parameters())
     metrics = step.update(1e-2).means()
@@ -125,7 +132,7 @@ def test_equal_rewards_leave_everything_unchanged(make_actors, annotated, equal)
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
 def test_the_metrics_are_means_over_the_groups(make_actors, annotated, alpha):
     actors = make_actors(seed=1)
-    score = actors.reward.feedback.module(annotated.rte, *states(actors, annotated), WEIGHT)
+    score = actors.reward.feedback.module(annotated.rte, states(actors, everything(annotated)), WEIGHT)
     rewards = score.reward.detach().view(4, K)
     expected = grebt(rewards, alpha)
     got = update(actors, annotated, replace(CONFIG, alpha=alpha), micro_groups=3)  # three groups, then one
@@ -154,7 +161,7 @@ def test_the_pair_is_picked_by_the_configured_rewards(make_actors, annotated):
 def test_at_weight_one_only_the_head_learns(make_actors, annotated):
     actors, before = make_actors(), learned(make_actors())
     step = RewardStep(actors, annotated, CONFIG, 1.0)
-    step.consume(slice(0, 12), *states(actors, annotated))
+    step.consume(everything(annotated), states(actors, everything(annotated)))
     step.update(1e-2)
     moved = {name for name, p in learned(actors).items() if not torch.equal(p, before[name])}
     assert moved == {"phi.weight"}
@@ -164,8 +171,8 @@ def test_a_gradient_that_is_not_finite_changes_nothing(make_actors, annotated):
     actors = make_actors()
     before = learned(actors)
     step = RewardStep(actors, annotated, CONFIG, WEIGHT)
-    hidden, mask = states(actors, annotated)
-    step.consume(slice(0, 12), hidden * math.nan, mask)
+    hidden, readable = states(actors, everything(annotated))
+    step.consume(everything(annotated), States(hidden * math.nan, readable))
     with pytest.raises(FloatingPointError):
         step.update(1e-2)
     assert all(torch.equal(p, before[name]) for name, p in learned(actors).items())
@@ -182,7 +189,7 @@ def train(actors, prompts, steps=2, weight=WEIGHT, lr=1e-2, policy_lr=3e-3):
         reward = RewardStep(actors, annotated, CONFIG, weight) if actors.reward.feedback else None
         batch = Trainable(annotated, 10 * rloo(annotated.rewards).flatten())
         metrics = policy_step(
-            actors, batch, PPO, TEMPERATURE, 2, policy_lr, reward.consume if reward else None
+            actors, batch, packs(annotated.rollout, 2), PPO, TEMPERATURE, policy_lr, reward.consume if reward else None
         )  # fmt: skip
         if reward:
             metrics.update(reward.update(lr))

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import torch
 
-from r2m_cli.batch import micro_batches
 from r2m_cli.models.generate import sample, uniform_rows
 from r2m_cli.schema import RolloutConfig
 from r2m_cli.stages.rollout import rollout
@@ -14,7 +13,7 @@ K = 3
 
 
 def draw(actors, prompts, first=0, group_size=K, seed=5, stage=0, step=1, config=CONFIG):
-    return rollout(actors, prompts, first, group_size, config, seed, stage, step)
+    return rollout(actors, prompts, range(first, first + len(prompts)), group_size, config, seed, stage, step)
 
 
 def rows(batch):
@@ -108,9 +107,3 @@ def test_no_feedback_draws_the_same_rollout(make_actors, prompts):
     with_feedback, without = draw(make_actors(feedback=True), prompts), draw(make_actors(feedback=False), prompts)
     assert torch.equal(with_feedback.tokens, without.tokens)
     assert with_feedback.responses == without.responses
-
-
-def test_micro_batches_are_whole_groups_that_cover_everything_once():
-    assert list(micro_batches(12, 3, 1)) == [slice(0, 3), slice(3, 6), slice(6, 9), slice(9, 12)]
-    assert list(micro_batches(12, 3, 3)) == [slice(0, 9), slice(9, 12)]
-    assert list(micro_batches(12, 3, 100)) == [slice(0, 12)]

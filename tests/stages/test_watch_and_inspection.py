@@ -7,18 +7,18 @@ from dataclasses import replace
 import plain
 import pytest
 import torch
+from packs import flat, packs
 
 from r2m_cli import checkpoint
-from r2m_cli.batch import micro_batches
 from r2m_cli.data.preferences import Pair
 from r2m_cli.errors import UserError
 from r2m_cli.inspection import inspect_reward_model
 from r2m_cli.loop import require_finite
 from r2m_cli.observe import evaluation_metrics, rollout_metrics, sample_rows
-from r2m_cli.schema import Config, EngineConfig, EvalConfig, FeedbackConfig, PpoConfig, RolloutConfig, TrainConfig
+from r2m_cli.schema import Config, EvalConfig, FeedbackConfig, PpoConfig, RolloutConfig, TrainConfig
 from r2m_cli.sinks import Sinks
 from r2m_cli.stages.advantages import advantages
-from r2m_cli.stages.annotate import annotate, forward
+from r2m_cli.stages.annotate import annotate
 from r2m_cli.stages.policy_step import policy_step
 from r2m_cli.stages.reward_step import RewardStep
 from r2m_cli.stages.rollout import rollout
@@ -171,7 +171,7 @@ def test_flat_rewards_are_warned_of(make_actors, pairs):
 def test_missing_rewards_are_counted_and_warned_of(make_actors, pairs):
     actors = make_actors(feedback=False)
     blind(actors, [1, 2, 5])
-    (warning,) = inspect_reward_model(actors, pairs, 1.0, 100)[1]
+    (warning,) = inspect_reward_model(actors, pairs, 1.0, 10000)[1]
     assert warning.startswith("3 of 34 rewards are not finite numbers")
 
 
@@ -194,7 +194,8 @@ LOST = [1, 6, 7, 9, 10, 11]  # one of the first group, none of the second, two o
 
 def annotated_by(actors, prompts):
     """In one micro-batch, so that a row's number is that of its sequence."""
-    return annotate(actors, rollout(actors, prompts, 0, K, ROLLOUT, 5, 0, 1), WEIGHT, TEMPERATURE, 4)
+    batch = rollout(actors, prompts, range(len(prompts)), K, ROLLOUT, 5, 0, 1)
+    return annotate(actors, batch, flat(batch), WEIGHT, TEMPERATURE)
 
 
 @pytest.fixture(scope="module")
@@ -254,8 +255,8 @@ def test_the_evaluations_reward_is_that_of_the_responses_that_have_one(make_acto
     for lost in ([], [1]):
         actors = make_actors()
         blind(actors, lost)
-        batch = rollout(actors, prompts, 0, 1, ROLLOUT, 5, 1, 0)
-        found.append(annotate(actors, batch, WEIGHT, TEMPERATURE, 4))
+        batch = rollout(actors, prompts, range(len(prompts)), 1, ROLLOUT, 5, 1, 0)
+        found.append(annotate(actors, batch, flat(batch), WEIGHT, TEMPERATURE))
     expected = [r for i, r in enumerate(found[0].rewards.flatten().tolist()) if i != 1]
     values = evaluation_metrics(found[1]).means()
     assert values["eval/reward"] == pytest.approx(sum(expected) / 3, rel=1e-4)
@@ -268,10 +269,8 @@ def test_a_group_with_a_missing_reward_gives_the_update_no_gradient(make_actors,
     actors, config = make_actors(seed=1), FeedbackConfig(pair=pair)
     module, lm = actors.reward.feedback.module, actors.policy.module.lm
     step = RewardStep(actors, partial, config, WEIGHT, None if preference is None else torch.tensor(preference))
-    for part in micro_batches(12, K, 1):
-        with torch.no_grad():
-            output = forward(actors.policy, partial.rollout, part, TEMPERATURE)
-        step.consume(part, output.hidden, output.hidden_mask)
+    for pack in flat(partial.rollout, 1):
+        step.consume(pack, actors.policy(pack.sequences, TEMPERATURE).states)
 
     rows = plain.sequences(partial.rollout)[3:6]
     rewards = torch.stack(
@@ -298,7 +297,6 @@ CONFIG = Config(
     ppo=PpoConfig(group_size=K, prompts_per_step=4),
     rollout=ROLLOUT,
     eval=EvalConfig(every=0),
-    engine=EngineConfig(micro_groups=4),
 )
 
 
@@ -326,7 +324,7 @@ def test_a_sequence_without_a_reward_does_not_pull_at_the_policy(make_actors, pr
         old = annotated.old_logp.clone()
         old[LOST] += temper * annotated.mask[LOST]  # other ratios than 1
         batch = advantages(replace(annotated, old_logp=old), ppo)
-        policy_step(actors, batch, ppo, TEMPERATURE, 4, 1e-3, None)
+        policy_step(actors, batch, packs(annotated.rollout), ppo, TEMPERATURE, 1e-3, None)
         results.append([p.detach().clone() for p in actors.policy.parameters])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 

@@ -67,7 +67,7 @@ class SingleEngine:
         self.device = device
         self.max_grad_norm = max_grad_norm
         self.parameters = [p for p in module.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=0.0, weight_decay=weight_decay)
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=0.0, weight_decay=weight_decay, fused=True)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.module(*args, **kwargs)

@@ -72,7 +72,7 @@ class ZeroEngine:
         self.stage = settings["zero_optimization"]["stage"]
         trained = [p for p in module.parameters() if p.requires_grad]
         # torch's own AdamW: DeepSpeed's would be compiled on first use.
-        optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=weight_decay)
+        optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=weight_decay, fused=True)
         self._norm: float | None = None
         if self.stage == 0 and not settings["bf16"]["enabled"]:
             # Here DeepSpeed neither clips by a norm that it tells nor looks whether it is finite: do it on the reduced

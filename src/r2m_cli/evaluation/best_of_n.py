@@ -71,7 +71,7 @@ def _samples(
     at_once = max(1, len(prompts) // count)  # as many responses as the fixed prompts have
     for start in range(0, len(prompts), at_once):
         part = prompts[start : start + at_once]
-        batch = rollout(actors, part, start, count, config.rollout, config.seed, EVAL, STEP)
+        batch = rollout(actors, part, range(start, start + len(part)), count, config.rollout, config.seed, EVAL, STEP)
         found = {"proxy": text_scores(actors.reward, batch.prompt_of, batch.responses, actors.device, rows)}
         if actors.gold is not None:
             gold = [actors.gold(*row) for row in zip(batch.prompt_of, batch.responses, batch.finished)]

@@ -6,10 +6,10 @@ from torch import Tensor
 from r2m_cli.data.preferences import Pair
 from r2m_cli.evaluation.findings import Findings
 from r2m_cli.models.actors import Actors
-from r2m_cli.stages.labelled import fits, pair_rewards
+from r2m_cli.stages.labelled import fits, pair_rewards, pairs_per_forward
 
 
-def accuracy(actors: Actors, pairs: list[Pair], weight: float, rows: int, findings: Findings) -> None:
+def accuracy(actors: Actors, pairs: list[Pair], weight: float, budget: int, findings: Findings) -> None:
     """`pairs/accuracy` of the initial reward model on the text alone, and, where the run has feedback,
     `pairs/accuracy_feedback` of the live one, with `pairs/accuracy_difference`, the second minus the first on the same pairs.
 
@@ -18,7 +18,7 @@ def accuracy(actors: Actors, pairs: list[Pair], weight: float, rows: int, findin
 
     Args:
         weight: w(t) at t = T, that is Omega.
-        rows: pairs per forward.
+        budget: tokens per forward.
     """
     if not pairs:
         findings.notes.append("no labelled pairs to measure the reward model on")
@@ -29,7 +29,7 @@ def accuracy(actors: Actors, pairs: list[Pair], weight: float, rows: int, findin
         findings.notes.append(f"{left_out}, and are left out")
     if not kept:
         return
-    text, live = margins(actors, [pairs[i] for i in kept], weight, rows)
+    text, live = margins(actors, [pairs[i] for i in kept], weight, budget)
     right = (text > 0).double()
     findings.mean("pairs/accuracy", right)
     if live is not None:
@@ -45,12 +45,12 @@ def accuracy(actors: Actors, pairs: list[Pair], weight: float, rows: int, findin
 
 
 @torch.no_grad()
-def margins(actors: Actors, pairs: list[Pair], weight: float, rows: int) -> tuple[Tensor, Tensor | None]:
+def margins(actors: Actors, pairs: list[Pair], weight: float, budget: int) -> tuple[Tensor, Tensor | None]:
     """Reward of the chosen minus that of the rejected reply: the initial model on the text, the live one with states.
 
     Two [pairs], the second None without feedback. Arguments as in `accuracy`.
     """
-    text, live = [], []
+    text, live, rows = [], [], pairs_per_forward(actors, pairs, budget)
     for start in range(0, len(pairs), rows):
         part = pairs[start : start + rows]
         frozen, fresh = pair_rewards(actors, part, weight, seeds=list(range(start, start + len(part))))

@@ -17,6 +17,7 @@ from r2m_cli.models.actors import Actors, RewardModel
 from r2m_cli.observe import sequence_kl
 from r2m_cli.schema import Config
 from r2m_cli.stages.annotate import annotate
+from r2m_cli.stages.packing import pack
 from r2m_cli.stages.rollout import rollout
 
 
@@ -39,17 +40,15 @@ def evaluation_prompts(source: Source, chat: ChatFormat, config: Config, finding
     return prompts[: config.eval.prompts]
 
 
-def scored(
-    actors: Actors, prompts: list[Prompt], config: Config, weight: float, rows: int, findings: Findings
-) -> Rollout:
+def scored(actors: Actors, prompts: list[Prompt], config: Config, weight: float, findings: Findings) -> Rollout:
     """One response to each prompt, with the draws and the figures (`eval/*`) of a training run's own evaluation.
 
     Args:
         weight: w(t) of the live reward.
-        rows: sequences per forward, even.
     """
-    batch = rollout(actors, prompts, 0, 1, config.rollout, config.seed, EVAL, 0)
-    annotated = annotate(actors, batch, weight, config.rollout.temperature, rows)
+    batch = rollout(actors, prompts, range(len(prompts)), 1, config.rollout, config.seed, EVAL, 0)
+    (packs,) = pack(batch, config.rollout.tokens_per_batch)
+    annotated = annotate(actors, batch, packs, weight, config.rollout.temperature)
     valid = annotated.valid.flatten()
     for name, values in (
         ("eval/reward", torch.where(valid, annotated.rewards.flatten(), torch.nan)),

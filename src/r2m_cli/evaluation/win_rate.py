@@ -158,4 +158,4 @@ def _sampled(config: Config, actors: Actors, prompts: list[Prompt]) -> Rollout:
         )
     engine = SingleEngine(Policy(lm), actors.device, weight_decay=0.0, max_grad_norm=0.0)
     other = replace(actors, policy=engine, format=chat)
-    return rollout(other, prompts, 0, 1, config.rollout, config.seed, EVAL, 0)
+    return rollout(other, prompts, range(len(prompts)), 1, config.rollout, config.seed, EVAL, 0)

@@ -12,7 +12,7 @@ from r2m_cli.data.template import ChatFormat
 from r2m_cli.distributed.engine import Engine
 from r2m_cli.models.ensemble import Ensemble
 from r2m_cli.models.reward_model import Score
-from r2m_cli.models.states import feedback_states
+from r2m_cli.models.states import States, feedback_states
 
 Gold = Callable[[Prompt, str, bool], float]  # prompt, response, finished -> true reward
 
@@ -28,17 +28,15 @@ class RewardModel:
     max_tokens: int
     kind: str = "r2m"  # feedback.kind: what the adapter reads
     ensemble: Ensemble | None = None  # further frozen models; None for a single one
+    unshared: str = ""  # why the backbone reads every prompt once per response; empty where it shares them
 
-    def read(
-        self, rte: Tensor, hidden: Tensor, mask: Tensor, weight: float, seeds: list[int], block: int, phase: int
-    ) -> Score:
-        """Live rewards with the policy's states, or with what `kind` puts in their place (see `feedback_states`).
+    def read(self, rte: Tensor, states: States, weight: float, seeds: list[int], block: int, phase: int) -> Score:
+        """Live rewards [B] with the policy's states, or with what `kind` puts in their place (see `feedback_states`).
 
-        rte [B, D_rm], hidden [B, S, D_p], mask [B, S], weight w(t).
+        rte [B, D_rm], weight w(t).
         """
         assert self.feedback is not None
-        hidden, mask = feedback_states(self.kind, hidden, mask, seeds, block, phase)
-        return self.feedback(rte, hidden, mask, weight)  # type: ignore[no-any-return]
+        return self.feedback(rte, feedback_states(self.kind, states, seeds, block, phase), weight)  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def frozen_scores(self, rte: Tensor, prompts: list[Prompt], responses: list[str], device: torch.device) -> Tensor:
@@ -60,8 +58,7 @@ class RewardModel:
             self.format.cut(self.format.conversation_ids(p, r), self.max_tokens) for p, r in zip(prompts, responses)
         ]
         tokens, lengths = pad(rows, self.format.pad_id)
-        mask = torch.arange(tokens.shape[1])[None, :] < lengths[:, None]
-        return self.backbone(tokens.to(device), mask.to(device)).float()  # type: ignore[no-any-return]
+        return self.backbone(tokens.to(device), lengths.to(device), group_size(prompts)).float()  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -76,6 +73,13 @@ class Actors:
     device: torch.device
     critic: Engine | None = None  # Critic; only with ppo.algorithm=ppo
     lora: Any = None  # peft's wrapper of the policy when only its adapters are trained
+
+
+def group_size(prompts: list[Prompt]) -> int:
+    """K where the prompts come in runs of K equal ones, else 1."""
+    first = next((i for i, prompt in enumerate(prompts) if prompt != prompts[0]), len(prompts))
+    runs = [prompts[i : i + first] for i in range(0, len(prompts), first)]
+    return first if all(len(run) == first and run.count(run[0]) == first for run in runs) else 1
 
 
 def pad(rows: list[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:

@@ -1,9 +1,12 @@
 """The feedback adapter: the reward token reads the policy's hidden states (METHOD eqs. 3 and 4)."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from r2m_cli.models.states import States
 
 
 class CrossAttention(nn.Module):
@@ -46,14 +49,34 @@ class CrossAttention(nn.Module):
         """A from the pooled state m. [B, D_p] -> [B, D_rm]."""
         return (pooled @ self.w_v) @ self.w_o
 
-    def forward(self, rte: Tensor, hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """rte [B, D_rm], hidden [B, S, D_p], mask [B, S] -> A [B, D_rm], attention weights a [B, S]."""
-        pooled, attention = pool(self.query(rte), hidden, mask)
+    def forward(self, rte: Tensor, states: States) -> tuple[Tensor, Tensor]:
+        """rte [B, D_rm] -> A [B, D_rm], attention weights a [B, T]."""
+        pooled, attention = pool(self.query(rte), states)
         return self.value(pooled), attention
 
 
-def pool(u: Tensor, hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention-pooled policy state m = softmax(h u)^T h. u [B, D_p], hidden [B, S, D_p], mask [B, S] -> [B, D_p], [B, S]."""
-    scores = torch.einsum("bsd,bd->bs", hidden, u).masked_fill(~mask, -torch.inf)
-    attention = scores.softmax(dim=1)
-    return torch.einsum("bs,bsd->bd", attention, hidden), attention
+def pool(u: Tensor, states: States) -> tuple[Tensor, Tensor]:
+    """Attention-pooled policy state m = softmax(h u)^T h, over each sequence's own states. u [B, D_p] -> m [B, D_p], a [B, T].
+
+    The gradient goes to u alone: the states are the policy's, which the reward model does not train.
+    """
+    return _Pool.apply(u, states.hidden.to(u.dtype), states.readable)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _Pool(torch.autograd.Function):
+    """Nothing of size B x S x D_p is made, forward or backward: what is kept is a and m, and the states by reference."""
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, hidden: Tensor, readable: Tensor) -> tuple[Tensor, Tensor]:
+        attention = (u @ hidden.T).masked_fill_(~readable, -torch.inf).softmax(dim=1)
+        pooled = attention @ hidden
+        ctx.save_for_backward(attention, pooled, hidden)
+        ctx.mark_non_differentiable(attention)
+        return pooled, attention
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
+        """du = sum_s a_s (h_s.g - m.g) h_s."""
+        attention, pooled, hidden = ctx.saved_tensors
+        inner = g @ hidden.T - (pooled * g).sum(dim=1, keepdim=True)
+        return (attention * inner) @ hidden, None, None

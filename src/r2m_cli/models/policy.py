@@ -6,26 +6,30 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from r2m_cli.maths.masking import length_mask
+from r2m_cli.models.sequences import Sequences
+from r2m_cli.models.sharing import why_not
+from r2m_cli.models.states import States
+
+LOGITS = 2**26  # numbers of one chunk of logits: 256 MB in fp32
 
 
 class PolicyOutput(NamedTuple):
-    """What one teacher-forced forward gives. R is the longest response, S the longest sequence of the batch.
+    """What one teacher-forced forward gives. R is the longest response, T the number of states (see `Layout`).
 
     A tuple, since DeepSpeed looks for tensors in tuples but not in dataclasses.
     """
 
     logp: Tensor  # [B, R] log-probability of each response token under the tempered policy, 0 on padding
     entropy: Tensor | None  # [B, R] of the distribution each response token was drawn from, nats
-    hidden: Tensor  # [B, S-1, D_p] last-layer states, detached: the policy feedback h
-    hidden_mask: Tensor  # [B, S-1] true on real positions
+    states: States  # the policy feedback h, detached
 
 
 class Policy(nn.Module):
-    """Any causal LM of transformers. The LM head runs on response positions only, never on [B, S, V].
+    """Any causal LM of transformers, its LM head on response positions only, in chunks: never [B, S, V].
 
-    The forward leaves out each sequence's last token, whose state predicts nothing: hence the S-1 states of the paper.
+    It reads a prompt once for all its responses, unless its architecture cannot: `unshared` says why.
     """
 
     lm: Any  # transformers' PreTrainedModel
@@ -33,6 +37,7 @@ class Policy(nn.Module):
     def __init__(self, lm: nn.Module, gradient_checkpointing: bool = False):
         super().__init__()
         self.lm = lm.eval()
+        self.unshared = why_not(self.lm, lambda layout: layout.run(self.lm.base_model))
         self._checkpointed = checkpointed_layers(self.lm) if gradient_checkpointing else []
 
     @property
@@ -40,41 +45,18 @@ class Policy(nn.Module):
         """D_p."""
         return int(self.lm.config.get_text_config().hidden_size)
 
-    def forward(
-        self,
-        tokens: Tensor,
-        prompt_lengths: Tensor,
-        response_lengths: Tensor,
-        temperature: float,
-        with_entropy: bool = False,
-    ) -> PolicyOutput:
-        """Score responses.
-
-        Args:
-            tokens: [B, S] prompt, response and padding on the right.
-            prompt_lengths, response_lengths: [B], tokens; both at least 1.
-            temperature: the logits are divided by it, as they were in sampling.
-        """  # fmt: skip
-        inputs = tokens[:, :-1]
-        mask = length_mask(prompt_lengths + response_lengths - 1, inputs.shape[1])
+    def forward(self, sequences: Sequences, temperature: float, with_entropy: bool = False) -> PolicyOutput:
+        """Score responses; the logits are divided by `temperature`, as they were in sampling."""
+        layout = sequences.layout(shared=not self.unshared)
         with checkpointing(self._checkpointed):
-            output = self.lm.base_model(input_ids=inputs, attention_mask=mask.long(), use_cache=False)
-        hidden = output.last_hidden_state
-
-        # State j predicts token j + 1, so the response's states begin at the prompt's last token.
-        width = int(response_lengths.max())
-        response_mask = length_mask(response_lengths, width)
-        row, column = response_mask.nonzero(as_tuple=True)
-        position = prompt_lengths[row] - 1 + column
-        logits = self.logits(hidden[row, position]).float() / temperature  # [all response tokens, V]
-        chosen = logits.gather(1, tokens[row, position + 1][:, None]).squeeze(1) - logits.logsumexp(dim=1)
-        logp = chosen.new_zeros(response_mask.shape).index_put((row, column), chosen)
-
-        entropy = None
-        if with_entropy:
-            flat = torch.distributions.Categorical(logits=logits, validate_args=False).entropy()
-            entropy = flat.new_zeros(response_mask.shape).index_put((row, column), flat)
-        return PolicyOutput(logp, entropy, hidden.detach(), mask)
+            hidden = layout.run(self.lm.base_model)
+        row, position, targets = sequences.response_tokens
+        logp, entropy = self._scores(hidden[layout.at(row, position)], targets, temperature, with_entropy)
+        return PolicyOutput(
+            logp=sequences.table(logp),
+            entropy=sequences.table(entropy) if with_entropy else None,
+            states=States(hidden.detach(), layout.readable(sequences.lengths)),
+        )
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The LM head with what some architectures do to its output. [..., D_p] -> [..., V]."""
@@ -86,6 +68,24 @@ class Policy(nn.Module):
             logits = logits * config.logit_scale
         cap = getattr(config, "final_logit_softcapping", None)  # Gemma
         return cap * torch.tanh(logits / cap) if cap else logits
+
+    def _scores(self, states: Tensor, targets: Tensor, temperature: float, with_entropy: bool) -> tuple[Tensor, Tensor]:
+        """`_score` in chunks. If there are several, none is kept for the backward pass, which computes it once more."""
+        size = max(1, LOGITS // int(self.lm.config.get_text_config().vocab_size))
+        if len(targets) <= size:
+            return self._score(states, targets, temperature, with_entropy)
+        chunks = [
+            checkpoint(self._score, *chunk, temperature, with_entropy, use_reentrant=False)
+            for chunk in zip(states.split(size), targets.split(size))
+        ]
+        logp, entropy = (torch.cat(column) for column in zip(*chunks))
+        return logp, entropy
+
+    def _score(self, states: Tensor, targets: Tensor, temperature: float, with_entropy: bool) -> tuple[Tensor, Tensor]:
+        """Log-probability of each target after its state, and entropy (empty if not asked for). [N, D_p], [N] -> [N], [N]."""
+        log_p = self.logits(states).float().div_(temperature).log_softmax(dim=1)
+        logp = log_p.gather(1, targets[:, None]).squeeze(1)
+        return logp, -(log_p.exp() * log_p).sum(dim=1) if with_entropy else logp.new_zeros(0)
 
     @torch.no_grad()
     def agrees_with_its_model(self) -> bool:

@@ -6,15 +6,18 @@ import torch
 from torch import Tensor, nn
 
 from r2m_cli.errors import UserError
-from r2m_cli.models.cross_attention import CrossAttention, pool
+from r2m_cli.models.cross_attention import CrossAttention
+from r2m_cli.models.sequences import Layout, Padded, SharedPrefix
+from r2m_cli.models.sharing import why_not
+from r2m_cli.models.states import States
 
 
 class RewardBackbone(nn.Module):
     """Any sequence-classification model with one output: what its last linear layer reads is the RTE, H_last.
 
     The head's input is captured as the model runs, so that decoders (a head on every position) and encoders (a head on
-    a pooled state) need no code of their own. Where it comes per position it is picked by the attention mask, never by
-    the pad id: with pad = EOS the latter reads the wrong token.
+    a pooled state) need no code of their own. Where it comes per position it is picked by length, never by the pad id:
+    with pad = EOS the latter reads the wrong token. Replies to one prompt share it, as in `Policy`.
     """
 
     def __init__(self, classifier: nn.Module):
@@ -22,19 +25,44 @@ class RewardBackbone(nn.Module):
         self.classifier = classifier
         self._captured: Tensor | None = None
         find_head(classifier).register_forward_pre_hook(self._capture)
+        self.unshared = why_not(classifier, self._states)
 
     def _capture(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         self._captured = args[0]
 
-    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """tokens, mask [B, S] (padding on the right) -> RTE [B, D_rm]."""
-        self.classifier(input_ids=tokens, attention_mask=mask.long())
+    def _states(self, layout: Layout) -> Tensor:
+        """What the head reads: [T, D_rm], or an encoder's pooled state [B, D_rm]."""
+        self.classifier(**layout.inputs())
         state, self._captured = self._captured, None
         assert state is not None, "the classifier did not run its own head"
-        if state.dim() == 2:  # an encoder's pooled state
+        return state.flatten(0, -2)
+
+    def forward(self, tokens: Tensor, lengths: Tensor, group_size: int = 1) -> Tensor:
+        """tokens [B, S] (padding on the right), lengths [B] -> RTE [B, D_rm].
+
+        The `group_size` neighbours of a group are read with one copy of whatever tokens they have in common.
+        """
+        if self.unshared:
+            layout: Layout = Padded(tokens, lengths)
+        else:
+            layout = SharedPrefix(tokens, common_prefix(tokens, lengths, group_size), lengths, group_size)
+        state = self._states(layout)
+        if len(state) == len(tokens):  # an encoder's
             return state
-        last = mask.long().sum(dim=1) - 1
-        return state[torch.arange(len(state), device=state.device), last]
+        return state[layout.at(torch.arange(len(tokens), device=tokens.device), lengths - 1)]
+
+
+def common_prefix(tokens: Tensor, lengths: Tensor, group_size: int) -> Tensor:
+    """How many tokens the rows of each group begin with in common, less than any of them has. [B, S], [B] -> [B].
+
+    Told by the tokens themselves: a template or tokenizer that merges the end of the prompt with a reply's beginning,
+    or a conversation that is cut on the left, shares less and never the wrong tokens.
+    """
+    groups = tokens.view(-1, group_size, tokens.shape[1])
+    same = (groups == groups[:, :1]).all(dim=1)
+    common = same.long().cumprod(dim=1).sum(dim=1)
+    shortest = lengths.view(-1, group_size).min(dim=1).values
+    return torch.minimum(common, shortest - 1).repeat_interleave(group_size)
 
 
 def find_head(classifier: nn.Module) -> nn.Linear:
@@ -72,11 +100,10 @@ class FeedbackHead(nn.Module):
         with torch.no_grad():
             self.adapter.w_o.mul_(init_scale)
 
-    def forward(self, rte: Tensor, hidden: Tensor, mask: Tensor, weight: float) -> Score:
-        """rte [B, D_rm], hidden [B, S, D_p], mask [B, S], weight w(t) -> Score."""
+    def forward(self, rte: Tensor, states: States, weight: float) -> Score:
+        """rte [B, D_rm], the policy's states of the B sequences, weight w(t) -> Score."""
         rte = rte.float()
-        pooled, attention = pool(self.adapter.query(rte), hidden.float(), mask)
-        feedback = self.adapter.value(pooled)
+        feedback, attention = self.adapter(rte, states)
         reward = self.phi((1 - weight) * feedback + weight * rte).squeeze(1)
         with torch.no_grad():
             entropy = -torch.special.xlogy(attention, attention).sum(dim=1)
@@ -91,7 +118,7 @@ class HeadOnly(nn.Module):
         super().__init__()
         self.phi = frozen_head(head).requires_grad_(True)
 
-    def forward(self, rte: Tensor, hidden: Tensor, mask: Tensor, weight: float) -> Score:
+    def forward(self, rte: Tensor, states: States | None, weight: float) -> Score:
         """rte [B, D_rm] -> Score; the states and their weight are not read."""
         return Score(self.phi(rte.float()).squeeze(1), None, None)
 

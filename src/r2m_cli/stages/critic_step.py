@@ -1,30 +1,28 @@
 """PPO's critic learns the returns of the step, in as many passes as the policy makes."""
 
-from r2m_cli.batch import Trainable, micro_batches
+from r2m_cli.batch import Trainable
 from r2m_cli.distributed.comm import MetricSums
 from r2m_cli.distributed.engine import Engine
 from r2m_cli.maths.value_loss import value_loss
 from r2m_cli.schema import PpoConfig
-from r2m_cli.stages.annotate import values
+from r2m_cli.stages.packing import Pack
 
 
-def critic_step(critic: Engine, batch: Trainable, config: PpoConfig, micro_groups: int, lr: float) -> MetricSums:
+def critic_step(critic: Engine, batch: Trainable, packs: list[list[Pack]], config: PpoConfig, lr: float) -> MetricSums:
     """Update the critic. Raises FloatingPointError if a gradient is not finite."""
     annotated, rollout = batch.annotated, batch.annotated.rollout
     old, returns = annotated.values, batch.returns
     assert old is not None
     assert returns is not None
-    sequences = len(rollout.responses)
-    per_update = sequences // config.mini_batches
+    per_update = len(rollout.responses) // len(packs)
     metrics = MetricSums()
     for _ in range(config.epochs):
-        for start in range(0, sequences, per_update):
-            for offset in micro_batches(per_update, rollout.group_size, micro_groups):
-                part = slice(start + offset.start, start + offset.stop)
-                new = values(critic, rollout, part)
-                width = new.shape[1]
-                columns = (old[part, :width], returns[part, :width], annotated.mask[part, :width])
-                loss = value_loss(new, *columns, config.critic.clip)
+        for mini_batch in packs:
+            for pack in mini_batch:
+                new = critic(pack.sequences)
+                part, width = pack.rows, new.shape[1]
+                before, wanted, mask = (table[part][:, :width] for table in (old, returns, annotated.mask))
+                loss = value_loss(new, before, wanted, mask, config.critic.clip)
                 # A missing reward teaches nothing; its row stays, so that every rank makes the same passes.
                 total = loss.total * annotated.valid.view(-1)[part]
                 critic.backward(total.sum() / per_update)

@@ -14,9 +14,11 @@ from r2m_cli.judges.judge import Comparison, Judge
 from r2m_cli.maths.reward_loss import bradley_terry
 from r2m_cli.models.actors import Actors, pad
 from r2m_cli.models.loading import context_length
+from r2m_cli.models.sequences import Sequences
 from r2m_cli.models.states import LABELLED
 from r2m_cli.schema import Config
 from r2m_cli.seeds import mix
+from r2m_cli.stages.packing import rows_per_forward
 
 REPLAY, WARM_UP = 8, 9  # streams of random numbers
 
@@ -29,18 +31,15 @@ class Labels:
     pairs: list[Pair] = field(default_factory=list)  # labelled pairs of the reward model, for warm-up and replay
 
 
-def judged(annotated: Annotated, judge: Judge, first: int, budget: int) -> Tensor:
+def judged(annotated: Annotated, judge: Judge, budget: int) -> Tensor:
     """What the judge says of best and worst response, by annotated reward, of the step's first `budget` groups.
-
-    Args:
-        first: number of this rank's first group in the step.
 
     Returns:
         [n] preference for the best one, 0 to 1; NaN where the judge was not asked.
     """
     rollout, rewards = annotated.rollout, annotated.rewards
     whole = annotated.valid.all(dim=1).tolist()  # a group with a missing reward learns nothing: no label for it
-    asked = [group for group in range(len(whole)) if first + group < budget and whole[group]]
+    asked = [group for group in range(len(whole)) if rollout.numbers[group] < budget and whole[group]]
     best, worst = (index.tolist() for index in (rewards.argmax(dim=1), rewards.argmin(dim=1)))
     questions = []
     for group in asked:
@@ -61,6 +60,14 @@ def fits(actors: Actors, pair: Pair) -> bool:
     prompt = len(actors.format.prompt_ids(pair.prompt))
     replies = (actors.format.response_ids(pair.prompt, reply) for reply in (pair.chosen, pair.rejected))
     return prompt + max(map(len, replies)) <= limit
+
+
+def pairs_per_forward(actors: Actors, pairs: Sequence[Pair], budget: int) -> int:
+    """How many of the pairs the policy may read at once in `budget` tokens."""
+    chat = actors.format
+    prompts = (len(chat.prompt_ids(p.prompt)) for p in pairs)
+    replies = (len(chat.response_ids(p.prompt, p.chosen)) + len(chat.response_ids(p.prompt, p.rejected)) for p in pairs)
+    return rows_per_forward(budget, [prompt + both for prompt, both in zip(prompts, replies)])
 
 
 def pair_rewards(
@@ -87,27 +94,27 @@ def pair_rewards(
     if reward.feedback is None:
         return frozen, None
     if reward.kind == "head_only":
-        return frozen, reward.feedback(rte, None, None, weight).reward.view(-1, 2)
+        return frozen, reward.feedback(rte, None, weight).reward.view(-1, 2)
     prompt_ids = [chat.prompt_ids(p) for p in prompts]
     reply_ids = [chat.response_ids(p, r) for p, r in zip(prompts, replies)]
     tokens, lengths = pad([p + r for p, r in zip(prompt_ids, reply_ids)], chat.pad_id)
     prompt_lengths = torch.tensor([len(p) for p in prompt_ids])
-    given = (tokens, prompt_lengths, lengths - prompt_lengths)
+    tokens, lengths, prompt_lengths = (t.to(actors.device) for t in (tokens, lengths, prompt_lengths))
     with torch.no_grad():
-        states = actors.policy(*(t.to(actors.device) for t in given), 1.0)
+        output = actors.policy(Sequences(tokens, prompt_lengths, lengths - prompt_lengths, group_size=2), 1.0)
     rows = [mix(seed, side) for seed in seeds for side in (0, 1)]
-    live = reward.read(rte, states.hidden, states.hidden_mask, weight, rows, block=2, phase=LABELLED)
+    live = reward.read(rte, output.states, weight, rows, block=2, phase=LABELLED)
     return frozen, live.reward.view(-1, 2)
 
 
 def learn_from_pairs(
-    actors: Actors, pairs: Sequence[Pair], weight: float, seed: int, micro_rows: int
+    actors: Actors, pairs: Sequence[Pair], weight: float, seed: int, budget: int
 ) -> tuple[Tensor, Tensor]:
     """Add the gradient of the pairs' mean Bradley-Terry loss over all ranks to adapter and head; no optimiser step.
 
     Args:
         pairs: the same on every rank; each rank takes its share.
-        micro_rows: pairs per forward.
+        budget: tokens per forward.
 
     Returns:
         loss and "ordered right" (0 or 1) of this rank's pairs, each [pairs of this rank].
@@ -118,6 +125,7 @@ def learn_from_pairs(
     # A rank whose share runs out goes on with weight 0: every rank must make the same collective calls.
     mine = [min(i, len(pairs) - 1) for i in range(comm.rank() * share, (comm.rank() + 1) * share)]
     real = [i < len(pairs) for i in range(comm.rank() * share, (comm.rank() + 1) * share)]
+    micro_rows = pairs_per_forward(actors, pairs, budget)
     losses, right = [], []
     for start in range(0, share, micro_rows):
         part = mine[start : start + micro_rows]
@@ -150,12 +158,13 @@ def warm_up(actors: Actors, pairs: list[Pair], config: Config) -> dict[str, floa
     """
     assert actors.reward.feedback is not None
     size = config.ppo.prompts_per_step
-    micro = max(1, config.engine.micro_groups * config.ppo.group_size // 2)
     chosen = random.Random(mix(config.seed, WARM_UP)).sample(pairs, min(config.feedback.warmup_pairs, len(pairs)))
     sums = comm.MetricSums()
     for number, start in enumerate(range(0, len(chosen), size)):
         seed = mix(config.seed, WARM_UP, number)
-        loss, right = learn_from_pairs(actors, chosen[start : start + size], config.feedback.omega, seed, micro)
+        loss, right = learn_from_pairs(
+            actors, chosen[start : start + size], config.feedback.omega, seed, config.rollout.tokens_per_batch
+        )
         actors.reward.feedback.step(config.feedback.lr)
         sums.add("loss", loss)
         sums.add("accuracy", right)

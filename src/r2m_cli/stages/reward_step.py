@@ -12,9 +12,10 @@ from r2m_cli.distributed import comm
 from r2m_cli.distributed.comm import MetricSums
 from r2m_cli.maths.reward_loss import grebt
 from r2m_cli.models.actors import Actors
-from r2m_cli.models.states import FRESH
+from r2m_cli.models.states import FRESH, States
 from r2m_cli.schema import FeedbackConfig
 from r2m_cli.stages.labelled import learn_from_pairs
+from r2m_cli.stages.packing import Pack
 
 
 class RewardStep:
@@ -47,16 +48,14 @@ class RewardStep:
         self.metrics = MetricSums()
         self.seconds = 0.0  # spent in `consume`, that is inside the policy step
 
-    def consume(self, part: slice, hidden: Tensor, mask: Tensor) -> None:
-        """Add the gradient of these groups: hidden [B, S-1, D_p] and mask [B, S-1] of the sequences in `part`."""
+    def consume(self, pack: Pack, states: States) -> None:
+        """Add the gradient of these groups, with the policy's states of them."""
         begun = perf_counter()
-        group_size = self.annotated.rollout.group_size
-        groups = slice(part.start // group_size, part.stop // group_size)
+        group_size, groups = self.annotated.rollout.group_size, pack.groups
         annotated_rewards = self.annotated.rewards[groups]
-        seeds = self.annotated.rollout.seeds[part]
-        score = self.actors.reward.read(
-            self.annotated.rte[part], hidden, mask, self.weight, seeds, group_size, phase=FRESH
-        )
+        seeds = [self.annotated.rollout.seeds[i] for i in pack.rows.tolist()]
+        rte = self.annotated.rte[pack.rows]
+        score = self.actors.reward.read(rte, states, self.weight, seeds, group_size, phase=FRESH)
         # A group with a missing reward has equal ones here: no gradient, but its place in the mean.
         whole = self.annotated.valid[groups].all(dim=1, keepdim=True)
         rewards = torch.where(whole, score.reward.view(-1, group_size), 0.0)
@@ -84,9 +83,9 @@ class RewardStep:
         )
         self.seconds += perf_counter() - begun
 
-    def replay(self, pairs: Sequence[Pair], seed: int, micro_rows: int) -> None:
+    def replay(self, pairs: Sequence[Pair], seed: int, budget: int) -> None:
         """Add the gradient of labelled pairs, read with the updated policy's states, with the weight of the groups'."""
-        loss, right = learn_from_pairs(self.actors, pairs, self.weight, seed, micro_rows)
+        loss, right = learn_from_pairs(self.actors, pairs, self.weight, seed, budget)
         self.metrics.add("reward_model/replay_loss", loss)
         self.metrics.add("reward_model/replay_accuracy", right)
 

@@ -1,5 +1,7 @@
 """Stage 1: sample K responses for each prompt from the current policy (Algorithm 1, line "trajectory sampling")."""
 
+from collections.abc import Sequence
+
 from r2m_cli.batch import Prompt, Rollout
 from r2m_cli.models.actors import Actors, pad
 from r2m_cli.models.generate import sample, uniform_rows
@@ -10,7 +12,7 @@ from r2m_cli.seeds import mix
 def rollout(
     actors: Actors,
     prompts: list[Prompt],
-    first: int,
+    numbers: Sequence[int],
     group_size: int,
     config: RolloutConfig,
     seed: int,
@@ -21,12 +23,12 @@ def rollout(
 
     Args:
         prompts: this rank's n prompts.
-        first: number of the first of them in the step's batch over all ranks; with `seed`, `stage` and `step` it
-            fixes every random draw.
+        numbers: their numbers in the step's batch over all ranks; with `seed`, `stage` and `step` they fix every random
+            draw.
         config: temperature 0 gives the greedy responses (ReMax's baseline).
     """  # fmt: skip
     prompt_ids = [actors.format.prompt_ids(prompt) for prompt in prompts]
-    samples = [(first + i) * group_size + j for i in range(len(prompts)) for j in range(group_size)]
+    samples = [number * group_size + j for number in numbers for j in range(group_size)]
     uniforms = uniform_rows(seed, stage, step, samples, config.max_new_tokens)
     groups = max(1, (config.batch_size or len(samples)) // group_size)
     drawn: list[list[int]] = []
@@ -46,6 +48,7 @@ def rollout(
     _, prompt_lengths = pad(prompts_repeated, actors.format.pad_id)
     return Rollout(
         prompts=prompts,
+        numbers=list(numbers),
         responses=actors.format.tokenizer.batch_decode(contents, skip_special_tokens=True),
         finished=finished,
         tokens=tokens.to(actors.device),

@@ -24,6 +24,7 @@ from r2m_cli.evaluation.pairs import accuracy
 from r2m_cli.evaluation.policy import alpaca_rows, evaluation_prompts, scored, text_scores
 from r2m_cli.models.actors import RewardModel
 from r2m_cli.schema import Config
+from r2m_cli.stages.packing import rows_per_forward
 
 
 def run(config: Config, run_dir: Path) -> None:
@@ -49,20 +50,20 @@ def run(config: Config, run_dir: Path) -> None:
     heldout = _heldout_reward(config, actors.policy.module.hidden_size, actors.device)
     findings = Findings(run_dir, config.eval.bootstrap, config.seed)
     prompts = evaluation_prompts(source, actors.format, config, findings)
-    rows = config.engine.micro_groups * config.ppo.group_size
+    budget = config.rollout.tokens_per_batch
+    rows = rows_per_forward(budget, [config.rollout.max_prompt_tokens + config.rollout.max_new_tokens])
     # Everything that can be missing is asked for before anything is sampled.
     judge = win_rate.make_judge(config, actors, rows) if config.eval.judge != "none" else None
     others = win_rate.opponents(config, source, actors, prompts) if judge is not None else []
 
-    # Even: with feedback=shuffled neighbours swap their states.
-    batch = scored(actors, prompts, config, weight, rows + rows % 2, findings)
+    batch = scored(actors, prompts, config, weight, findings)
     if heldout is not None:
         scores = text_scores(heldout, batch.prompts, batch.responses, actors.device, rows)
         findings.mean("eval/heldout_reward", scores)
     alpaca = json.dumps(alpaca_rows(batch, config), indent=2, ensure_ascii=False)
     (run_dir / "alpaca_eval.json").write_text(alpaca, encoding="utf-8")
     findings.save()
-    accuracy(actors, _pairs(config, source, findings), weight, rows, findings)
+    accuracy(actors, _pairs(config, source, findings), weight, budget, findings)
     findings.save()
     if config.eval.best_of > 1:
         best_of_n.curve(actors, prompts, config, heldout, rows, findings)

@@ -25,6 +25,7 @@ from r2m_cli.models.lora import merged, with_lora
 from r2m_cli.models.reward_model import RewardBackbone, find_head, frozen_head
 from r2m_cli.schema import Config
 from r2m_cli.seeds import mix
+from r2m_cli.stages.packing import rows_per_forward
 
 SEED, BOOTSTRAP = 2, 5  # streams of random numbers of this task
 
@@ -36,9 +37,9 @@ class Scorer(nn.Module):
         super().__init__()
         self.backbone = RewardBackbone(classifier)
 
-    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """tokens, mask [B, S] -> rewards [B]."""
-        rte = self.backbone(tokens, mask)
+    def forward(self, tokens: Tensor, lengths: Tensor, group_size: int) -> Tensor:
+        """As in `RewardBackbone` -> rewards [B]."""
+        rte = self.backbone(tokens, lengths, group_size)
         return find_head(self.backbone)(rte).squeeze(1)  # type: ignore[no-any-return]
 
 
@@ -124,13 +125,12 @@ def _fit_backbone(
     if c.parameters == "lora":
         fitted = with_lora(classifier, c.lora_rank, "SEQ_CLS", varied(seed, c.seed))
     engine = make_engine(Scorer(classifier), config.engine, device, weight_decay=c.weight_decay, max_grad_norm=1.0)
-    micro_rows = config.engine.micro_groups * config.ppo.group_size
+    micro_rows = rows_per_forward(config.rollout.tokens_per_batch, [sum(map(len, pair)) for pair in rows])
 
     def rewards_of(batch: Sequence[tuple[list[int], list[int]]]) -> Tensor:
         # Winners and losers in one batch: scored apart, padding alone could tell them from each other.
-        tokens, lengths = pad([ids for pair in zip(*batch) for ids in pair], pad_id)
-        mask = torch.arange(tokens.shape[1])[None, :] < lengths[:, None]
-        return engine(tokens.to(device), mask.to(device)).view(2, len(batch))  # type: ignore[no-any-return]
+        tokens, lengths = pad([ids for pair in batch for ids in pair], pad_id)
+        return engine(tokens.to(device), lengths.to(device), 2).view(len(batch), 2).T  # type: ignore[no-any-return]
 
     def loss_of(batch: Any) -> Tensor:
         chosen, rejected = rewards_of(batch)
@@ -157,7 +157,7 @@ def _fit_head(
     """Only the scoring head: the frozen backbone runs once per sequence, then the head is fitted on what it gave."""
     c, head = config.reward.fit, find_head(classifier)
     backbone = RewardBackbone(classifier).eval().requires_grad_(False).to(device)
-    step = config.engine.micro_groups * config.ppo.group_size
+    step = rows_per_forward(config.rollout.tokens_per_batch, [sum(map(len, pair)) for pair in rows])
 
     @torch.no_grad()
     def embedded(part: Rows, what: str) -> Tensor:
@@ -166,10 +166,9 @@ def _fit_head(
         found: dict[int, Tensor] = {}
         for start in range(0, len(order), step):
             chunk = order[start : start + step]
-            tokens, lengths = pad([part[i][side] for side in (0, 1) for i in chunk], pad_id)
-            mask = torch.arange(tokens.shape[1])[None, :] < lengths[:, None]
-            rte = backbone(tokens.to(device), mask.to(device)).float().cpu()
-            found |= {i: torch.stack([rte[j], rte[len(chunk) + j]]) for j, i in enumerate(chunk)}
+            tokens, lengths = pad([part[i][side] for i in chunk for side in (0, 1)], pad_id)
+            rte = backbone(tokens.to(device), lengths.to(device), group_size=2).float().cpu()
+            found |= dict(zip(chunk, rte.view(len(chunk), 2, -1)))
             if comm.is_main() and start % (8 * step) == 0:
                 print(f"r2m: embedding the {what} pairs: {start} of {len(order)}", flush=True)
         every = {i: row for rank in comm.gather(found) for i, row in rank.items()}

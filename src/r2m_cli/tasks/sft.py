@@ -19,7 +19,9 @@ from r2m_cli.models.actors import pad
 from r2m_cli.models.loading import fresh_llama, load_causal_lm, load_tokenizer
 from r2m_cli.models.lora import merged, with_lora
 from r2m_cli.models.policy import Policy
+from r2m_cli.models.sequences import Sequences
 from r2m_cli.schema import Config
+from r2m_cli.stages.packing import rows_per_forward
 
 SEED = 1  # stream of random numbers of this task
 
@@ -52,10 +54,10 @@ def run(config: Config, run_dir: Path) -> None:
         tokens, lengths = pad([prompt + response for prompt, response in batch], chat.pad_id)
         prompts = torch.tensor([len(prompt) for prompt, _ in batch])
         responses = (lengths - prompts).to(device)
-        output = engine(tokens.to(device), prompts.to(device), responses, 1.0)
+        output = engine(Sequences(tokens.to(device), prompts.to(device), responses, group_size=1), 1.0)
         return -output.logp.sum(dim=1) / responses
 
-    micro_rows = config.engine.micro_groups * config.ppo.group_size
+    micro_rows = rows_per_forward(config.rollout.tokens_per_batch, [len(p) + len(r) for p, r in rows])
     loss = fit(engine, rows, loss_of, c.fit, config.data.seed + SEED, "SFT", micro_rows)  # type: ignore[arg-type]
     with engine.whole():
         if comm.is_main():

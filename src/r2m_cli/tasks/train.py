@@ -101,9 +101,8 @@ def before_training(config: Config, source: Source, actors: Actors, labels: Labe
     wanted = known_pairs(config, source, "heldout")[: config.eval.preflight_pairs]
     pairs = [pair for pair in wanted if fits(actors, pair)]
     if pairs:
-        rows = max(1, config.engine.micro_groups * config.ppo.group_size // 2)
         omega = weight_at(config.train.steps, config)
-        more, warnings = inspect_reward_model(actors, pairs, omega, rows)
+        more, warnings = inspect_reward_model(actors, pairs, omega, config.rollout.tokens_per_batch)
         notes += more
     return notes, warnings
 
@@ -114,6 +113,9 @@ def remarks(actors: Actors, prompts: list[Prompt], config: Config) -> list[str]:
     for what, chat in (("policy", actors.format), ("reward model", actors.reward.format)):
         if chat.pad_id in chat.eos_ids:
             notes.append(f"the {what}'s tokenizer pads with its end token; r2m masks by length, other tools may not")
+    for what, reason in (("policy", actors.policy.module.unshared), ("reward model", actors.reward.unshared)):
+        if reason:
+            notes.append(f"the {what} reads every prompt once per response, it cannot share them: {reason}")
     longest = config.rollout.max_prompt_tokens + config.rollout.max_new_tokens
     if actors.reward.max_tokens < longest:
         notes.append(

@@ -1,0 +1,95 @@
+"""The share of this machine's matrix-multiply rate that each stage reaches.
+
+    python experiments/speed/flops.py [--quick]
+
+Counted is the arithmetic that the stage cannot do without: linear layers on every distinct token, attention on the
+pairs of tokens that see each other, the LM head on response tokens; a backward pass counts twice its forward. The
+yardstick is the fastest of three fp32 products, timed beside every stage.
+"""
+
+import sys
+
+import torch
+from common import Results, seconds, spread
+from models import LAYERS, WORKLOADS, Workload, one_thread
+from r2m_worker import actors_of
+
+from r2m_cli.loop import TRAIN
+from r2m_cli.stages.packing import pack
+from r2m_cli.stages.rollout import rollout
+
+SHAPES = [(1024, 1024, 1024), (768, 576, 1536), (768, 1536, 576)]
+
+
+def matmul_rate() -> float:
+    """Floating-point operations a second, now."""
+    rates = []
+    for m, k, n in SHAPES:
+        a, b = torch.randn(m, k), torch.randn(k, n)
+        a @ b
+        rates.append(max(2 * m * k * n / seconds(lambda a=a, b=b: a @ b) for _ in range(8)))  # type: ignore[misc]
+    return max(rates)
+
+
+def forward_work(lm: torch.nn.Module, work: Workload, last_tokens: bool, head: bool) -> float:
+    """Operations of one teacher-forced forward with one copy of each prompt."""
+    config = lm.config  # type: ignore[attr-defined]
+    p, k = work.prompt_tokens, work.group_size
+    own = work.response_tokens - (not last_tokens)
+    linear = sum(m.weight.numel() for m in lm.modules() if isinstance(m, torch.nn.Linear) and m.out_features > 1)
+    if head:
+        linear -= lm.get_output_embeddings().weight.numel()  # type: ignore[operator]
+    tokens = p + k * own
+    seen = p * (p + 1) / 2 + k * (own * p + own * (own + 1) / 2)
+    total = 2 * linear * tokens + 4 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * seen
+    if head:
+        total += 2 * config.hidden_size * config.vocab_size * k * work.response_tokens
+    return float(work.prompts * total)
+
+
+def run(quick: bool) -> Results:
+    """`matmul_fraction.<workload>.<stage>`, and `matmul_fraction.<stage>`, the lower of the two."""
+    one_thread()
+    results: Results = {}
+    layers = 10 if quick else LAYERS
+    for name, work in WORKLOADS.items():
+        actors, source, config = actors_of(work, layers, [])
+        temperature = config.rollout.temperature
+        prompts = source.prompts[: work.prompts]
+        batch = rollout(actors, prompts, range(work.prompts), work.group_size, config.rollout, 0, TRAIN, 1)
+        (packs,) = pack(batch, config.rollout.tokens_per_batch)
+        policy, reward = actors.policy.module, actors.reward
+
+        def forward(packs=packs, policy=policy, temperature=temperature):  # type: ignore[no-untyped-def]
+            with torch.no_grad():
+                for p in packs:
+                    policy(p.sequences, temperature)
+
+        def embed(batch=batch, reward=reward, device=actors.device):  # type: ignore[no-untyped-def]
+            reward.embed(batch.prompt_of, batch.responses, device)
+
+        def both(packs=packs, policy=policy, temperature=temperature):  # type: ignore[no-untyped-def]
+            policy.zero_grad(set_to_none=True)
+            for p in packs:
+                policy(p.sequences, temperature).logp.sum().backward()
+
+        once = forward_work(policy.lm, work, last_tokens=False, head=True)
+        stages = {
+            "policy_forward": (forward, once),
+            "reward_forward": (embed, forward_work(reward.backbone.classifier, work, last_tokens=True, head=False)),
+            "policy_forward_backward": (both, 3 * once),
+        }
+        for stage, (function, operations) in stages.items():
+            function()
+            shares = [operations / seconds(function) / matmul_rate() for _ in range(2 if quick else 5)]
+            entry = spread(shares)
+            print(f"  {name} {stage}: {entry['median']} of the matrix-multiply rate", flush=True)
+            results[f"matmul_fraction.{name}.{stage}"] = entry
+            key = f"matmul_fraction.{stage}"
+            if key not in results or entry["median"] < results[key]["median"]:
+                results[key] = entry
+    return results
+
+
+if __name__ == "__main__":
+    run("--quick" in sys.argv)

@@ -1,0 +1,100 @@
+"""One process of r2m's own training loop that makes an RL step whenever a driver asks for one.
+
+    python experiments/speed/r2m_worker.py chat|summarise|N,P,R,K LAYERS [key=value ...]
+
+Answers with the seconds of the step, then those of each stage (rollout, annotate, policy_step, reward_step), then the
+peak memory of the process in bytes.
+"""
+
+import json
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hydra import compose, initialize_config_module
+from hydra.core.config_store import ConfigStore
+from models import (
+    BETA,
+    EPOCHS,
+    LR,
+    TEMPERATURE,
+    Turns,
+    Workload,
+    one_thread,
+    policy_folder,
+    prompts,
+    reward_folder,
+    workload,
+)
+from transformers import AutoTokenizer
+
+from r2m_cli import folders  # noqa: F401  registers the names of the run folders
+from r2m_cli.build import build_actors
+from r2m_cli.data.source import Source, load_source
+from r2m_cli.loop import train
+from r2m_cli.models.actors import Actors
+from r2m_cli.observe import Observer, peak_memory
+from r2m_cli.schema import Config
+from r2m_cli.stages.labelled import Labels
+from r2m_cli.validate import typed, validate
+
+STAGES = ("rollout", "annotate", "policy_step", "reward_step")
+
+
+@dataclass
+class TakingTurns(Observer):
+    """Ends each step with an answer, and waits before the next."""
+
+    turns: Turns = field(kw_only=True)
+    work: Workload = field(kw_only=True)
+
+    def row(self, step, values, timer=None, annotated=None):  # type: ignore[no-untyped-def]
+        stages = [timer.seconds().get(f"time/{name}", 0.0) for name in STAGES]
+        self.turns.done(*stages, peak_memory())
+        assert annotated.rollout.prompt_lengths.eq(self.work.prompt_tokens).all()
+        assert annotated.rollout.response_lengths.eq(self.work.response_tokens).all()
+        self.turns.wait()
+
+
+def configured(work: Workload, policy: Path, reward: Path, texts: list[str], overrides: list[str]) -> Config:
+    """The configuration of one workload, composed and checked as the command does it."""
+    data = Path(tempfile.mkdtemp()) / "prompts.jsonl"
+    data.write_text("\n".join(json.dumps({"prompt": text}) for text in texts))
+    ConfigStore.instance().store(name="schema", node=Config)
+    keys = [
+        "feedback=r2m", f"policy.path={policy}", f"reward.path={reward}", "data=file", f"data.path={data}",
+        "data.holdout=0.1", "train.steps=1000", "eval.every=0", f"ppo.prompts_per_step={work.prompts}", f"ppo.lr={LR}",
+        f"ppo.group_size={work.group_size}", f"ppo.epochs={EPOCHS}", f"ppo.beta={BETA}", "feedback.dim=512",
+        f"rollout.max_new_tokens={work.response_tokens}", f"rollout.temperature={TEMPERATURE}", "reward.max_tokens=1024",
+        "hydra.run.dir=unused",
+    ]  # fmt: skip
+    with initialize_config_module("r2m_cli.conf", version_base="1.3"):
+        config: Config = typed(compose("train", keys + overrides))
+    validate(config)
+    return config
+
+
+def actors_of(work: Workload, layers: int, overrides: list[str]) -> tuple[Actors, Source, Config]:
+    """Models, prompts and configuration of one workload; no token ends a response before its time."""
+    folder = policy_folder(layers)
+    texts = prompts(AutoTokenizer.from_pretrained(folder), work.prompt_tokens, 32)
+    config = configured(work, folder, reward_folder(folder), texts, overrides)
+    source = load_source(config.data, 1)
+    actors = build_actors(config, source)
+    assert not actors.policy.module.unshared
+    actors.format.eos_ids = set()
+    return actors, source, config
+
+
+def main() -> None:
+    turns, work = Turns(), workload(sys.argv[1])
+    one_thread()
+    actors, source, config = actors_of(work, int(sys.argv[2]), sys.argv[3:])
+    turns.wait()
+    observer = TakingTurns(None, 0, turns=turns, work=work)
+    train(actors, source.prompts, [], config, Path(tempfile.mkdtemp()), observer, 0, Labels())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""One process of TRL's RLOOTrainer that makes an RL step whenever `against_trl.py` asks for one.
+
+python experiments/speed/trl_worker.py WORKLOAD LAYERS best|default [micro-batch]
+"""
+
+import sys
+import tempfile
+
+import torch
+from datasets import Dataset
+from models import BETA, EPOCHS, LR, TEMPERATURE, WORKLOADS, Turns, one_thread, policy_folder, prompts, reward_folder
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from trl import RLOOConfig, RLOOTrainer
+
+
+class Boundary(TrainerCallback):
+    """An RL step is sampling, scoring and all its optimiser updates; TRL counts the updates."""
+
+    def __init__(self, turns: Turns):
+        self.turns = turns
+
+    def on_train_begin(self, *_, **__):  # type: ignore[no-untyped-def]
+        self.turns.wait()
+
+    def on_step_end(self, args, state, control, **__):  # type: ignore[no-untyped-def]
+        if state.global_step % EPOCHS == 0:
+            self.turns.done()
+            self.turns.wait()
+
+
+class Checked(RLOOTrainer):
+    """Refuses a step whose lengths are not the forced ones."""
+
+    lengths: tuple[int, int]
+
+    def _generate_and_score_completions(self, inputs):  # type: ignore[no-untyped-def]
+        out = super()._generate_and_score_completions(inputs)
+        assert out["prompt_mask"].sum(1).eq(self.lengths[0]).all()
+        assert out["completion_mask"].sum(1).eq(self.lengths[1]).all()
+        return out
+
+
+def main() -> None:
+    turns, work, layers, kind = Turns(), WORKLOADS[sys.argv[1]], int(sys.argv[2]), sys.argv[3]
+    one_thread()
+    folder = policy_folder(layers)
+    reward = reward_folder(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    rows = [[{"role": "user", "content": text}] for text in prompts(tokenizer, work.prompt_tokens, 32)]
+    sequences = work.prompts * work.group_size
+    # The fastest of the micro-batches tried (2, 4, 8, 16) unless asked for another; 8 is TRL's default.
+    micro = int(sys.argv[4]) if len(sys.argv) > 4 else min(8, sequences)
+    options = {"gradient_checkpointing": False, "optim": "adamw_torch_fused"} if kind == "best" else {}
+    config = RLOOConfig(
+        output_dir=tempfile.mkdtemp(), use_cpu=True, bf16=False, report_to=[], save_strategy="no", logging_steps=10**6,
+        per_device_train_batch_size=micro, gradient_accumulation_steps=sequences // micro, max_steps=10**6,
+        num_generations=work.group_size, num_iterations=EPOCHS, max_completion_length=work.response_tokens, beta=BETA,
+        temperature=TEMPERATURE, learning_rate=LR, disable_tqdm=True,
+        generation_kwargs={"min_new_tokens": work.response_tokens}, **options,
+    )  # fmt: skip
+    assert config.gradient_checkpointing == (kind != "best")
+    policy = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    Checked.lengths = (work.prompt_tokens, work.response_tokens)
+    trainer = Checked(
+        policy, [str(reward)], args=config, train_dataset=Dataset.from_dict({"prompt": rows}),
+        processing_class=tokenizer, callbacks=[Boundary(turns)],
+    )  # fmt: skip
+    assert {p.dtype for m in (trainer.model, trainer.ref_model, *trainer.reward_funcs) for p in m.parameters()} == {
+        torch.float32
+    }
+    trainer.train()
+
+
+if __name__ == "__main__":
+    main()

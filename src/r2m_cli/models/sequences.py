@@ -1,0 +1,151 @@
+"""Groups of sequences with a common beginning, and the two ways to lay them out for one forward of a model."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from r2m_cli.maths.masking import length_mask
+from r2m_cli.models.shared_attention import SharedAttention
+
+
+class Layout(Protocol):
+    """Where each token of B sequences lies among the T states that one forward gives."""
+
+    def run(self, body: Any) -> Tensor:
+        """Last-layer states of a transformers model without its head. [T, D]."""
+        ...
+
+    def inputs(self) -> dict[str, Any]:
+        """The keyword arguments of the model's forward."""
+        ...
+
+    def at(self, row: Tensor, position: Tensor) -> Tensor:
+        """The number, 0 to T - 1, of the state at a position of a sequence. [N], [N] -> [N]."""
+        ...
+
+    def readable(self, limit: Tensor) -> Tensor:
+        """Which states are those of each sequence's first `limit` [B] tokens. [B, T]."""
+        ...
+
+
+class _Runs:
+    def run(self: Layout, body: Any) -> Tensor:
+        states: Tensor = body(**self.inputs(), use_cache=False).last_hidden_state
+        return states.flatten(0, 1)
+
+
+class Padded(_Runs):
+    """One row per sequence, padded on the right: what every model can read. T = B * S."""
+
+    def __init__(self, tokens: Tensor, lengths: Tensor):
+        """tokens [B, S]; the first `lengths` [B] of each row are read."""
+        width = int(lengths.max())
+        self.tokens = tokens[:, :width]
+        self.mask = length_mask(lengths, width)
+
+    def inputs(self) -> dict[str, Any]:
+        return {"input_ids": self.tokens, "attention_mask": self.mask.long()}
+
+    def at(self, row: Tensor, position: Tensor) -> Tensor:
+        return row * self.tokens.shape[1] + position
+
+    def readable(self, limit: Tensor) -> Tensor:
+        rows, width = self.tokens.shape
+        own = torch.eye(rows, dtype=torch.bool, device=self.tokens.device)
+        return (own[:, :, None] & length_mask(limit, width)).view(rows, rows * width)
+
+
+class SharedPrefix(_Runs):
+    """All groups in one row, without padding: a group's prefix once, then what each of its K sequences adds to it.
+
+    Every token has the position and sees the tokens that it would in a sequence of its own, so states and gradients are
+    the same numbers; the K - 1 other copies of the prefix are not computed.
+    """
+
+    def __init__(self, tokens: Tensor, prefix_lengths: Tensor, lengths: Tensor, group_size: int):
+        """
+        Args:
+            tokens: [B, S]; the first `lengths` [B] of each row are read.
+            prefix_lengths: [B], equal within a group; up to there the rows of a group are the same. May exceed `lengths`.
+            group_size: K; a group's rows are adjacent. With 1 the whole sequence is the prefix.
+        """  # fmt: skip
+        prefix_lengths = lengths if group_size == 1 else prefix_lengths
+        prefix = prefix_lengths[::group_size]  # [G]
+        own = (lengths - prefix_lengths).clamp_min(0).view(-1, group_size)  # [G, K]
+        lay = torch.arange(int(prefix.sum() + own.sum()), device=tokens.device)
+        pieces = torch.cat([prefix[:, None], own], dim=1)  # [G, K + 1] lengths, in the order of the row
+        starts = (pieces.flatten().cumsum(0) - pieces.flatten()).view_as(pieces)
+        piece = torch.arange(pieces.numel(), device=tokens.device).repeat_interleave(pieces.flatten())  # [T]
+        member = piece % (group_size + 1) - 1  # -1: the prefix
+        self.group_size, self.prefix, self.starts = group_size, prefix, starts
+        self.group = piece // (group_size + 1)  # [T]
+        self.row = torch.where(member < 0, -1, self.group * group_size + member)  # [T] the sequence, -1: all of a group
+        self.positions = lay - starts.flatten()[piece] + torch.where(member < 0, 0, prefix[self.group])
+        self.tokens = tokens[torch.where(member < 0, self.group * group_size, self.row), self.positions]
+        self.attention = SharedAttention(prefix, own.flatten(), starts, group_size)
+
+    def inputs(self) -> dict[str, Any]:
+        # A mask that is 4-D already is handed on as it is: nothing of size T x T is made, and `attend` needs none.
+        no_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.tokens.device)
+        return {
+            "input_ids": self.tokens[None],
+            "position_ids": self.positions[None],
+            "attention_mask": no_mask,
+            "shared_attention": self.attention,
+        }
+
+    def at(self, row: Tensor, position: Tensor) -> Tensor:
+        group, member = row // self.group_size, row % self.group_size
+        beyond = position - self.prefix[group]
+        return torch.where(beyond < 0, self.starts[group, 0] + position, self.starts[group, member + 1] + beyond)
+
+    def readable(self, limit: Tensor) -> Tensor:
+        row = torch.arange(len(limit), device=limit.device)[:, None]
+        mine = (self.row == row) | ((self.row < 0) & (self.group == row // self.group_size))
+        return mine & (self.positions < limit[:, None])
+
+
+@dataclass(frozen=True, eq=False)
+class Sequences:
+    """Prompts with responses to score. What is derived from them is kept: every model and every epoch reads them again."""
+
+    tokens: Tensor  # [B, S] prompt, response and padding on the right
+    prompt_lengths: Tensor  # [B] at least 1, equal within a group
+    response_lengths: Tensor  # [B]
+    group_size: int  # K; the K rows of a group are adjacent and begin with the same prompt
+
+    @property
+    def lengths(self) -> Tensor:
+        """[B] tokens that a model reads: all but the last, whose state predicts nothing. The S-1 states of the paper."""
+        return self.prompt_lengths + self.response_lengths - 1
+
+    def layout(self, shared: bool) -> Layout:
+        """With one copy of each prompt, or with a row of its own for every sequence."""
+        return self._shared if shared else self._padded
+
+    @cached_property
+    def _shared(self) -> Layout:
+        return SharedPrefix(self.tokens, self.prompt_lengths, self.lengths, self.group_size)
+
+    @cached_property
+    def _padded(self) -> Layout:
+        return Padded(self.tokens, self.lengths)
+
+    @cached_property
+    def response_mask(self) -> Tensor:
+        """[B, R] true on response tokens; R is the longest response."""
+        return length_mask(self.response_lengths, int(self.response_lengths.max()))
+
+    @cached_property
+    def response_tokens(self) -> tuple[Tensor, Tensor, Tensor]:
+        """All response tokens, row by row: their sequence, the position whose state predicts them, their id; each [N]."""
+        row, column = self.response_mask.nonzero(as_tuple=True)
+        position = self.prompt_lengths[row] + column
+        return row, position - 1, self.tokens[row, position]
+
+    def table(self, values: Tensor) -> Tensor:
+        """One number per response token as a table [B, R], 0 on padding."""
+        return values.new_zeros(self.response_mask.shape).masked_scatter(self.response_mask, values)

@@ -1,0 +1,138 @@
+"""Attention over packed groups, in which the K sequences of a group share the keys and values of their prefix.
+
+Registered with transformers' attention interface, so that every model that goes through it can read packed rows; calls
+without a layout (generation, padded rows) are plain scaled_dot_product_attention.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from r2m_cli.maths.masking import length_mask
+
+NAME = "r2m_shared_prefix"
+
+
+class SharedAttention:
+    """Who sees whom in a packed row, T tokens of G groups: a prefix sees itself, a sequence's own tokens see prefix and self.
+
+    Both parts are computed in padded form, [G, P] and [B, O] with P and O the longest prefix and own part; the masks are
+    made once and serve every layer.
+    """
+
+    def __init__(self, prefix: Tensor, own: Tensor, starts: Tensor, group_size: int):
+        """prefix [G] and own [B] lengths; starts [G, K + 1], where each piece begins in the row."""
+        self.group_size = group_size
+        self.prefix, self.own = prefix, own
+        widths = [int(lengths.max()) for lengths in (prefix, own)]
+        masks = [length_mask(lengths, width) for lengths, width in zip((prefix, own), widths)]
+        begins = (starts[:, 0], starts[:, 1:].flatten())
+        steps = [torch.arange(width, device=prefix.device) for width in widths]
+        # Padding points at token 0: what is read there is masked, and what is computed there is never used.
+        self.prefix_at, self.own_at = (
+            torch.where(mask, begin[:, None] + step, 0) for mask, begin, step in zip(masks, begins, steps)
+        )
+        # The way back: for each token of the row its place among [G * P] and, behind them, [B * O].
+        places = torch.cat([mask.flatten() for mask in masks]).nonzero().squeeze(1)
+        order = torch.cat([at[mask] for at, mask in zip((self.prefix_at, self.own_at), masks)])
+        self.back = torch.empty_like(places).index_copy_(0, order, places)
+        self._masks: dict[int | None, tuple[Tensor | None, Tensor]] = {}
+
+    def masks(self, window: int | None) -> tuple[Tensor | None, Tensor]:
+        """Keys that prefixes see, [P, P] (None: causal), and keys that own tokens see, [B or 1, 1, O, P + O]."""
+        if window not in self._masks:
+            self._masks[window] = self._make_masks(window)
+        return self._masks[window]
+
+    def _make_masks(self, window: int | None) -> tuple[Tensor | None, Tensor]:
+        device, (longest, width) = self.prefix.device, (self.prefix_at.shape[1], self.own_at.shape[1])
+        step = torch.arange(longest, device=device)
+        prefix_mask = None
+        if window is not None and window < longest:
+            distance = step[:, None] - step
+            prefix_mask = (distance >= 0) & (distance < window)
+        # One mask serves all sequences where the prefixes are of one length.
+        lengths = self.prefix if int(self.prefix.min()) < longest else self.prefix[:1]
+        lengths = lengths.repeat_interleave(self.group_size) if len(lengths) > 1 else lengths
+        own = torch.arange(width, device=device)
+        seen = length_mask(lengths, longest)[:, None, :].expand(-1, width, -1)
+        causal = (own[:, None] >= own).expand(len(lengths), -1, -1)
+        mask = torch.cat([seen, causal], dim=2)
+        if window is not None:
+            at = lengths[:, None] + own  # positions of the queries, and of their own keys
+            keys = torch.cat([step.expand(len(lengths), -1), at], dim=1)
+            mask = mask & (at[:, :, None] - keys[:, None, :] < window)
+        return prefix_mask, mask[:, None]
+
+
+def attend(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    shared_attention: SharedAttention | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention function: query [1, H, T, D], key and value [1, H_kv, T, D] -> [1, T, H, D].
+
+    Raises NotImplementedError for what no packed row can do; `sharing.why_not` then lets the model go without.
+    """
+    if shared_attention is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, sliding_window=sliding_window,
+            **kwargs,
+        )  # fmt: skip
+    unknown = [name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None]
+    if unknown or dropout or not getattr(module, "is_causal", True):
+        raise NotImplementedError(f"attention with {unknown or 'dropout, or in both directions'}")
+    lay = shared_attention
+    prefix_mask, own_mask = lay.masks(sliding_window)
+    flat = [states[0].transpose(0, 1) for states in (query, key, value)]  # [T, H, D]
+    q, k, v = (_take(states, lay.prefix_at) for states in flat)  # [G, P, H, D]
+    outputs = []
+    if q.shape[1]:
+        outputs.append(_sdpa(q, k, v, prefix_mask, scaling, causal=prefix_mask is None))
+    if lay.own_at.shape[1]:
+        q_own, k_own, v_own = (_take(states, lay.own_at) for states in flat)  # [B, O, H, D]
+        keys, values = (_behind(*pair, lay.group_size) for pair in ((k, k_own), (v, v_own)))
+        outputs.append(_sdpa(q_own, keys, values, own_mask, scaling, causal=False))
+    joined = torch.cat([states.flatten(0, 1) for states in outputs])
+    return joined.index_select(0, lay.back)[None], None
+
+
+def _take(states: Tensor, at: Tensor) -> Tensor:
+    """[T, H, D] at [N, L] -> [N, L, H, D]."""
+    return states.index_select(0, at.flatten()).unflatten(0, at.shape)
+
+
+def _behind(prefix: Tensor, own: Tensor, group_size: int) -> Tensor:
+    """Each sequence's own keys behind those of its group's prefix. [G, P, H, D], [B, O, H, D] -> [B, P + O, H, D]."""
+    repeated = prefix[:, None].expand(-1, group_size, -1, -1, -1)
+    return torch.cat([repeated, own.unflatten(0, (-1, group_size))], dim=2).flatten(0, 1)
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float | None, causal: bool) -> Tensor:
+    """[N, L, H, D] each, fewer heads in k and v with grouped queries -> [N, L, H, D]."""
+    q, k, v = (states.transpose(1, 2) for states in (q, k, v))
+    grouped = q.shape[1] // k.shape[1]
+    if (
+        grouped > 1 and mask is not None and q.is_cuda
+    ):  # there the fast kernels take a mask or grouped queries, not both
+        k, v, grouped = k.repeat_interleave(grouped, dim=1), v.repeat_interleave(grouped, dim=1), 1
+    output = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, scale=scaling, is_causal=causal, enable_gqa=grouped > 1
+    )
+    return output.transpose(1, 2)
+
+
+AttentionInterface.register(NAME, attend)
+AttentionMaskInterface.register(NAME, sdpa_mask)

@@ -1,0 +1,242 @@
+"""Packed rows against padded ones: the same numbers forward and backward, for every architecture and any lengths."""
+
+import copy
+import functools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from packs import rows_of
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from r2m_cli.models import policy as policy_module
+from r2m_cli.models.critic import Critic
+from r2m_cli.models.policy import Policy
+from r2m_cli.models.reward_model import RewardBackbone, common_prefix
+from r2m_cli.models.sequences import Sequences, SharedPrefix
+
+VOCABULARY = 29
+SMALL = {
+    "vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 64, "head_dim": 4, "pad_token_id": 0, "bos_token_id": 1,
+    "eos_token_id": 2,
+}  # fmt: skip
+# A window of 4 tokens is shorter than the prompts, longer than some responses.
+WINDOWED = {"sliding_window": 4, "use_sliding_window": True, "max_window_layers": 1, "layer_types": None}
+FAMILIES = {
+    "llama": {},
+    "qwen2": {},
+    "qwen3": {},
+    "mistral": {"sliding_window": None},
+    "gemma": {},
+    "gemma3_text": {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]},
+    "gpt_neox": {},
+    "gpt2": {},
+    "mistral, window": {"sliding_window": 4},
+    "qwen2, window": WINDOWED,
+    "qwen3, window": WINDOWED,
+}
+
+
+@functools.cache
+def built(name: str, scorer: bool = False):
+    family = name.split(",")[0]
+    accepted = AutoConfig.for_model(family).to_dict()
+    settings = {k: v for k, v in (SMALL | FAMILIES[name]).items() if k in accepted or k in SMALL}
+    if settings.get("layer_types", 1) is None:
+        del settings["layer_types"]
+    if scorer:
+        settings["num_labels"] = 1
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **settings)
+    model = (AutoModelForSequenceClassification if scorer else AutoModelForCausalLM).from_config(config).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.15 * torch.randn_like(weight))
+    return model
+
+
+def groups(prompts: list[int], responses: list[list[int]], seed: int = 1) -> Sequences:
+    """Random sequences, each group behind a prompt of its own."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def tokens(n: int) -> torch.Tensor:
+        return torch.randint(3, VOCABULARY, (n,), generator=generator)
+
+    rows = []
+    for p, group in zip(prompts, responses):
+        prompt = tokens(p)
+        rows += [torch.cat([prompt, tokens(r)]) for r in group]
+    k = len(responses[0])
+    prompt_lengths = torch.tensor(prompts).repeat_interleave(k)
+    lengths = torch.tensor([r for group in responses for r in group])
+    return Sequences(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), prompt_lengths, lengths, k)
+
+
+PROMPTS, RESPONSES = [7, 3, 12], [[5, 1, 8], [2, 9, 3], [1, 1, 1]]
+
+
+def both(module: nn.Module, run, seed: int = 3):
+    """What `run` gives, and the gradient of a weighted sum of it, with shared prompts and with padded rows."""
+    found = []
+    assert not module.unshared
+    for reason in ("", "asked"):
+        module.unshared = reason
+        output = run(module)
+        generator = torch.Generator().manual_seed(seed)
+        weights = torch.randn(output.shape, generator=generator)
+        module.zero_grad()
+        (output * weights).sum().backward()
+        found.append([output, *(p.grad for p in module.parameters() if p.grad is not None)])
+    module.unshared = ""
+    return found
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_log_probabilities_states_and_gradients_equal_those_of_padded_rows(family):
+    sequences, policy = groups(PROMPTS, RESPONSES), Policy(copy.deepcopy(built(family)))
+    states = []
+
+    def run(module):
+        output = module(sequences, 0.7, with_entropy=True)
+        states.append(rows_of(output.states))
+        return output.logp + 0.1 * output.entropy
+
+    shared, padded = both(policy, run)
+    assert len(shared) > 10
+    for mine, oracle in zip(shared, padded, strict=True):
+        torch.testing.assert_close(mine, oracle, atol=1e-4, rtol=1e-4)
+    assert all(g.abs().max() > 1e-4 for g in shared[1:3])
+    for mine, oracle, length in zip(*states, sequences.lengths.tolist(), strict=True):
+        assert len(mine) == length
+        torch.testing.assert_close(mine, oracle, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rewards_equal_those_of_padded_rows(family):
+    """Rows of a group share what they have in common; the last ones are equal, or one begins the other."""
+    sequences = groups(PROMPTS, RESPONSES)
+    tokens, lengths = sequences.tokens.clone(), sequences.prompt_lengths + sequences.response_lengths
+    tokens[4] = tokens[3]  # of other lengths: one begins the other
+    tokens[7] = tokens[6]
+    backbone = RewardBackbone(copy.deepcopy(built(family, scorer=True)))
+    shared, padded = both(backbone, lambda module: module(tokens, lengths, 3))
+    for mine, oracle in zip(shared, padded, strict=True):
+        torch.testing.assert_close(mine, oracle, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox"])
+def test_values_equal_those_of_padded_rows(family):
+    critic = Critic(copy.deepcopy(built(family)))
+    torch.nn.init.normal_(critic.value_head.weight)
+    shared, padded = both(critic, lambda module: module(groups(PROMPTS, RESPONSES)))
+    for mine, oracle in zip(shared, padded, strict=True):
+        torch.testing.assert_close(mine, oracle, atol=1e-4, rtol=1e-4)
+
+
+lengths = st.integers(1, 4).flatmap(
+    lambda k: st.lists(
+        st.tuples(st.integers(1, 9), st.lists(st.integers(0, 7), min_size=k, max_size=k)), min_size=1, max_size=4
+    )
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(lengths, st.sampled_from(["llama", "gpt2", "mistral, window"]))
+def test_any_groups_of_any_lengths_empty_responses_included(drawn, family):
+    prompts, responses = [p for p, _ in drawn], [r for _, r in drawn]
+    if not any(map(sum, responses)):
+        responses[0][0] = 1
+    sequences, policy = groups(prompts, responses), Policy(built(family))
+    with torch.no_grad():
+        shared = policy(sequences, 1.0)
+        policy.unshared = "asked"
+        padded = policy(sequences, 1.0)
+    torch.testing.assert_close(shared.logp, padded.logp, atol=1e-4, rtol=1e-4)
+    for mine, oracle in zip(rows_of(shared.states), rows_of(padded.states), strict=True):
+        torch.testing.assert_close(mine, oracle, atol=1e-4, rtol=1e-4)
+
+
+@settings(max_examples=40, deadline=None)
+@given(lengths)
+def test_a_packed_row_holds_each_prompt_once_and_no_padding(drawn):
+    sequences = groups([p for p, _ in drawn], [r for _, r in drawn])
+    layout = SharedPrefix(sequences.tokens, sequences.prompt_lengths, sequences.lengths, sequences.group_size)
+    read = (sequences.lengths - sequences.prompt_lengths).clamp_min(0)
+    prompts = sequences.prompt_lengths if sequences.group_size > 1 else sequences.lengths
+    if sequences.group_size == 1:
+        read = read * 0
+    assert len(layout.tokens) == int(prompts[:: sequences.group_size].sum() + read.sum())
+    for b, length in enumerate(sequences.lengths.tolist()):
+        at = layout.at(torch.full((length,), b), torch.arange(length))
+        assert torch.equal(layout.tokens[at], sequences.tokens[b, :length])
+        assert torch.equal(layout.positions[at], torch.arange(length))
+        assert torch.equal(layout.readable(sequences.lengths)[b].nonzero().squeeze(1).sort().values, at.sort().values)
+
+
+def test_the_common_prefix_is_told_by_the_tokens():
+    tokens = torch.tensor([[5, 6, 7, 8], [5, 6, 9, 8], [4, 4, 4, 4], [4, 4, 4, 4], [1, 2, 3, 0], [2, 2, 3, 0]])
+    got = common_prefix(tokens, torch.tensor([4, 4, 4, 4, 3, 3]), 2)
+    assert got.tolist() == [2, 2, 3, 3, 0, 0]  # equal rows keep one token of their own each
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 1000])
+def test_the_lm_head_in_chunks_gives_the_same_numbers(monkeypatch, size):
+    """Also through gradient checkpoints, which compute a chunk's logits once more in the backward."""
+    sequences, results = groups(PROMPTS, RESPONSES), []
+    rows = []
+    for limit in (policy_module.LOGITS, size * VOCABULARY):
+        monkeypatch.setattr(policy_module, "LOGITS", limit)
+        policy = Policy(copy.deepcopy(built("llama")))
+        policy.lm.lm_head.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+        output = policy(sequences, 0.7, with_entropy=True)
+        (output.logp.sum() + output.entropy.sum()).backward()
+        results.append([output.logp, output.entropy, *(p.grad for p in policy.parameters())])
+    for mine, whole in zip(*results, strict=True):
+        torch.testing.assert_close(mine, whole, atol=1e-5, rtol=1e-5)
+    assert max(rows[1:]) == min(size, rows[0])
+
+
+# --- models that cannot ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["gemma2", "bloom"])
+def test_an_architecture_that_cannot_share_goes_on_as_it_was(family):
+    """Gemma 2 caps its attention's logits, which the kernel cannot; BLOOM's attention has an interface of its own."""
+    torch.manual_seed(0)
+    accepted = AutoConfig.for_model(family)
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(family, **{k: v for k, v in SMALL.items() if hasattr(accepted, k)})
+    ).eval()
+    before, policy = model.config._attn_implementation, Policy(model)
+    assert policy.unshared
+    assert model.config._attn_implementation == before
+    sequences = groups(PROMPTS, RESPONSES)
+    with torch.no_grad():
+        got = policy(sequences, 1.0).logp
+        for b in range(len(got)):
+            p, r = int(sequences.prompt_lengths[b]), int(sequences.response_lengths[b])
+            ids = sequences.tokens[b, : p + r]
+            log_p = model(ids[None]).logits[0].log_softmax(dim=1)
+            expected = log_p[torch.arange(p - 1, p + r - 1), ids[p:]]
+            torch.testing.assert_close(got[b, :r], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_model_whose_states_come_out_otherwise_is_found_out():
+    """Nothing raises here, only the numbers differ: positions that do not restart behind the prompt."""
+    model = copy.deepcopy(built("llama"))
+    body, inner = model.model, model.model.forward
+
+    def forward(*args, position_ids=None, **kwargs):
+        return inner(*args, **kwargs)
+
+    body.forward = forward
+    assert Policy(model).unshared == "its states differ"
+
+
+def test_an_encoder_reads_padded_rows():
+    config = AutoConfig.for_model("bert", **{k: v for k, v in SMALL.items() if k != "head_dim"}, num_labels=1)
+    torch.manual_seed(0)
+    assert RewardBackbone(AutoModelForSequenceClassification.from_config(config).eval()).unshared

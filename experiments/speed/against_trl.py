@@ -8,16 +8,17 @@ The two live in processes of their own and take turns, step by step: A B C A B C
 import sys
 
 from common import Results, Worker, spread
-from models import LAYERS, WORKLOADS
+from models import LAYERS
 
 QUICK_LAYERS = 10
+ROUNDS = {"chat": 3, "summarise": 2}
 
 
 def run(quick: bool) -> Results:
-    """Ratios TRL / r2m of the same round, and the seconds behind them. A warm-up step each is not counted."""
+    """Ratios TRL / r2m of the same round, and the seconds behind them. The first step of each is a warm-up."""
     results: Results = {}
-    layers, rounds = (QUICK_LAYERS, 1) if quick else (LAYERS, 3)
-    for workload in WORKLOADS:
+    layers = QUICK_LAYERS if quick else LAYERS
+    for workload, rounds in ROUNDS.items():
         workers = {
             "r2m": Worker("r2m_worker.py", workload, layers),
             "trl_best": Worker("trl_worker.py", workload, layers, "best"),
@@ -25,19 +26,17 @@ def run(quick: bool) -> Results:
         }
         times: dict[str, list[float]] = {name: [] for name in workers}
         try:
-            for number in range(rounds + (not quick)):
+            for number in range(1 + (1 if quick else rounds)):
                 for name, worker in workers.items():
                     taken = worker.step()[0]
                     print(
-                        f"  {workload} {'warm-up' if number == rounds else number + 1} {name}: {taken:.1f} s",
-                        flush=True,
+                        f"  {workload} {f'round {number}' if number else 'warm-up'} {name}: {taken:.1f} s", flush=True
                     )
-                    times[name].append(taken)
+                    if number:
+                        times[name].append(taken)
         finally:
             for worker in workers.values():
                 worker.close()
-        if not quick:
-            times = {name: values[1:] for name, values in times.items()}
         for name, values in times.items():
             results[f"{workload}.seconds_{name}"] = spread(values)
             if name != "r2m":

@@ -20,7 +20,7 @@ class Workload:
     group_size: int  # K
 
 
-WORKLOADS = {"chat": Workload(4, 48, 64, 4), "summarise": Workload(1, 350, 50, 8)}
+WORKLOADS = {"chat": Workload(2, 48, 64, 4), "summarise": Workload(1, 350, 50, 8)}
 LAYERS = 30  # of SmolLM2-135M
 EPOCHS, BETA, TEMPERATURE, LR = 2, 0.05, 0.7, 1e-6
 

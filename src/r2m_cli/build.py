@@ -86,7 +86,7 @@ def build_actors(config: Config, source: Source, policy_path: str | None = None)
     lora = None
     if training and config.policy.lora_rank:
         lora = with_lora(lm, config.policy.lora_rank, "CAUSAL_LM", mix(config.seed, LORA_SEED))
-    policy = Policy(lm, engine.gradient_checkpointing)
+    policy = Policy(lm, engine.gradient_checkpointing, engine.attention)
     policy_size = policy.hidden_size
     if not all(bool(p.isfinite().all()) for p in policy.parameters()):
         raise UserError(
@@ -104,11 +104,12 @@ def build_actors(config: Config, source: Source, policy_path: str | None = None)
         if lora is not None:
             reference = BaseOfLora(policy_engine, lora)
         else:
-            reference = place_frozen(Policy(load_causal_lm(config.policy.path, "policy.path", dtype)), engine, device)
+            frozen = Policy(load_causal_lm(config.policy.path, "policy.path", dtype), attention=engine.attention)
+            reference = place_frozen(frozen, engine, device)
     critic = None
     if training and trainer.algorithm == "ppo":
         body = load_causal_lm(config.policy.path, "policy.path", dtype)
-        values = Critic(body, engine.gradient_checkpointing)
+        values = Critic(body, engine.gradient_checkpointing, engine.attention)
         critic = make_engine(values, engine, device, weight_decay=decay, max_grad_norm=norm)
     return Actors(
         policy=policy_engine,
@@ -142,7 +143,7 @@ def build_reward(config: Config, policy_size: int, device: torch.device, key: st
         if f.kind != "head_only":
             module = FeedbackHead(head, policy_size, f.dim, mix(config.seed, ADAPTER_SEED), f.init_scale)
         feedback = make_engine(module, config.engine, device, weight_decay=0.0, max_grad_norm=0.0, small=True)
-    backbone = RewardBackbone(classifier)
+    backbone = RewardBackbone(classifier, config.engine.attention)
     return RewardModel(
         backbone=place_frozen(backbone, config.engine, device),
         frozen_head=initial,

@@ -66,7 +66,8 @@ def train(
         mine, numbers = shard(stream.batch(step - 1, c.prompts_per_step))
 
         with timer("rollout"):
-            batch = balance(rollout(actors, mine, numbers, c.group_size, config.rollout, config.seed, TRAIN, step))
+            batch = rollout(actors, mine, numbers, c.group_size, config.rollout, config.seed, TRAIN, step)
+            batch = balance(batch, together=2 if config.feedback.kind == "shuffled" else 1)
             packs = pack(batch, budget, c.mini_batches)
         with timer("annotate"):
             annotated = annotate(actors, batch, [p for mini_batch in packs for p in mini_batch], weight, temperature)

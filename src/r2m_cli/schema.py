@@ -267,6 +267,8 @@ class EngineConfig:
     device: str = "auto"
     # fp32 | bf16
     dtype: str = "fp32"
+    # kernel that lets responses share their prompt: sdpa | flex (compiled; skips what nobody sees; not yet run on a GPU)
+    attention: str = "sdpa"
     # trade time for memory in the policy's backward
     gradient_checkpointing: bool = False
     # keep the optimiser state in host memory (zero, stages 1 to 3)

@@ -44,7 +44,7 @@ FAMILIES = {
 def built(name: str, scorer: bool = False):
     family = name.split(",")[0]
     accepted = AutoConfig.for_model(family).to_dict()
-    settings = {k: v for k, v in (SMALL | FAMILIES[name]).items() if k in accepted or k in SMALL}
+    settings = {k: v for k, v in (SMALL | FAMILIES.get(name, {})).items() if k in accepted or k in SMALL}
     if settings.get("layer_types", 1) is None:
         del settings["layer_types"]
     if scorer:
@@ -111,6 +111,23 @@ def test_log_probabilities_states_and_gradients_equal_those_of_padded_rows(famil
     assert all(g.abs().max() > 1e-4 for g in shared[1:3])
     for mine, oracle, length in zip(*states, sequences.lengths.tolist(), strict=True):
         assert len(mine) == length
+        torch.testing.assert_close(mine, oracle, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "gemma2"])
+@torch.no_grad()
+def test_flex_attention_gives_the_same_numbers(family):
+    """It can also cap scores, as Gemma 2 wants it."""
+    sequences = groups(PROMPTS, RESPONSES)
+    policy = Policy(copy.deepcopy(built(family)), attention="flex")
+    assert not policy.unshared
+    assert policy.lm.config._attn_implementation.endswith("flex")
+    shared = policy(sequences, 0.7)
+    policy.lm.set_attn_implementation("eager")
+    policy.unshared = "asked"
+    padded = policy(sequences, 0.7)
+    torch.testing.assert_close(shared.logp, padded.logp, atol=1e-4, rtol=1e-4)
+    for mine, oracle in zip(rows_of(shared.states), rows_of(padded.states), strict=True):
         torch.testing.assert_close(mine, oracle, atol=1e-4, rtol=1e-4)
 
 

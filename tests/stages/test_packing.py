@@ -131,6 +131,17 @@ def test_ranks_exchange_groups_until_their_tokens_are_about_equal(make_actors, p
     torch.testing.assert_close(mine, whole[balanced[0].numbers], atol=1e-5, rtol=1e-5)
 
 
+def test_neighbours_that_must_not_part_move_together(make_actors, prompts, monkeypatch):
+    actors = make_actors()
+    parts = [rollout(actors, prompts, range(4 * r, 4 * r + 4), K, ROLLOUT, 5, 0, 1) for r in (0, 1)]
+    for rank in (0, 1):
+        as_ranks(monkeypatch, parts, rank)
+        numbers = balance(parts[rank], together=2).numbers
+        assert [b - a for a, b in zip(numbers[::2], numbers[1::2])] == [1, 1]
+        assert all(number % 2 == 0 for number in numbers[::2])
+        assert balance(parts[rank], together=3) is parts[rank]
+
+
 def test_one_process_has_nothing_to_exchange(batch):
     assert balance(batch) is batch
     assert replace(batch).number_of == [i for i in range(4) for _ in range(K)]

@@ -34,10 +34,10 @@ class Policy(nn.Module):
 
     lm: Any  # transformers' PreTrainedModel
 
-    def __init__(self, lm: nn.Module, gradient_checkpointing: bool = False):
+    def __init__(self, lm: nn.Module, gradient_checkpointing: bool = False, attention: str = "sdpa"):
         super().__init__()
         self.lm = lm.eval()
-        self.unshared = why_not(self.lm, lambda layout: layout.run(self.lm.base_model))
+        self.unshared = why_not(self.lm, lambda layout: layout.run(self.lm.base_model), attention)
         self._checkpointed = checkpointed_layers(self.lm) if gradient_checkpointing else []
 
     @property

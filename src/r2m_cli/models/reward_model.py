@@ -20,12 +20,12 @@ class RewardBackbone(nn.Module):
     with pad = EOS the latter reads the wrong token. Replies to one prompt share it, as in `Policy`.
     """
 
-    def __init__(self, classifier: nn.Module):
+    def __init__(self, classifier: nn.Module, attention: str = "sdpa"):
         super().__init__()
         self.classifier = classifier
         self._captured: Tensor | None = None
         find_head(classifier).register_forward_pre_hook(self._capture)
-        self.unshared = why_not(classifier, self._states)
+        self.unshared = why_not(classifier, self._states, attention)
 
     def _capture(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         self._captured = args[0]

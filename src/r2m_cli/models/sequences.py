@@ -85,7 +85,9 @@ class SharedPrefix(_Runs):
         self.row = torch.where(member < 0, -1, self.group * group_size + member)  # [T] the sequence, -1: all of a group
         self.positions = lay - starts.flatten()[piece] + torch.where(member < 0, 0, prefix[self.group])
         self.tokens = tokens[torch.where(member < 0, self.group * group_size, self.row), self.positions]
-        self.attention = SharedAttention(prefix, own.flatten(), starts, group_size)
+        self.attention = SharedAttention(
+            prefix, own.flatten(), starts, group_size, self.group, self.row, self.positions
+        )
 
     def inputs(self) -> dict[str, Any]:
         # A mask that is 4-D already is handed on as it is: nothing of size T x T is made, and `attend` needs none.

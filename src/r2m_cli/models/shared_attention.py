@@ -4,18 +4,22 @@ Registered with transformers' attention interface, so that every model that goes
 without a layout (generation, padded rows) are plain scaled_dot_product_attention.
 """
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from r2m_cli.maths.masking import length_mask
 
-NAME = "r2m_shared_prefix"
+# engine.attention -> the name under which transformers knows it.
+NAMES = {"sdpa": "r2m_shared_prefix", "flex": "r2m_shared_prefix_flex"}
 
 
 class SharedAttention:
@@ -25,9 +29,21 @@ class SharedAttention:
     made once and serve every layer.
     """
 
-    def __init__(self, prefix: Tensor, own: Tensor, starts: Tensor, group_size: int):
-        """prefix [G] and own [B] lengths; starts [G, K + 1], where each piece begins in the row."""
+    def __init__(
+        self,
+        prefix: Tensor,
+        own: Tensor,
+        starts: Tensor,
+        group_size: int,
+        group: Tensor,
+        row: Tensor,
+        positions: Tensor,
+    ):
+        """prefix [G] and own [B] lengths; starts [G, K + 1], where each piece begins in the row; of each of the T tokens its
+        group, sequence (-1: all of the group) and position."""
         self.group_size = group_size
+        self.group, self.row, self.positions = group, row, positions
+        self._block_masks: dict[int | None, BlockMask] = {}
         self.prefix, self.own = prefix, own
         widths = [int(lengths.max()) for lengths in (prefix, own)]
         masks = [length_mask(lengths, width) for lengths, width in zip((prefix, own), widths)]
@@ -48,6 +64,19 @@ class SharedAttention:
         if window not in self._masks:
             self._masks[window] = self._make_masks(window)
         return self._masks[window]
+
+    def block_mask(self, window: int | None) -> BlockMask:
+        """The same for flex attention, over the whole row."""
+        if window not in self._block_masks:
+            group, row, at = self.group, self.row, self.positions
+
+            def sees(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+                seen = (group[q] == group[k]) & ((row[k] < 0) | (row[k] == row[q])) & (at[k] <= at[q])
+                return seen if window is None else seen & (at[q] - at[k] < window)
+
+            size = len(row)
+            self._block_masks[window] = create_block_mask(sees, None, None, size, size, device=str(row.device))
+        return self._block_masks[window]
 
     def _make_masks(self, window: int | None) -> tuple[Tensor | None, Tensor]:
         device, (longest, width) = self.prefix.device, (self.prefix_at.shape[1], self.own_at.shape[1])
@@ -91,9 +120,7 @@ def attend(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, sliding_window=sliding_window,
             **kwargs,
         )  # fmt: skip
-    unknown = [name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None]
-    if unknown or dropout or not getattr(module, "is_causal", True):
-        raise NotImplementedError(f"attention with {unknown or 'dropout, or in both directions'}")
+    _refuse_unknown(module, dropout, kwargs, "softcap")
     lay = shared_attention
     prefix_mask, own_mask = lay.masks(sliding_window)
     flat = [states[0].transpose(0, 1) for states in (query, key, value)]  # [T, H, D]
@@ -107,6 +134,48 @@ def attend(
         outputs.append(_sdpa(q_own, keys, values, own_mask, scaling, causal=False))
     joined = torch.cat([states.flatten(0, 1) for states in outputs])
     return joined.index_select(0, lay.back)[None], None
+
+
+def attend_flex(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    shared_attention: SharedAttention | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """As `attend`, by one flex-attention kernel over the row, which skips the blocks that nobody sees; it can cap scores."""
+    if shared_attention is None:
+        return attend(
+            module, query, key, value, attention_mask, scaling, dropout, None, sliding_window, softcap=softcap, **kwargs
+        )
+    _refuse_unknown(module, dropout, kwargs)
+
+    def capped(score: Tensor, *_: Tensor) -> Tensor:
+        assert softcap
+        return softcap * torch.tanh(score / softcap)
+
+    output = _flex(query.device.type)(
+        query, key, value, score_mod=capped if softcap else None, block_mask=shared_attention.block_mask(sliding_window),
+        scale=scaling, enable_gqa=query.shape[1] != key.shape[1],
+    )  # fmt: skip
+    return output.transpose(1, 2), None
+
+
+@cache
+def _flex(device: str) -> Callable[..., Tensor]:
+    return torch.compile(flex_attention, dynamic=True) if device == "cuda" else flex_attention  # type: ignore[return-value]
+
+
+def _refuse_unknown(module: Any, dropout: float, options: dict[str, Any], *more: str) -> None:
+    unknown = [name for name in ("s_aux", "position_bias", *more) if options.get(name) is not None]
+    if unknown or dropout or not getattr(module, "is_causal", True):
+        raise NotImplementedError(f"attention with {', '.join(unknown) or 'dropout, or in both directions'}")
 
 
 def _take(states: Tensor, at: Tensor) -> Tensor:
@@ -134,5 +203,6 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float |
     return output.transpose(1, 2)
 
 
-AttentionInterface.register(NAME, attend)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+for name, function in zip(NAMES.values(), (attend, attend_flex), strict=True):
+    AttentionInterface.register(name, function)
+    AttentionMaskInterface.register(name, sdpa_mask)

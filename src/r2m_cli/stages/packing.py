@@ -43,14 +43,21 @@ def pack(rollout: Rollout, budget: int, mini_batches: int = 1) -> list[list[Pack
     return batches
 
 
-def balance(rollout: Rollout) -> Rollout:
-    """As many groups as before on every rank, but of about as many tokens: what this rank now has. Collective."""
-    if comm.world_size() == 1:
+def balance(rollout: Rollout, together: int = 1) -> Rollout:
+    """As many groups as before on every rank, but of about as many tokens: what this rank now has. Collective.
+
+    Args:
+        together: this many neighbouring groups move as one: 2 where their single greedy responses swap states, as
+            ReMax's do with feedback=shuffled. A rank whose groups do not come in such numbers keeps what it has.
+    """
+    if comm.world_size() == 1 or len(rollout.prompts) % together:
         return rollout
     every = comm.gather(replace(rollout, **{name: getattr(rollout, name).cpu() for name in TENSORS}))
     size, k = len(rollout.prompts), rollout.group_size
-    loads = [load for part in every for load in group_tokens(part)]
-    groups = [divmod(group, size) for group in spread(loads, len(every), size)[comm.rank()]]  # (rank, group there)
+    tokens = [load for part in every for load in group_tokens(part)]
+    loads = [sum(tokens[i : i + together]) for i in range(0, len(tokens), together)]
+    mine = spread(loads, len(every), size // together)[comm.rank()]
+    groups = [divmod(i * together + j, size) for i in mine for j in range(together)]  # (rank, group there)
     rows = [(rank, group * k + j) for rank, group in groups for j in range(k)]
     width = max(int((part.prompt_lengths + part.response_lengths).max()) for part in every)
     tensors = {

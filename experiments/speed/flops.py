@@ -8,6 +8,7 @@ yardstick is the fastest of three fp32 products, timed beside every stage.
 """
 
 import sys
+from dataclasses import replace
 
 import torch
 from common import Results, seconds, spread
@@ -51,9 +52,9 @@ def run(quick: bool) -> Results:
     """`matmul_fraction.<workload>.<stage>`, and `matmul_fraction.<stage>`, the lower of the two."""
     one_thread()
     results: Results = {}
-    layers = 10 if quick else LAYERS
     for name, work in WORKLOADS.items():
-        actors, source, config = actors_of(work, layers, [])
+        work = replace(work, prompts=max(work.prompts, 4 if name == "chat" else 1))
+        actors, source, config = actors_of(work, LAYERS, [])
         temperature = config.rollout.temperature
         prompts = source.prompts[: work.prompts]
         batch = rollout(actors, prompts, range(work.prompts), work.group_size, config.rollout, 0, TRAIN, 1)

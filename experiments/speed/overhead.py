@@ -35,7 +35,7 @@ def against_vanilla(quick: bool) -> Results:
     """Two processes that differ in `feedback` alone take turns, A B B A."""
     percent, shares = [], []
     with _pair() as (vanilla, r2m):
-        for number in range(7 if quick else 21):
+        for number in range(5 if quick else 21):
             first, second = (vanilla, r2m) if number % 2 else (r2m, vanilla)
             answers = {id(worker): worker.step() for worker in (first, second)}
             base, ours = answers[id(vanilla)], answers[id(r2m)]
@@ -45,7 +45,7 @@ def against_vanilla(quick: bool) -> Results:
     # Peak memory in processes of their own, whose allocator gives every large tensor back at once: else how it happens
     # to keep them moves the peak by more than what is measured.
     with _pair(MALLOC_MMAP_THRESHOLD_="65536") as (vanilla, r2m):
-        memory = [100 * (r2m.step()[-1] / vanilla.step()[-1] - 1) for _ in range(3 if quick else 6)]
+        memory = [100 * (r2m.step()[-1] / vanilla.step()[-1] - 1) for _ in range(2 if quick else 6)]
     print(f"  R2M over vanilla: time {spread(percent)['median']} %, peak memory {memory[-1]:.2f} %", flush=True)
     results = {"r2m_overhead.time_percent": spread(percent), "r2m_overhead.memory_percent": spread(memory)}
     return results | {f"stage_percent.{name}": spread(column) for name, column in zip(STAGES, zip(*shares))}

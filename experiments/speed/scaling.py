@@ -27,7 +27,7 @@ def run(quick: bool) -> Results:
     }
     times: dict[str, list[float]] = {name: [] for name in workers}
     try:
-        for _ in range(3 if quick else 6):
+        for _ in range(2 if quick else 6):
             for name, worker in workers.items():
                 times[name].append(worker.step()[0])
     finally:
@@ -62,10 +62,12 @@ def _launched(count: int, steps: int) -> list[float]:
         f"policy.path={folder}", f"reward.path={reward_folder(folder)}", "data=file", f"data.path={data}",
         "data.holdout=0.1", f"train.steps={steps}", "eval.every=0", f"ppo.prompts_per_step={BASE['n'] * 2}", "ppo.lr=1e-6",
         f"ppo.group_size={BASE['K']}", f"rollout.max_new_tokens={BASE['R']}", "feedback.dim=512", "ppo.epochs=2",
-        "checkpoint.export=false", f"hydra.run.dir={run_dir / 'run'}",
+        "checkpoint.export=false", "rollout.max_prompt_tokens=512", f"hydra.run.dir={run_dir / 'run'}",
     ]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    subprocess.run(command, check=True, capture_output=True, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise SystemExit(f"scaling: {done.stdout[-500:]}{done.stderr[-500:]}")
     rows = [json.loads(line) for line in (run_dir / "run" / "metrics.jsonl").read_text().splitlines()]
     return [row["step_time"] for row in rows if row["step"] > 1]
 

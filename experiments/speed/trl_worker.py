@@ -48,7 +48,7 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     rows = [[{"role": "user", "content": text}] for text in prompts(tokenizer, work.prompt_tokens, 32)]
     sequences = work.prompts * work.group_size
-    # The fastest of the micro-batches tried (2, 4, 8, 16) unless asked for another; 8 is TRL's default.
+    # 8 is TRL's default; a third argument tries another.
     micro = int(sys.argv[4]) if len(sys.argv) > 4 else min(8, sequences)
     options = {"gradient_checkpointing": False, "optim": "adamw_torch_fused"} if kind == "best" else {}
     config = RLOOConfig(

@@ -43,8 +43,7 @@ class SharedAttention:
         group, sequence (-1: all of the group) and position."""
         self.group_size = group_size
         self.group, self.row, self.positions = group, row, positions
-        self._block_masks: dict[int | None, BlockMask] = {}
-        self.prefix, self.own = prefix, own
+        self.prefix = prefix
         widths = [int(lengths.max()) for lengths in (prefix, own)]
         masks = [length_mask(lengths, width) for lengths, width in zip((prefix, own), widths)]
         begins = (starts[:, 0], starts[:, 1:].flatten())
@@ -58,6 +57,7 @@ class SharedAttention:
         order = torch.cat([at[mask] for at, mask in zip((self.prefix_at, self.own_at), masks)])
         self.back = torch.empty_like(places).index_copy_(0, order, places)
         self._masks: dict[int | None, tuple[Tensor | None, Tensor]] = {}
+        self._block_masks: dict[int | None, BlockMask] = {}
 
     def masks(self, window: int | None) -> tuple[Tensor | None, Tensor]:
         """Keys that prefixes see, [P, P] (None: causal), and keys that own tokens see, [B or 1, 1, O, P + O]."""

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -152,6 +153,9 @@ def peak_memory() -> float:
     """Largest memory of this rank so far in bytes: the GPU allocator's, or the process's resident set on a CPU."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return float(torch.cuda.max_memory_allocated())
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux: getrusage would count what the parent held when it started this process
+        return 1024.0 * next(float(line.split()[1]) for line in status.read_text().splitlines() if "VmHWM" in line)
     unit = 1 if sys.platform == "darwin" else 1024
     return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
 

@@ -154,8 +154,9 @@ def peak_memory() -> float:
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return float(torch.cuda.max_memory_allocated())
     status = Path("/proc/self/status")
-    if status.exists():  # Linux: getrusage would count what the parent held when it started this process
-        return 1024.0 * next(float(line.split()[1]) for line in status.read_text().splitlines() if "VmHWM" in line)
+    for line in status.read_text().splitlines() if status.exists() else []:
+        if line.startswith("VmHWM"):  # Linux: getrusage counts what the parent held when it started this process
+            return 1024.0 * float(line.split()[1])
     unit = 1 if sys.platform == "darwin" else 1024
     return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
 

@@ -2,8 +2,8 @@
 
     python experiments/speed/r2m_worker.py chat|summarise|N,P,R,K LAYERS [key=value ...]
 
-Answers with the seconds of the step, then those of each stage (rollout, annotate, policy_step, reward_step), then the
-peak memory of the process in bytes.
+Answers with the seconds of the step, then those of each stage (rollout, annotate, policy_step, reward_step), then those
+that went into code which only runs with feedback, then the peak memory of the process in bytes.
 """
 
 import json
@@ -11,6 +11,7 @@ import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import perf_counter
 
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
@@ -33,7 +34,8 @@ from r2m_cli import folders  # noqa: F401  registers the names of the run folder
 from r2m_cli.build import build_actors
 from r2m_cli.data.source import Source, load_source
 from r2m_cli.loop import train
-from r2m_cli.models.actors import Actors
+from r2m_cli.models.actors import Actors, RewardModel
+from r2m_cli.models.states import ANNOTATED
 from r2m_cli.observe import Observer, peak_memory
 from r2m_cli.schema import Config
 from r2m_cli.stages.labelled import Labels
@@ -51,10 +53,35 @@ class TakingTurns(Observer):
 
     def row(self, step, values, timer=None, annotated=None):  # type: ignore[no-untyped-def]
         stages = [timer.seconds().get(f"time/{name}", 0.0) for name in STAGES]
-        self.turns.done(*stages, peak_memory())
+        self.turns.done(*stages, Reading.taken() + stages[-1], peak_memory())
         assert annotated.rollout.prompt_lengths.eq(self.work.prompt_tokens).all()
         assert annotated.rollout.response_lengths.eq(self.work.response_tokens).all()
         self.turns.wait()
+
+
+class Reading:
+    """The seconds that the adapter reads in the annotation; those of the rest of R2M are a stage of their own."""
+
+    seconds = 0.0
+
+    @classmethod
+    def timed(cls) -> None:
+        """From now on."""
+        read = RewardModel.read
+
+        def timed_read(self, *args, phase, **kwargs):  # type: ignore[no-untyped-def]
+            begun = perf_counter()
+            score = read(self, *args, phase=phase, **kwargs)
+            cls.seconds += (phase == ANNOTATED) * (perf_counter() - begun)
+            return score
+
+        RewardModel.read = timed_read  # type: ignore[method-assign]
+
+    @classmethod
+    def taken(cls) -> float:
+        """Since the last call."""
+        seconds, cls.seconds = cls.seconds, 0.0
+        return seconds
 
 
 def configured(work: Workload, policy: Path, reward: Path, texts: list[str], overrides: list[str]) -> Config:
@@ -90,6 +117,7 @@ def actors_of(work: Workload, layers: int, overrides: list[str]) -> tuple[Actors
 def main() -> None:
     turns, work = Turns(), workload(sys.argv[1])
     one_thread()
+    Reading.timed()
     actors, source, config = actors_of(work, int(sys.argv[2]), sys.argv[3:])
     turns.wait()
     observer = TakingTurns(None, 0, turns=turns, work=work)

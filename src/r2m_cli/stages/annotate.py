@@ -47,7 +47,7 @@ def annotate(
         tables["old"].append(output.logp)
         tables["entropy"].append(output.entropy)
         if reward.feedback is not None:
-            score = reward.read(rte, output.states, weight, [rollout.seeds[i] for i in rows], block, ANNOTATED)
+            score = reward.read(rte, output.states, weight, [rollout.seeds[i] for i in rows], block, phase=ANNOTATED)
             numbers["live"].append(score.reward)
             if score.attention_entropy is not None and score.adapter_scale is not None:
                 numbers["attention"].append(score.attention_entropy)

@@ -10,7 +10,8 @@ from packs import of_rows
 from torch import Tensor
 
 from r2m_cli.maths.masking import length_mask
-from r2m_cli.models.cross_attention import CrossAttention, pool
+from r2m_cli.models.cross_attention import CrossAttention, blocks, pool
+from r2m_cli.models.states import States
 
 B, S, RM, POLICY, INNER = 4, 7, 6, 10, 5
 
@@ -182,3 +183,47 @@ def test_shapes_and_size_of_the_initial_weights():
     for weight in module.parameters():
         assert weight.abs().max() <= 1 / math.sqrt(weight.shape[0])
         assert weight.std() > 0.1 / math.sqrt(weight.shape[0])
+
+
+def test_blocks_are_cut_where_no_sequence_reads_across():
+    # Two groups of two that share a prompt of 2 states each, the second group's rows swapped; then a row of its own.
+    readable = torch.tensor(
+        [
+            [1, 1, 1, 0, 0, 0, 0, 0, 0],
+            [1, 1, 0, 1, 0, 0, 0, 0, 0],
+            [0, 0, 0, 0, 1, 1, 0, 1, 0],
+            [0, 0, 0, 0, 1, 1, 1, 0, 0],
+            [0, 0, 0, 0, 0, 0, 0, 0, 1],
+        ]
+    ).bool()
+    expected = [(slice(0, 2), slice(0, 4)), (slice(2, 4), slice(4, 8)), (slice(4, 5), slice(8, 9))]
+    assert blocks(readable) == expected
+    # Two single sequences that read each other's states (feedback=shuffled) belong together.
+    assert blocks(readable[[0, 4, 2]]) == [(slice(0, 1), slice(0, 3)), (slice(1, 3), slice(4, 9))]
+
+
+@given(st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=3), min_size=1, max_size=4), st.randoms())
+def test_pooling_in_blocks_is_pooling_over_everything(groups, random):
+    """Groups of responses behind a prompt of two states, in any order: mixed rows are merely larger blocks."""
+    rows, start = [], 0
+    total = sum(2 + sum(group) for group in groups)
+    for group in groups:
+        at = start + 2
+        for length in group:
+            row = torch.zeros(total, dtype=torch.bool)
+            row[start : start + 2] = row[at : at + length] = True
+            rows.append(row)
+            at += length
+        start = at
+    order = random.sample(range(len(rows)), len(rows))
+    rows = [rows[i] for i in order]
+    readable = torch.stack(rows)
+    generator = torch.Generator().manual_seed(total)
+    hidden = torch.randn(total, POLICY, generator=generator, dtype=torch.float64)
+    u = torch.randn(len(rows), POLICY, generator=generator, dtype=torch.float64).requires_grad_(True)
+    m, a = pool(u, States(hidden, readable))
+    expected = (u @ hidden.T).masked_fill(~readable, -torch.inf).softmax(dim=1)
+    torch.testing.assert_close(a, expected)
+    torch.testing.assert_close(m, expected @ hidden)
+    ours, theirs = (torch.autograd.grad(x.sin().sum(), u)[0] for x in (m, expected @ hidden))
+    torch.testing.assert_close(ours, theirs)

@@ -68,9 +68,12 @@ class _Pool(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, u: Tensor, hidden: Tensor, readable: Tensor) -> tuple[Tensor, Tensor]:
-        attention = (u @ hidden.T).masked_fill_(~readable, -torch.inf).softmax(dim=1)
-        pooled = attention @ hidden
+        attention, pooled, parts = u.new_zeros(readable.shape), torch.empty_like(u), blocks(readable)
+        for rows, span in parts:
+            own = (u[rows] @ hidden[span].T).masked_fill_(~readable[rows, span], -torch.inf).softmax(dim=1)
+            attention[rows, span], pooled[rows] = own, own @ hidden[span]
         ctx.save_for_backward(attention, pooled, hidden)
+        ctx.parts = parts
         ctx.mark_non_differentiable(attention)
         return pooled, attention
 
@@ -78,5 +81,27 @@ class _Pool(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
         """du = sum_s a_s (h_s.g - m.g) h_s."""
         attention, pooled, hidden = ctx.saved_tensors
-        inner = g @ hidden.T - (pooled * g).sum(dim=1, keepdim=True)
-        return (attention * inner) @ hidden, None, None
+        du = torch.empty_like(pooled)
+        for rows, span in ctx.parts:
+            states, gradient = hidden[span], g[rows]
+            inner = gradient @ states.T - (pooled[rows] * gradient).sum(dim=1, keepdim=True)
+            du[rows] = (attention[rows, span] * inner) @ states
+        return du, None, None
+
+
+def blocks(readable: Tensor) -> list[tuple[slice, slice]]:
+    """Runs of sequences with the run of states that they read: a group with its own, of whatever lies in one row.
+
+    Without them each sequence would be scored against the states of all. readable [B, T], every row with a state ->
+    slices of rows that cover B, each with the slice of T outside of which none of its rows reads.
+    """
+    first = readable.byte().argmax(dim=1)
+    last = readable.shape[1] - readable.flip(1).byte().argmax(dim=1)
+    # A run ends before row i where all rows behind it read later states than any row before.
+    behind = first.flip(0).cummin(0).values.flip(0).tolist()
+    ahead = last.cummax(0).values.tolist()
+    starts = [0] + [i for i in range(1, len(ahead)) if behind[i] >= ahead[i - 1]]
+    return [
+        (slice(start, end), slice(behind[start], ahead[end - 1]))
+        for start, end in zip(starts, [*starts[1:], len(ahead)])
+    ]

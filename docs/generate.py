@@ -35,7 +35,8 @@ def configuration() -> str:
     page += (
         "Every key with its type, its default (that of `r2m train` before a group or an experiment changes it) and the values "
         "that it takes. Set a key with `key=value`, choose from a group "
-        "with `group=choice`, add an experiment, a method or a sweep with `+experiment=`, `+method=`, `+sweep=`. "
+        "with `group=choice`, add an experiment, a world, a method or a sweep with `+experiment=`, `+world=`, `+method=`, "
+        "`+sweep=`. "
         "`r2m train --cfg job` prints what a command line comes to.\n\n"
     )
     page += "## Groups\n\n| group | choice | what it is |\n| --- | --- | --- |\n"

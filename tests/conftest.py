@@ -45,7 +45,8 @@ def make_actors(world, chat):
 
     Arguments: seed, feedback (an adapter that learns), reference (a frozen policy of other weights, so that the KL is
     not 0), policy_dtype, max_tokens of the reward model, kind and init_scale as in `feedback.*`, critic (one of PPO,
-    untrained), lora_rank (adapters in the policy, whose base is then the reference).
+    untrained), lora_rank (adapters in the policy, whose base is then the reference), states and scaled (feedback.states,
+    feedback.scale=rte).
     """
     import torch
 
@@ -73,7 +74,7 @@ def make_actors(world, chat):
 
     def make(
         seed=0, feedback=True, reference=True, policy_dtype=torch.float32, max_tokens=64, kind="r2m", init_scale=1.0,
-        critic=False, lora_rank=0,
+        critic=False, lora_rank=0, states="policy", scaled=False,
     ):  # fmt: skip
         lm = model(16, seed, scorer=False).to(policy_dtype)
         lora = with_lora(lm, lora_rank, "CAUSAL_LM", seed) if lora_rank else None
@@ -86,7 +87,7 @@ def make_actors(world, chat):
         head = find_head(classifier)
         learner = None
         if feedback and kind != "none":
-            module = HeadOnly(head) if kind == "head_only" else FeedbackHead(head, 16, 8, seed, init_scale)
+            module = HeadOnly(head) if kind == "head_only" else FeedbackHead(head, 16, 8, seed, init_scale, scaled)
             learner = SingleEngine(module, device, 0.0, 0.0)
         return Actors(
             policy=policy,
@@ -98,6 +99,7 @@ def make_actors(world, chat):
                 format=chat,
                 max_tokens=max_tokens,
                 kind=kind,
+                states=states,
             ),
             format=chat,
             gold=lambda prompt, response, finished: world.score(prompt[-1]["content"], response, finished),

@@ -29,7 +29,7 @@ def policy_cache(config: Config) -> Path:
     del model["lora_rank"]  # how RL trains it, not how it was fitted
     lengths = [config.rollout.max_prompt_tokens, config.rollout.max_new_tokens]  # demonstrations are cut to them
     rest = [config.data.demonstrations, lengths, config.engine.dtype]
-    identity = key_of("policy", model, identity_of(config.data), rest)
+    identity = key_of("policy", model, identity_of(config.data, labels=False), rest)
     return cache_dir() / f"policy-{identity}"
 
 
@@ -46,6 +46,8 @@ def reward_cache(config: Config) -> Path:
             config.rollout.max_new_tokens,
         ]
         labels += [config.rollout.temperature, config.eval.pairs]
+        if config.reward.pretrain_epochs:
+            labels += [asdict(config.policy.fit), config.data.demonstrations, config.rollout.max_prompt_tokens]
     return cache_dir() / f"reward-{key_of('reward', model, labels)}"
 
 
@@ -141,7 +143,8 @@ def build_reward(config: Config, policy_size: int, device: torch.device, key: st
     if f.kind != "none":
         module: torch.nn.Module = HeadOnly(head)
         if f.kind != "head_only":
-            module = FeedbackHead(head, policy_size, f.dim, mix(config.seed, ADAPTER_SEED), f.init_scale)
+            seed = mix(config.seed, ADAPTER_SEED)
+            module = FeedbackHead(head, policy_size, f.dim, seed, f.init_scale, f.scale == "rte")
         feedback = make_engine(module, config.engine, device, weight_decay=0.0, max_grad_norm=0.0, small=True)
     backbone = RewardBackbone(classifier, config.engine.attention)
     return RewardModel(
@@ -151,6 +154,7 @@ def build_reward(config: Config, policy_size: int, device: torch.device, key: st
         format=chat,
         max_tokens=readable(classifier, chat.tokenizer, config.reward.max_tokens),
         kind=f.kind,
+        states=f.states,
         ensemble=_ensemble(config, policy_size, device) if config.reward.paths else None,
         unshared=backbone.unshared,
     )

@@ -50,6 +50,12 @@ def _ppo(c: Config) -> None:
         raise UserError(f"ppo.ratio={p.ratio}: {p.algorithm} gives every token its advantage; it needs ppo.ratio=token")
     if p.kl_estimator == "k1" and p.kl_in == "loss" and p.beta > 0:
         raise UserError("ppo.kl_estimator=k1 has no gradient in expectation: use k2 or k3, or ppo.kl_in=reward")
+    if p.kl_target is not None and not (p.kl_target > 0 and p.beta > 0):
+        raise UserError(
+            f"ppo.kl_target={p.kl_target}: must be above 0, and ppo.beta={p.beta:g} too (it is where the weight begins)"
+        )
+    if c.guard.stop_on == "kl" and p.beta == 0:
+        raise UserError("guard.stop_on=kl: with ppo.beta=0 no KL is measured; set ppo.beta above 0")
     if p.reward_clip is not None and not p.reward_clip > 0:
         raise UserError(f"ppo.reward_clip={p.reward_clip}: must be above 0, or null for no clipping")
     if p.clip_low >= 1:
@@ -76,9 +82,24 @@ def _feedback(c: Config) -> None:
             raise UserError(f"{key}: feedback={f.kind} learns nothing; it needs feedback={'|'.join(LEARNING)}")
     if f.judge != "none" and f.alpha == 1:
         raise UserError("feedback.judge: with feedback.alpha=1 its labels weigh nothing; lower feedback.alpha")
+    if f.judge != "none" and not f.judge_pairs > 0:
+        raise UserError(f"feedback.judge_pairs={f.judge_pairs:g}: must be above 0, or feedback.judge=none")
+    if f.judge_replay and f.judge == "none":
+        raise UserError("feedback.judge_replay: there are no judged pairs to replay; it needs feedback.judge")
+    if f.self_labels == "none" and f.kind in LEARNING and f.judge == "none" and not f.replay_pairs:
+        raise UserError(
+            "feedback.self_labels=none: the update learns from labels alone and there are none; set feedback.replay_pairs or "
+            "feedback.judge, or feedback=frozen"
+        )
+    if f.states == "reference" and f.kind not in ("none", "head_only") and c.ppo.beta == 0:
+        raise UserError("feedback.states=reference: with ppo.beta=0 there is no reference; set ppo.beta above 0")
+    if f.scale == "rte" and f.init_scale == 0:
+        raise UserError("feedback.init_scale=0: nothing can be scaled to H_last's size; it needs feedback.scale=free")
+    if f.warmup_lr is not None and not f.warmup_lr > 0:
+        raise UserError(f"feedback.warmup_lr={f.warmup_lr}: must be above 0, or null for feedback.lr")
     if f.judge != "none" and f.judge_pairs > c.ppo.prompts_per_step:
         raise UserError(
-            f"feedback.judge_pairs={f.judge_pairs}: one pair of a group at most, so no more than "
+            f"feedback.judge_pairs={f.judge_pairs:g}: one pair of a group at most, so no more than "
             f"ppo.prompts_per_step={c.ppo.prompts_per_step}"
         )
 
@@ -87,6 +108,11 @@ def _reward(c: Config) -> None:
     r = c.reward
     if r.paths and len(r.paths) + 1 > r.members:
         raise UserError(f"reward.members={r.members}: reward.path and {len(r.paths)} reward.paths are more; raise it")
+    if r.pretrain_epochs and (r.base is not None or c.data.kind != "gold"):
+        raise UserError(
+            f"reward.pretrain_epochs={r.pretrain_epochs}: it is for a fresh model of the gold world; that of reward.base has "
+            "learnt its language already"
+        )
     if r.members == 1 and r.combine != "mean":
         raise UserError(f"reward.combine={r.combine}: there is one reward model; raise reward.members")
     if r.members > 1 and c.feedback.kind != "none" and c.task == "train":
@@ -95,10 +121,8 @@ def _reward(c: Config) -> None:
 
 def _judges(c: Config) -> None:
     for key, judge in (("feedback.judge", c.feedback.judge), ("eval.judge", c.eval.judge)):
-        if judge == "gold" and c.data.kind != "gold":
-            raise UserError(
-                f"{key}=gold: only the gold world knows the truth (data=gold); use openai, or a reward model"
-            )
+        if judge in ("gold", "labeller") and c.data.kind != "gold":
+            raise UserError(f"{key}={judge}: only the gold world has it (data=gold); use openai, or a reward model")
     if c.judge.timeout <= 0:
         raise UserError(f"judge.timeout={c.judge.timeout}: must be above 0 seconds")
 

@@ -4,13 +4,9 @@ import torch
 
 from r2m_cli.data.preferences import Pair
 from r2m_cli.models.actors import Actors
-from r2m_cli.seeds import mix
-from r2m_cli.stages.labelled import pair_rewards, pairs_per_forward
-
-INSPECTION = 11  # stream of random numbers
+from r2m_cli.stages.labelled import score_pairs
 
 
-@torch.no_grad()
 def inspect_reward_model(actors: Actors, pairs: list[Pair], omega: float, budget: int) -> tuple[list[str], list[str]]:
     """Accuracy and spread as notes for the person, and warnings where the rewards are flat or no better than chance.
 
@@ -20,15 +16,9 @@ def inspect_reward_model(actors: Actors, pairs: list[Pair], omega: float, budget
         omega: w(T), the weight at which the adapter's part is shown.
         budget: tokens per forward.
     """
-    rows = pairs_per_forward(actors, pairs, budget)
-    parts = [
-        pair_rewards(actors, pairs[i : i + rows], omega, [mix(INSPECTION, j) for j in range(i, i + rows)])
-        for i in range(0, len(pairs), rows)
-    ]
-    frozen = torch.cat([text for text, _ in parts])
+    frozen, live = score_pairs(actors, pairs, omega, budget)
     notes = [f"reward model on {len(pairs)} held-out pairs: {_describe(frozen)}"]
-    if actors.reward.feedback is not None and actors.reward.kind != "head_only":
-        live = torch.cat([live for _, live in parts if live is not None])
+    if live is not None and actors.reward.kind != "head_only":
         notes.append(f"with feedback, before any RL, at w = {omega:g}: {_describe(live)}")
     missing = int((~frozen.isfinite()).sum())
     warnings = []

@@ -46,10 +46,13 @@ def launch(config: Config, run_dir: Path) -> float | None:
         raise UserError(f"hydra.run.dir={run_dir}: holds a run or an evaluation already; name a new folder")
     config = prepare(config)
     execute(config, run_dir)
+    return objective(run_dir) if config.task == "train" else None
+
+
+def objective(run_dir: Path) -> float | None:
+    """What a finished training run reached, for a sweeper; None without a summary."""
     summary = run_dir / "summary.json"
-    if config.task != "train" or not summary.is_file():
-        return None
-    return json.loads(summary.read_text())["objective"]  # type: ignore[no-any-return]
+    return json.loads(summary.read_text())["objective"] if summary.is_file() else None
 
 
 def prepare(config: Config) -> Config:

@@ -13,9 +13,8 @@ from r2m_cli.batch import Annotated, Prompt, Rollout
 from r2m_cli.data.source import PromptStream
 from r2m_cli.distributed import comm
 from r2m_cli.errors import UserError
-from r2m_cli.judges.judge import Judge
 from r2m_cli.judges.openai_judge import OpenAIJudge
-from r2m_cli.maths.schedule import feedback_weight, learning_rate
+from r2m_cli.maths.schedule import adapted_beta, feedback_weight, learning_rate
 from r2m_cli.models.actors import Actors
 from r2m_cli.observe import Observer, Timer, evaluation_metrics, rollout_metrics
 from r2m_cli.schema import Config
@@ -23,7 +22,8 @@ from r2m_cli.seeds import mix
 from r2m_cli.stages.advantages import advantages
 from r2m_cli.stages.annotate import annotate
 from r2m_cli.stages.critic_step import critic_step
-from r2m_cli.stages.labelled import Labels, judged, replay_batch
+from r2m_cli.stages.judged import Verdict, choose, judged, labels_due, of_all_ranks, remember
+from r2m_cli.stages.labelled import Labels, replay_batch, score_pairs
 from r2m_cli.stages.packing import balance, pack
 from r2m_cli.stages.policy_step import policy_step
 from r2m_cli.stages.reward_step import RewardStep
@@ -51,15 +51,17 @@ def train(
     """
     stream = PromptStream(prompts, config.seed)
     total, c, temperature = config.train.steps, config.ppo, config.rollout.temperature
-    budget = config.rollout.tokens_per_batch
+    budget, beta = config.rollout.tokens_per_batch, c.beta if observer.beta is None else observer.beta
     learns = actors.reward.feedback is not None and config.feedback.kind != "frozen"
 
     if start == 0 and config.eval.every:
-        observer.row(0, evaluate(actors, eval_prompts, config, weight_at(0, config)))
+        weight = weight_at(0, config)
+        values = evaluate(actors, eval_prompts, config, weight) | pair_accuracy(actors, labels, config, weight)
+        observer.row(0, values)
 
     for step in range(start + 1, total + 1):
         timer = Timer()
-        weight = weight_at(step, config)
+        weight, c = weight_at(step, config), replace(c, beta=beta)
         policy_lr, critic_lr = (
             learning_rate(step - 1, total, lr, c.warmup_steps, c.lr_schedule) for lr in (c.lr, c.critic.lr)
         )
@@ -79,7 +81,7 @@ def train(
         trainable = advantages(annotated, c, greedy)
         if labels.judge is not None:
             with timer("judge"):
-                preference = ask(labels.judge, annotated, config, actors, run_dir, step, observer)
+                preference = ask(labels, annotated, config, actors, run_dir, step, observer)
         if learns:
             reward_step = RewardStep(actors, annotated, config.feedback, weight, preference)
 
@@ -91,27 +93,39 @@ def train(
                 metrics.update(critic_step(actors.critic, trainable, packs, c, critic_lr))
         if reward_step:
             with timer("reward_step"), not_finite_is_an_error(step):
-                if config.feedback.replay_pairs:
-                    replayed = replay_batch(labels.pairs, config.feedback.replay_pairs, config.seed, step)
+                if replayed := replay_batch(labels, config.feedback, config.seed, step):
                     reward_step.replay(replayed, mix(config.seed, step), budget)
                 metrics.update(reward_step.update(config.feedback.lr))
             timer.shift("policy_step", "reward_step", reward_step.seconds)
 
         metrics.update(rollout_metrics(annotated))
-        values = metrics.means() | {"learning_rate": policy_lr}
+        values = metrics.means() | {"learning_rate": policy_lr, "beta": beta}
+        if labels.judge is not None:
+            values["reward_model/labels"] = float(len(labels.judged))
+        last = step == total or (config.guard.stop_on == "kl" and values["kl"] > config.guard.kl)
         if actors.reward.feedback is not None:
             values["feedback/omega"] = weight
-        if config.eval.every and (step % config.eval.every == 0 or step == total):
+        if config.eval.every and (step % config.eval.every == 0 or last):
             with timer("eval"):
                 values |= evaluate(actors, eval_prompts, config, weight)
+                values |= pair_accuracy(actors, labels, config, weight) if last else {}
 
+        if c.kl_target is not None:
+            beta = observer.beta = adapted_beta(beta, values["kl"], c.kl_target, config.ppo.beta)
         stopping = stop.requested(run_dir) or step == config.train.stop_at
         due = config.checkpoint.every and step % config.checkpoint.every == 0
         # The row first: a run that dies in between repeats the step on resuming, and its row with it.
         observer.row(step, values, timer, annotated)
-        if due or stopping or step == total:
-            checkpoint.save(run_dir, step, actors, {"tokens": observer.tokens}, config.checkpoint.keep)
-        if stopping and step < total:
+        if due or stopping or last:
+            checkpoint.save(run_dir, step, actors, observer.state, config.checkpoint.keep)
+        if last:
+            if step < total:
+                observer.warn(
+                    f"step {step}: KL {values['kl']:.2f} is above guard.kl={config.guard.kl:g}: the run ends here",
+                    "guard",
+                )
+            return step
+        if stopping:
             raise stop.Stopped(step)
     return total
 
@@ -130,8 +144,17 @@ def evaluate(actors: Actors, prompts: list[Prompt], config: Config, weight: floa
     return evaluation_metrics(annotate(actors, batch, packs, weight, config.rollout.temperature)).means()
 
 
+def pair_accuracy(actors: Actors, labels: Labels, config: Config, weight: float) -> dict[str, float]:
+    """Held-out labelled pairs that the reward model orders right, with the states of the policy as it is."""
+    if not labels.heldout:
+        return {}
+    frozen, live = score_pairs(actors, labels.heldout, weight, config.rollout.tokens_per_batch)
+    scores = {"eval/pair_accuracy_frozen": frozen, "eval/pair_accuracy": frozen if live is None else live}
+    return {name: float((rewards[:, 0] > rewards[:, 1]).float().mean()) for name, rewards in scores.items()}
+
+
 def ask(
-    judge: Judge,
+    labels: Labels,
     annotated: Annotated,
     config: Config,
     actors: Actors,
@@ -139,22 +162,29 @@ def ask(
     step: int,
     observer: Observer,
 ) -> Tensor:
-    """The judge's preferences, see `judged`. Collective.
+    """The judge's preferences, see `judged`; what it said is added to the labels. Collective.
 
     Raises UserError on every rank if the judge fails on any; the step before is checkpointed first.
     """
+    assert labels.judge is not None
     preference, failed = torch.empty(0), ""
+    verdicts: list[Verdict] = []
+    asked = choose(annotated, config.feedback.judge_select, labels_due(step, config.feedback.judge_pairs))
     try:
-        preference = judged(annotated, judge, config.feedback.judge_pairs)
+        preference, verdicts = judged(annotated, labels.judge, asked)
     except UserError as error:
         failed = str(error)
     failed = next((text for text in comm.gather(failed) if text), "")
     if failed:
         if step > 1:
-            checkpoint.save(run_dir, step - 1, actors, {"tokens": observer.tokens}, config.checkpoint.keep)
+            checkpoint.save(run_dir, step - 1, actors, observer.state, config.checkpoint.keep)
             failed += f". Step {step - 1} is saved: go on with resume={run_dir}, where judge.* may change"
         raise UserError(f"step {step}: {failed}")
-    if isinstance(judge, OpenAIJudge) and judge.unparsed:
+    pairs = of_all_ranks(verdicts)
+    labels.judged.extend(pairs)
+    if comm.is_main():
+        remember(run_dir, step, pairs)
+    if isinstance(labels.judge, OpenAIJudge) and labels.judge.unparsed:
         observer.warn("some answers of the judge hold no verdict: they teach nothing. Is judge.model fit for it?")
     return preference
 

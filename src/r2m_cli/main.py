@@ -111,12 +111,17 @@ def _job(composed: "DictConfig", word: str) -> Any:
 
             return report(**vars(typed(composed, ReportConfig)))
         from r2m_cli.errors import UserError
-        from r2m_cli.launch import launch
-        from r2m_cli.resume import configured
+        from r2m_cli.launch import launch, objective
+        from r2m_cli.resume import configured, go_on
 
         config = configured(composed, list(hydra_config.overrides.task))
         if config.task != word:
             raise UserError(f"task={config.task}: the word says what is run: r2m {config.task}")
+        if word == "train" and sweep.in_a_sweep(hydra_config) and config.resume is None:
+            config, done = go_on(config, run_dir)
+            if done:
+                print(f"r2m: done already: {run_dir}", file=sys.stderr, flush=True)
+                return objective(run_dir)
         return launch(config, run_dir if config.resume is None else Path(config.resume).expanduser())
     except Exception as error:
         code = _explain(error, word)

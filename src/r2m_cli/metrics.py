@@ -38,6 +38,7 @@ _ROWS: tuple[tuple[str, str, Reduction, str], ...] = (
     # how far it went
     ("kl", "nats", "mean", "KL to the reference: k1 (log pi_old - log pi_ref) on the samples, summed over a "
      "sequence; unbiased, may be negative"),
+    ("beta", "", "last", "weight of the KL in this step (ppo.kl_target moves it)"),
     ("entropy", "nats", "mean", "entropy of the tempered next-token distribution, per response token"),
     ("clip_ratio/region_mean", "share", "mean", "ratios that clipping took out of the gradient"),
     ("ratio_mean", "", "mean", "pi_theta / pi_old, per sequence or token (ppo.ratio); 1 at a step's start"),
@@ -62,6 +63,7 @@ _ROWS: tuple[tuple[str, str, Reduction, str], ...] = (
      "the frozen reward model orders the same way"),
     ("reward_model/judge_agreement", "share", "mean", "judged pairs, ties left out, that the judge orders as the live "
      "reward model does (feedback.judge)"),
+    ("reward_model/labels", "pairs", "last", "pairs that the judge has labelled since the run began"),
     ("reward_model/replay_loss", "nats", "mean", "Bradley-Terry loss of the replayed labelled pairs (feedback.replay_pairs)"),
     ("reward_model/replay_accuracy", "share", "mean", "replayed pairs that the live reward model orders right, before it "
      "learns from them"),
@@ -83,6 +85,10 @@ _ROWS: tuple[tuple[str, str, Reduction, str], ...] = (
     ("eval/kl", "nats", "mean", "KL to the reference on the fixed evaluation prompts, estimated as kl"),
     ("eval/length", "tokens", "mean", "response length on the fixed evaluation prompts, EOS included"),
     ("eval/finished", "share", "mean", "evaluation responses that end with EOS"),
+    ("eval/repetition", "share", "mean", "words of an evaluation response that it said before"),
+    ("eval/pair_accuracy", "share", "mean", "held-out labelled pairs that the live reward model orders right, with the states "
+     "of the policy as it is; before and at the end of training"),
+    ("eval/pair_accuracy_frozen", "share", "mean", "the same for the initial, frozen reward model"),
     # where the time and the memory go
     ("step_time", "s", "max", "wall time of the whole step"),
     ("time/rollout", "s", "max", "sampling the responses"),

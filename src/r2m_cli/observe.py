@@ -85,7 +85,14 @@ def evaluation_metrics(annotated: Annotated) -> MetricSums:
         metrics.add("eval/kl", sequence_kl(annotated))
     metrics.add("eval/length", rollout.response_lengths.float())
     metrics.add("eval/finished", torch.tensor(rollout.finished).float())
+    metrics.add("eval/repetition", torch.tensor([repetition(text) for text in rollout.responses]))
     return metrics
+
+
+def repetition(text: str) -> float:
+    """Share of the words of a text that it has said before; 0 for an empty one."""
+    words = text.split()
+    return 1 - len(set(words)) / len(words) if words else 0.0
 
 
 def sequence_kl(annotated: Annotated) -> Tensor:
@@ -108,8 +115,14 @@ class Observer:
     sinks: Sinks | None  # None on every rank but the main one
     samples_every: int
     tokens: int = 0  # prompt and response tokens of all steps so far, all ranks
+    beta: float | None = None  # where ppo.kl_target has moved the KL weight to; None: ppo.beta
     history: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     watch: Watch = field(default_factory=Watch)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint needs to know of the steps so far."""
+        return {"tokens": self.tokens, "beta": self.beta}
 
     def row(
         self, step: int, values: dict[str, float], timer: Timer | None = None, annotated: Annotated | None = None

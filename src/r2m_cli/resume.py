@@ -11,6 +11,7 @@ from r2m_cli.cache import read_json
 from r2m_cli.combinations import check_words
 from r2m_cli.errors import UserError
 from r2m_cli.schema import Config
+from r2m_cli.stages.judged import JUDGED_FILE
 from r2m_cli.validate import keys, typed, validate
 
 # What may differ between a run and its continuation: how long, how it is watched, on which machine.
@@ -42,6 +43,38 @@ def configured(composed: DictConfig, overrides: list[str]) -> Config:
         config = replace(saved, task="evaluate", run=config.run, resume=None, engine=config.engine)
     validate(config)
     return config
+
+
+def go_on(config: Config, run_dir: Path) -> tuple[Config, bool]:
+    """What a job of a sweep has to do that is started anew into the folder of an earlier one: its configuration, resumed
+    where it has a checkpoint; and whether it is done already.
+
+    Raises:
+        UserError: the folder holds a run of another configuration.
+    """
+    if not (run_dir / "metrics.jsonl").is_file():
+        return config, False
+    saved = typed(_read(run_dir / "config.yaml"))
+    known = replace(
+        config,
+        resume=saved.resume,
+        policy=replace(config.policy, path=config.policy.path or saved.policy.path),
+        reward=replace(config.reward, path=config.reward.path or saved.reward.path, paths=saved.reward.paths),
+    )
+    if known != saved:
+        new, old = OmegaConf.structured(known), OmegaConf.structured(saved)
+        key = next(key for key in keys() if OmegaConf.select(new, key) != OmegaConf.select(old, key))
+        raise UserError(
+            f"{run_dir}: holds a run with {key}={OmegaConf.select(old, key)}, not {OmegaConf.select(new, key)}; name another "
+            "hydra.sweep.dir"
+        )
+    if (run_dir / "summary.json").is_file():
+        return saved, True
+    if any((run_dir / "checkpoints").glob("step_*/loop.json")):
+        return replace(saved, resume=str(run_dir)), False
+    for name in ("metrics.jsonl", "samples.jsonl", JUDGED_FILE):  # of steps that are made again
+        (run_dir / name).unlink(missing_ok=True)
+    return config, False
 
 
 def _from_run(composed: Config, folder: Path, overrides: list[str], free: tuple[str, ...]) -> Config:

@@ -79,6 +79,9 @@ class RewardConfig(ModelConfig):
     combine: str = "mean"
     # weight of the members' variance when combine=uncertainty
     uncertainty: float = 1.0
+    # a fresh model's passes over the demonstrations as a language model, by policy.fit, before it sees a label: with
+    # reward.fit.parameters=head a generic, frozen backbone; 0: none
+    pretrain_epochs: int = 0
     # how a missing model is fitted (r2m reward)
     fit: RewardFitConfig = field(default_factory=RewardFitConfig)
 
@@ -89,28 +92,45 @@ class FeedbackConfig:
     # never trained) | noise (Gaussian, same mean and variance) | shuffled (another sequence's states) | head_only (nothing;
     # the scoring head alone learns) | none (nothing; the reward model stays frozen)
     kind: str = "r2m"
+    # whose states the adapter reads: policy (as it is now) | reference (as it was before RL; the policy cannot bend them)
+    states: str = "policy"
     # d, inner width of the cross-attention
     dim: int = 64
     # Omega, floor of the weight w(t) of the original reward token embedding (eq. 4), 0 to 1
     omega: float = 0.6
     # course of w(t): cosine (from 1 down to omega, eq. 4) | constant (omega from the first step on)
     schedule: str = "cosine"
+    # size of the adapter's output A: free | rte (scaled to the rms of H_last, so that it cannot run away)
+    scale: str = "free"
     # factor on the initial W_o; 0: the adapter gives nothing until it has learnt
     init_scale: float = 1.0
     # alpha, weight of the group-entropy term in the reward model's loss (eq. 7), 0 to 1
     alpha: float = 0.3
     # AdamW learning rate of adapter and scoring head, constant
     lr: float = 1e-3
+    # groups whose own ranking is learnt from: all (the paper's) | agreed (the frozen reward model orders the pair the same
+    # way) | none (labels alone: feedback.replay_pairs, feedback.judge)
+    self_labels: str = "all"
     # rewards that pick winner and loser of a group: recomputed (fresh states) | annotated (those of the rollout)
     pair: str = "recomputed"
-    # labelled pairs that adapter and head learn from before RL, once each, with the starting policy's states; 0: none
+    # labelled pairs that adapter and head learn from before RL, with the starting policy's states; 0: none
     warmup_pairs: int = 0
+    # passes over them
+    warmup_epochs: int = 1
+    # AdamW learning rate of the warm-up, decaying linearly to 0; null: feedback.lr, constant
+    warmup_lr: float | None = None
     # labelled pairs, with fresh states, added to every update of adapter and head; 0: none
     replay_pairs: int = 0
-    # who says which of a group's best and worst response is better: none (the reward model itself) | gold | openai
+    # who says which of a group's best and worst response is better: none (the reward model itself) | gold | labeller (the
+    # gold world's biased, noisy one, whose labels the reward model was fitted on) | openai
     judge: str = "none"
-    # pairs that the judge labels per step, over all ranks, one of a group at most
-    judge_pairs: int = 4
+    # pairs that the judge labels per step, over all ranks, one of a group at most; 0.5 is one every other step
+    judge_pairs: float = 4
+    # which groups are judged: first (a random choice, prompts come in random order) | wide (best and worst are furthest apart)
+    # | close (nearest)
+    judge_select: str = "first"
+    # pairs judged in earlier steps, with fresh states, added to every update of adapter and head; 0: none
+    judge_replay: int = 0
 
 
 @dataclass
@@ -145,6 +165,8 @@ class PpoConfig:
     # weight of KL(policy || reference), see kl_in; with ratio=sequence a sum over the response, in nats; 0: no reference,
     # and no KL is measured either
     beta: float = 0.05
+    # nats per response that an adaptive weight, never below beta, holds the KL to (Ziegler et al. 2019); null: beta is constant
+    kl_target: float | None = None
     # where that KL stands: loss | reward (subtracted before advantages are made, without a gradient)
     kl_in: str = "loss"
     # its estimator: k2 | k3, and k1 in the reward only (in a loss k1 has no gradient in expectation)
@@ -173,6 +195,14 @@ class PpoConfig:
     max_grad_norm: float = 1.0
     # the critic of algorithm=ppo
     critic: CriticConfig = field(default_factory=CriticConfig)
+
+
+@dataclass
+class GuardConfig:
+    # what ends the run before train.steps, as if these had been reached: none | kl (to the reference, of a step's rollouts)
+    stop_on: str = "none"
+    # nats per response above which stop_on=kl ends it
+    kl: float = 6.0
 
 
 @dataclass
@@ -221,7 +251,7 @@ class EvalConfig:
     prompts: int = 128
     # labelled pairs for the reward model's held-out accuracy
     pairs: int = 512
-    # held-out pairs that are scored before training starts, to show the reward model's accuracy and spread; 0: none
+    # held-out pairs that are scored before training starts and at its end, to show the reward model's accuracy and spread; 0: none
     preflight_pairs: int = 64
     # bootstrap resamples behind each interval of r2m evaluate
     bootstrap: int = 1000
@@ -318,6 +348,7 @@ class Config:
     reward: RewardConfig = field(default_factory=RewardConfig)
     feedback: FeedbackConfig = field(default_factory=FeedbackConfig)
     ppo: PpoConfig = field(default_factory=PpoConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     data: DataConfig = field(default_factory=DataConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)

@@ -18,8 +18,8 @@ from r2m_cli import folders  # noqa: F401  a worker process needs the names that
 ERROR = "error.txt"  # in a sweep: what a job that failed had to say
 REASON = 100  # characters of it in the sweep's last line
 # Appended groups overwrite each other in the order in which they are named; this is the order that is meant: a method's
-# keys stand over an experiment's, and +debug cuts down whatever comes.
-GROUPS = ("sweep", "experiment", "method", "debug")
+# keys stand over an experiment's or a world's, and +debug cuts down whatever comes.
+GROUPS = ("sweep", "experiment", "world", "method", "debug")
 GROUP = re.compile(rf"\+({'|'.join(GROUPS)})=")
 
 _under_way: Path | None = None  # the folder of this process's sweep until its table is written

@@ -18,7 +18,11 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "reward.combine": ("mean", "worst", "uncertainty"),
     "feedback.kind": ("r2m", "frozen", "noise", "shuffled", "head_only", "none"),
     "feedback.schedule": ("cosine", "constant"),
-    "feedback.judge": ("none", "gold", "openai"),
+    "feedback.states": ("policy", "reference"),
+    "feedback.scale": ("free", "rte"),
+    "feedback.self_labels": ("all", "agreed", "none"),
+    "feedback.judge": ("none", "gold", "labeller", "openai"),
+    "feedback.judge_select": ("first", "wide", "close"),
     "feedback.pair": ("recomputed", "annotated"),
     "ppo.algorithm": ("rloo", "grpo", "remax", "reinforce_pp", "ppo"),
     "ppo.ratio": ("sequence", "token"),
@@ -26,6 +30,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "ppo.kl_estimator": ("k1", "k2", "k3"),
     "ppo.normalise": ("none", "scale", "whiten"),
     "ppo.lr_schedule": ("constant", "linear", "cosine"),
+    "guard.stop_on": ("none", "kl"),
     "data.kind": ("gold", "file"),
     "eval.judge": ("none", "reward", "gold", "openai"),
     "engine.kind": ("single", "zero"),
@@ -48,7 +53,8 @@ AT_LEAST: dict[str, float] = {
     "reward.num_layers": 1, "reward.num_heads": 1, "seed": 0, "data.seed": 0, "policy.fit.lr": 0, "reward.fit.lr": 0,
     "policy.fit.weight_decay": 0, "reward.fit.weight_decay": 0, "policy.lora_rank": 0, "reward.members": 1,
     "reward.uncertainty": 0, "reward.fit.margin": 0, "reward.fit.centring": 0, "reward.fit.seed": 0,
-    "feedback.init_scale": 0, "feedback.warmup_pairs": 0, "feedback.replay_pairs": 0, "feedback.judge_pairs": 1,
+    "feedback.init_scale": 0, "feedback.warmup_pairs": 0, "feedback.replay_pairs": 0, "feedback.judge_pairs": 0,
+    "feedback.warmup_epochs": 1, "feedback.judge_replay": 0, "reward.pretrain_epochs": 0, "guard.kl": 0,
     "ppo.entropy_bonus": 0, "ppo.eos_penalty": 0, "ppo.critic.lr": 0, "ppo.critic.clip": 0, "eval.preflight_pairs": 0,
     "eval.bootstrap": 100, "eval.best_of": 1, "judge.retries": 0, "judge.workers": 1,
 }  # fmt: skip
@@ -138,7 +144,7 @@ def explain_composition(error: Exception) -> str:
     key = re.search(r"[Kk]ey '([^']+)' (?:is )?not in", text)
     override = re.search(r"Could not override '([^']+)'", text)
     named = (override or key).group(1) if override or key else None  # type: ignore[union-attr]
-    if named in ("experiment", "method", "sweep", "debug"):
+    if named in ("experiment", "world", "method", "sweep", "debug"):
         return f"{named}=...: write +{named}=..., with a plus: it is added to the configuration"
     if named is not None:
         return unknown_key(named)

@@ -1,6 +1,8 @@
 """Sweeps: one table of all runs, a failing job among them, launchers that run jobs elsewhere, Optuna."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -66,6 +68,41 @@ def test_runs_of_a_sweep_resume_in_their_own_folders(r2m: Run, tmp_path: Path) -
     (run,) = (path.parent for path in (tmp_path / "first").rglob("metrics.jsonl"))
     r2m("train", "-m", f"resume={run}", "train.stop_at=null", "hydra.sweep.dir=second")
     assert (run / "summary.json").is_file()
+
+
+def test_a_sweep_that_is_started_again_goes_on(r2m: Run, tmp_path: Path) -> None:
+    command = (
+        "train",
+        "-m",
+        *QUICK,
+        "train.steps=3",
+        "checkpoint.every=1",
+        "checkpoint.keep=3",
+        "seed=0,1,2",
+        "hydra.sweep.dir=sweep",
+    )
+    r2m(*command)
+    done, resumed, anew = sorted(path.parent for path in (tmp_path / "sweep").rglob("summary.json"))
+    before = {run: (run / "metrics.jsonl").read_text() for run in (done, resumed, anew)}
+    for run in (
+        resumed,
+        anew,
+    ):  # as if they had been killed: one behind its second step, one before its first checkpoint
+        (run / "summary.json").unlink()
+        (run / "metrics.jsonl").write_text("".join(before[run].splitlines(keepends=True)[:3]))
+    shutil.rmtree(anew / "checkpoints")
+    shutil.rmtree(resumed / "checkpoints" / "step_3")
+
+    said = r2m(*command).stderr
+    assert said.count("done already") == 1
+    assert (done / "metrics.jsonl").read_text() == before[done]
+    for run in (resumed, anew):
+        assert (run / "summary.json").is_file()
+        steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        assert [row["step"] for row in steps] == [0, 1, 2, 3]
+    refused = r2m(*command, "ppo.epochs=1", code=2)
+    assert "ppo.epochs=2, not 1" in refused.stderr
+    assert len(table(tmp_path / "sweep")) == 3
 
 
 @pytest.mark.slow

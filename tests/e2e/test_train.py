@@ -64,6 +64,8 @@ def test_without_feedback_nothing_of_the_reward_model_moves(r2m: Run, tmp_path: 
     "method",
     [
         (),
+        ("feedback=r2m_judged", "feedback.judge_pairs=1.5", "feedback.states=reference", "ppo.kl_target=0.01",
+         "feedback.warmup_epochs=2"),
         ("ppo=ppo", "policy.lora_rank=4", "feedback=noise", "feedback.warmup_pairs=8", "feedback.replay_pairs=4",
          "feedback.judge=gold"),
     ],
@@ -235,3 +237,66 @@ def test_a_failing_judge_ends_the_run_with_a_checkpoint(
     assert "step 2: asked" in failed
     assert "resume=run" in failed
     assert "Traceback" not in failed
+
+
+def test_a_kl_target_moves_the_weight_and_never_below_beta(r2m: Run, tmp_path: Path) -> None:
+    r2m("train", *QUICK, "train.steps=5", "ppo.lr=1e-2", "ppo.kl_target=0.05", "hydra.run.dir=run")
+    steps = rows(tmp_path / "run")[1:]
+    beta = 0.05
+    for row in steps:
+        assert row["beta"] == pytest.approx(beta)
+        beta = max(0.05, beta * (1 + 0.5 * min(max(row["kl"] / 0.05 - 1, -0.2), 0.2)))
+    assert steps[-1]["beta"] > 0.06
+
+
+def test_the_guard_ends_a_run_that_has_gone_far_enough(r2m: Run, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    r2m(
+        "train",
+        *QUICK,
+        "train.steps=50",
+        "ppo.lr=1e-2",
+        "eval.every=10",
+        "guard.stop_on=kl",
+        "guard.kl=0.5",
+        "hydra.run.dir=run",
+    )
+    steps = rows(run)[1:]
+    assert len(steps) < 50
+    assert [row["kl"] > 0.5 for row in steps] == [False] * (len(steps) - 1) + [True]
+    assert "eval/gold" in steps[-1]  # the last state is measured, exported and summed up like that of any run
+    assert json.loads((run / "summary.json").read_text())["steps"] == len(steps)
+    assert (run / "policy" / "config.json").is_file()
+    assert "above guard.kl=0.5" in (run / "warnings.log").read_text()
+
+
+def test_judged_pairs_are_kept_in_the_run(r2m: Run, tmp_path: Path) -> None:
+    r2m(
+        "train", *QUICK, "feedback=r2m_judged", "feedback.judge=labeller", "feedback.judge_pairs=2", "hydra.run.dir=run"
+    )
+    judged = rows(tmp_path / "run", "judged.jsonl")
+    assert [row["step"] for row in judged] == [1, 1, 2, 2]
+    assert all(row["chosen"] != row["rejected"] for row in judged)
+    assert rows(tmp_path / "run")[-1]["reward_model/labels"] == 4
+
+
+def test_a_generic_backbone_is_a_language_model_that_no_label_moved(r2m: Run, tmp_path: Path) -> None:
+    tiny = ("reward.hidden_size=16", "reward.num_layers=1", "reward.num_heads=2", "reward.fit.parameters=head")
+    for name, epochs in (("fresh", 0), ("generic", 1), ("other_labels", 1)):
+        noise = 0.3 if name == "other_labels" else 0.0
+        r2m(
+            "reward",
+            *QUICK,
+            *tiny,
+            f"reward.pretrain_epochs={epochs}",
+            f"data.world.label_noise={noise}",
+            f"output={name}",
+        )
+    fresh, generic, other = (
+        load_file(tmp_path / n / "model.safetensors") for n in ("fresh", "generic", "other_labels")
+    )
+    for name in generic:
+        if name.startswith("model."):
+            assert torch.equal(generic[name], other[name])
+    assert not torch.equal(fresh["model.embed_tokens.weight"], generic["model.embed_tokens.weight"])
+    assert not torch.equal(generic["score.weight"], other["score.weight"])

@@ -312,3 +312,10 @@ def test_a_group_that_the_judge_was_not_asked_about_learns_from_its_entropy_alon
     (entropy_only,) = torch.autograd.grad(0.3 * grebt(alone, 1.0).total.sum(), alone)
     torch.testing.assert_close(gradient[0], entropy_only[0])
     assert not torch.allclose(gradient[1], entropy_only[1])
+
+
+def test_weights_of_the_two_terms_by_group():
+    rewards = torch.tensor([[0.0, 1.0, 3.0], [2.0, 0.5, 1.0]], dtype=torch.float64)
+    one = grebt(rewards, 0.3)
+    both = grebt(rewards, 0.3, bt_weight=torch.tensor([2.0, 0.0]), gre_weight=torch.tensor([0.0, 1.0]))
+    torch.testing.assert_close(both.total, torch.stack([2 * 0.7 * one.bt[0], 0.3 * one.gre[1]]))

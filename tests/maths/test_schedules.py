@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r2m_cli.maths.schedule import feedback_weight, learning_rate
+from r2m_cli.maths.schedule import adapted_beta, feedback_weight, learning_rate
 
 QUICK = settings(max_examples=25, deadline=None)
 
@@ -90,3 +90,21 @@ def test_learning_rate_ends_at_zero_and_stays_there(kind):
 def test_learning_rate_of_another_kind_is_an_error():
     with pytest.raises(ValueError, match="constant, linear or cosine"):
         learning_rate(5, 10, 1.0, 0, "exponential")
+
+
+def test_the_kl_weight_by_hand():
+    assert adapted_beta(0.1, kl=6.6, target=6.0, least=0.05) == pytest.approx(0.1 * 1.05)  # a tenth too much: 5% more
+    assert adapted_beta(0.1, kl=5.4, target=6.0, least=0.05) == pytest.approx(0.1 * 0.95)
+    assert adapted_beta(0.1, kl=60.0, target=6.0, least=0.05) == pytest.approx(0.11)
+    assert adapted_beta(0.1, kl=0.0, target=6.0, least=0.05) == pytest.approx(0.09)
+    assert adapted_beta(0.05, kl=0.0, target=6.0, least=0.05) == 0.05
+    assert adapted_beta(0.1, kl=float("nan"), target=6.0, least=0.05) == 0.1
+
+
+@QUICK
+@given(st.floats(0.05, 5), st.floats(-1, 100), st.floats(0.1, 50))
+def test_the_kl_weight_goes_with_the_kl_and_by_a_tenth_at_most(beta, kl, target):
+    after = adapted_beta(beta, kl, target, 0.05)
+    assert 0.05 <= after <= beta * 1.1 + 1e-12
+    assert after >= beta * 0.9 - 1e-12
+    assert (after >= beta) if kl >= target else (after <= beta)

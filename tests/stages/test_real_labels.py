@@ -13,7 +13,16 @@ from r2m_cli.distributed import comm
 from r2m_cli.judges.judge import gold_judge
 from r2m_cli.schema import Config, EvalConfig, FeedbackConfig, PpoConfig, RolloutConfig, TrainConfig
 from r2m_cli.stages.annotate import annotate
-from r2m_cli.stages.labelled import Labels, fits, judged, learn_from_pairs, pair_rewards, replay_batch, warm_up
+from r2m_cli.stages.judged import choose, judged, labels_due, of_all_ranks, remember, remembered
+from r2m_cli.stages.labelled import (
+    Labels,
+    fits,
+    learn_from_pairs,
+    pair_rewards,
+    replay_batch,
+    score_pairs,
+    warm_up,
+)
 from r2m_cli.stages.reward_step import RewardStep
 from r2m_cli.stages.rollout import rollout
 
@@ -74,12 +83,15 @@ class Asked:
 @pytest.mark.parametrize(
     ("first", "budget", "asked"), [(0, 2, 2), (0, 4, 4), (0, 9, 4), (2, 4, 2), (4, 6, 2), (4, 4, 0), (8, 3, 0)]
 )
-def test_the_judge_sees_the_first_groups_of_the_step_up_to_its_budget(annotated, first, budget, asked):
+def test_the_judge_sees_the_first_groups_of_the_step_up_to_its_budget(annotated, monkeypatch, first, budget, asked):
     """`first` is the number of this rank's first group: over all ranks the budget is spent once."""
-    judge = Asked()
-    placed = replace(annotated, rollout=replace(annotated.rollout, numbers=list(range(first, first + 4))))
-    said = judged(placed, judge, budget)
+    judge, numbers = Asked(), list(range(first, first + 4))
+    placed = replace(annotated, rollout=replace(annotated.rollout, numbers=numbers))
+    others = [(0.0, number) for number in range(9) if number not in numbers]  # the groups of other ranks
+    monkeypatch.setattr(comm, "gather", lambda mine: [mine, others])
+    said, verdicts = judged(placed, judge, choose(placed, "first", budget))
     assert said.shape == (4,)
+    assert [number for number, _ in verdicts] == numbers[:asked]
     assert said[:asked].tolist() == pytest.approx([0.1, 0.2, 0.3, 0.4][:asked])
     assert said[asked:].isnan().all()
     assert len(judge.calls) == (
@@ -89,7 +101,9 @@ def test_the_judge_sees_the_first_groups_of_the_step_up_to_its_budget(annotated,
 
 def test_the_judge_compares_best_and_worst_by_annotated_reward(annotated):
     batch, judge = annotated.rollout, Asked()
-    judged(annotated, judge, 4)
+    _, verdicts = judged(annotated, judge, [0, 1, 2, 3])
+    for (_, pair), question in zip(verdicts, judge.calls[0], strict=True):  # answers below 0.5: the second is better
+        assert (pair.prompt, pair.chosen, pair.rejected) == (question.prompt, question.second, question.first)
     for group, (question, rewards) in enumerate(zip(judge.calls[0], annotated.rewards.tolist(), strict=True)):
         best = group * K + rewards.index(max(rewards))
         worst = group * K + rewards.index(min(rewards))
@@ -99,11 +113,49 @@ def test_the_judge_compares_best_and_worst_by_annotated_reward(annotated):
 
 
 def test_the_gold_judge_prefers_what_is_truly_better(make_actors, annotated):
-    said = judged(annotated, gold_judge(make_actors().gold), 4).tolist()
+    answers, verdicts = judged(annotated, gold_judge(make_actors().gold), [0, 1, 2, 3])
+    said = answers.tolist()
+    assert len(verdicts) == sum(preference != 0.5 for preference in said)  # a tie is no pair to learn from
     for preference, rewards, gold in zip(said, annotated.rewards.tolist(), annotated.gold.tolist()):
         best, worst = gold[rewards.index(max(rewards))], gold[rewards.index(min(rewards))]
         assert preference == (0.5 if best == worst else float(best > worst))
     assert len({*said}) > 1
+
+
+@pytest.mark.parametrize(("select", "key"), [("wide", -1), ("close", 1)])
+def test_the_judge_is_asked_where_the_rewards_are_furthest_apart_or_nearest(annotated, select, key):
+    margins = [key * (max(row) - min(row)) for row in annotated.rewards.tolist()]
+    expected = sorted(range(4), key=lambda i: margins[i])[:2]
+    assert choose(annotated, select, 2) == sorted(expected)
+    assert choose(annotated, select, 0) == []
+
+
+def test_a_group_with_a_missing_reward_is_not_judged(annotated):
+    valid = annotated.valid.clone()
+    valid[0, 1] = False
+    assert choose(replace(annotated, valid=valid), "first", 2) == [1, 2]
+
+
+@pytest.mark.parametrize("per_step", [0.3, 1.0, 1.5, 4.0])
+def test_a_fraction_of_labels_a_step_adds_up(per_step):
+    counts = [labels_due(step, per_step) for step in range(1, 101)]
+    assert sum(counts) == math.floor(100 * per_step)
+    assert max(counts) - min(counts) <= 1
+
+
+def test_verdicts_of_all_ranks_come_in_one_order(pairs, monkeypatch):
+    monkeypatch.setattr(comm, "gather", lambda mine: [[(5, pairs[0]), (1, pairs[1])], mine])
+    assert of_all_ranks([(3, pairs[2])]) == [pairs[1], pairs[2], pairs[0]]
+
+
+def test_a_resumed_run_remembers_what_was_judged_before_it(pairs, tmp_path):
+    assert remembered(tmp_path, 5) == []
+    remember(tmp_path, 1, pairs[:2])
+    remember(tmp_path, 2, [])
+    remember(tmp_path, 3, pairs[2:3])
+    assert remembered(tmp_path, 3) == pairs[:3]
+    assert remembered(tmp_path, 2) == pairs[:2]
+    assert remembered(tmp_path, 3) == pairs[:2]  # step 3 is made, and judged, anew
 
 
 # --- the update on what the judge said --------------------------------------------------------------------------------
@@ -136,6 +188,49 @@ def consume(actors, annotated, preference, config=CONFIG, micro_groups=2):
     for pack in flat(annotated.rollout, micro_groups):
         step.consume(pack, actors.policy(pack.sequences, TEMPERATURE).states)
     return step
+
+
+def test_without_self_labels_only_judged_groups_teach(make_actors, annotated):
+    actors = make_actors(seed=1)
+    loss = naive_judged_loss(actors, annotated, PREFERENCES[1], 0.0) * 0.7  # what 1 - alpha leaves of it
+    expected = torch.autograd.grad(loss, list(actors.reward.feedback.module.parameters()))
+    consume(actors, annotated, PREFERENCES[1], replace(CONFIG, self_labels="none"))
+    assert_gradients(actors, expected)
+
+
+def test_agreed_self_labels_leave_out_groups_that_the_frozen_model_orders_otherwise(make_actors, annotated):
+    config = replace(CONFIG, pair="annotated")
+    best, worst = annotated.rewards.argmax(dim=1, keepdim=True), annotated.rewards.argmin(dim=1, keepdim=True)
+    frozen = torch.zeros_like(annotated.rewards).scatter(1, best, 1.0)
+    frozen[1:3] *= -1  # the second and third group the other way round
+    assert (frozen.gather(1, best) > frozen.gather(1, worst)).flatten().tolist() == [True, False, False, True]
+    placed = replace(annotated, frozen_rewards=frozen)
+
+    def update(config):
+        actors = make_actors(seed=1)
+        step = RewardStep(actors, placed, config, WEIGHT)
+        for pack in flat(annotated.rollout, 1):
+            step.consume(pack, actors.policy(pack.sequences, TEMPERATURE).states)
+            trail.append([g.clone() for g in gradients(actors)])
+        return gradients(actors)
+
+    trail = []
+    update(config)
+    alone = [[b - a for a, b in zip(before, after)] for before, after in zip([[0.0] * 6, *trail], trail)]  # per group
+    agreed = update(replace(config, self_labels="agreed"))
+    for mine, first, last in zip(agreed, alone[0], alone[3]):
+        torch.testing.assert_close(mine, first + last, atol=1e-6, rtol=1e-3)
+
+
+def test_with_labels_alone_the_groups_are_not_even_read(make_actors, annotated, pairs):
+    actors = make_actors(seed=1)
+    step = RewardStep(actors, annotated, replace(CONFIG, self_labels="none"), WEIGHT)
+    for pack in flat(annotated.rollout, 2):
+        step.consume(pack, actors.policy(pack.sequences, TEMPERATURE).states)
+    assert all(p.grad is None for p in actors.reward.feedback.module.parameters())
+    step.replay(pairs, 0, 100)
+    mean, _, _ = naive_bradley_terry(actors, pairs)
+    assert_gradients(actors, torch.autograd.grad(mean, list(actors.reward.feedback.module.parameters())))
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3])
@@ -331,19 +426,33 @@ def test_a_pair_fits_that_the_policy_can_read_to_its_end(make_actors):
 # --- replay -----------------------------------------------------------------------------------------------------------
 
 
+def replayed_of(pairs, count, seed, step):
+    return replay_batch(Labels(pairs=pairs), FeedbackConfig(replay_pairs=count), seed, step)
+
+
+def test_judged_pairs_are_replayed_beside_the_labelled_ones(pairs):
+    labels = Labels(pairs=pairs[:3])
+    config = FeedbackConfig(replay_pairs=2, judge_replay=4)
+    assert len(replay_batch(labels, config, 0, 1)) == 2
+    labels.judged.extend(pairs[3:])
+    drawn = replay_batch(labels, config, 0, 2)
+    assert len(drawn) == 4
+    assert set(map(id, drawn[2:])) == set(map(id, pairs[3:]))
+
+
 def test_what_is_replayed_depends_on_seed_and_step_alone(pairs):
     many = [replace(pairs[i % 5], chosen=f"reply {i}") for i in range(40)]
-    base = replay_batch(many, 6, seed=1, step=3)
-    assert replay_batch(many, 6, seed=1, step=3) == base
+    base = replayed_of(many, 6, 1, 3)
+    assert replayed_of(many, 6, 1, 3) == base
     assert len({pair.chosen for pair in base}) == 6
     assert all(pair in many for pair in base)
-    assert replay_batch(many, 6, seed=1, step=4) != base
-    assert replay_batch(many, 6, seed=2, step=3) != base
-    assert len({pair.chosen for step in range(60) for pair in replay_batch(many, 6, 1, step)}) == 40
+    assert replayed_of(many, 6, 1, 4) != base
+    assert replayed_of(many, 6, 2, 3) != base
+    assert len({pair.chosen for step in range(60) for pair in replayed_of(many, 6, 1, step)}) == 40
 
 
 def test_no_more_is_replayed_than_there_is(pairs):
-    assert sorted(p.chosen for p in replay_batch(pairs, 99, 0, 1)) == sorted(p.chosen for p in pairs)
+    assert sorted(p.chosen for p in replayed_of(pairs, 99, 0, 1)) == sorted(p.chosen for p in pairs)
 
 
 def test_replayed_pairs_add_their_gradient_to_that_of_the_groups(make_actors, annotated, pairs):
@@ -429,3 +538,70 @@ def test_warm_up_takes_no_more_pairs_than_asked(make_actors, pairs):
     actors = make_actors()
     assert warm_up(actors, pairs, warm_up_config(pairs=3))["pairs"] == 3
     assert {int(state["step"]) for state in actors.reward.feedback.optimizer.state.values()} == {2}
+
+
+def test_several_passes_of_warm_up_decay_their_rate_to_nothing(make_actors, pairs):
+    actors, rates = make_actors(), []
+    engine = actors.reward.feedback
+    step = engine.step
+    engine.step = lambda lr: rates.append(lr) or step(lr)
+    config = warm_up_config(per_update=5)
+    figures = warm_up(
+        actors, pairs, replace(config, feedback=replace(config.feedback, warmup_epochs=4, warmup_lr=1e-2))
+    )
+    assert rates == pytest.approx([1e-2, 0.75e-2, 0.5e-2, 0.25e-2])
+    first = warm_up(make_actors(), pairs, warm_up_config(per_update=5))
+    assert figures["loss"] < first["loss"]  # of the last pass, against the first
+
+
+# --- whose states, and how loud -----------------------------------------------------------------------------------------
+
+
+def test_the_references_states_in_place_of_the_policys(make_actors, prompts, pairs):
+    """Annotation, labelled pairs and the update on the groups read what the reference makes of the text."""
+    actors = make_actors(seed=1, states="reference")
+    lm, module = actors.reference.lm, actors.reward.feedback.module
+    batch = rollout(actors, prompts, range(len(prompts)), K, ROLLOUT, 5, 0, 1)
+    annotated = annotate(actors, batch, flat(batch, 2), WEIGHT, TEMPERATURE)
+    rows = plain.sequences(batch)
+    expected = [
+        plain.live_reward(module, rte, plain.states(lm, tokens).detach(), WEIGHT)
+        for rte, (tokens, _) in zip(annotated.rte, rows)
+    ]
+    torch.testing.assert_close(annotated.rewards.flatten(), torch.stack(expected).detach(), atol=1e-5, rtol=1e-5)
+
+    as_policy = replace(actors, policy=replace_module(actors.policy, actors.reference))
+    _, live = pair_rewards(actors, pairs, WEIGHT, list(range(5)))
+    for row, pair in zip(live, pairs):
+        torch.testing.assert_close(row, torch.stack(naive_pair_rewards(as_policy, pair)[1]), atol=1e-5, rtol=1e-5)
+
+    step = RewardStep(actors, annotated, CONFIG, WEIGHT)
+    for pack in flat(batch, 2):
+        step.consume(pack, actors.policy(pack.sequences, TEMPERATURE).states)
+    loss = sum(plain.group_loss(row, 0.3) for row in torch.stack(expected).view(-1, K)) / len(prompts)
+    assert_gradients(actors, torch.autograd.grad(loss, list(module.parameters())))
+
+
+def replace_module(engine, module):
+    """The engine's look-alike around another module, for the naive formulas that read `policy.module`."""
+    return type("Engine", (), {"module": module})()
+
+
+def test_a_scaled_adapter_is_as_loud_as_the_text_whatever_its_weights(make_actors, annotated):
+    actors = make_actors(scaled=True)
+    module = actors.reward.feedback.module
+    (pack,) = flat(annotated.rollout)
+    states = actors.policy(pack.sequences, TEMPERATURE).states
+    before = module(annotated.rte, states, WEIGHT)
+    torch.testing.assert_close(before.adapter_scale, torch.ones_like(before.adapter_scale), atol=1e-4, rtol=0)
+    with torch.no_grad():
+        module.adapter.w_o.mul_(50)
+    torch.testing.assert_close(module(annotated.rte, states, WEIGHT).reward, before.reward, atol=1e-4, rtol=1e-4)
+
+
+def test_pairs_are_scored_in_parts_as_at_once(make_actors, pairs):
+    actors = make_actors()
+    frozen, live = score_pairs(actors, pairs, WEIGHT, 10000)
+    for part, whole in zip(score_pairs(actors, pairs, WEIGHT, 1), (frozen, live)):
+        torch.testing.assert_close(part, whole, atol=1e-5, rtol=1e-5)
+    assert not live.requires_grad

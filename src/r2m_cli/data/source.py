@@ -96,10 +96,15 @@ def _identity(prompt: Prompt) -> tuple[tuple[str, str], ...]:
     return tuple((m["role"], m["content"]) for m in prompt)
 
 
-def identity_of(config: DataConfig) -> list[object]:
-    """What the data is, for a cache key: the world's numbers, or the file's digest (a hub data set's name)."""
+def identity_of(config: DataConfig, labels: bool = True) -> list[object]:
+    """What the data is, for a cache key: the world's numbers, or the file's digest (a hub data set's name).
+
+    Args:
+        labels: with those of the world's labellers, whom the policy's demonstrations do not know.
+    """
     if config.kind == "gold":
-        return ["gold", config.seed, vars(config.world)]
+        numbers = vars(config.world).items()
+        return ["gold", config.seed, {name: x for name, x in numbers if labels or not name.startswith("label_")}]
     path = Path(config.path or "").expanduser()
     content = digest_of(path) if path.exists() else config.path
     return ["file", config.seed, content, config.split, config.rows, config.holdout]

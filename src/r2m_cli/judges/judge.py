@@ -4,10 +4,12 @@ The last one is `openai_judge.OpenAIJudge`.
 """
 
 import math
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from r2m_cli.batch import Prompt
+from r2m_cli.data.gold_world import GoldWorld
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,20 @@ def gold_judge(gold: Callable[[Prompt, str, bool], float]) -> Judge:
             _preference(gold(c.prompt, c.first, c.finished[0]), gold(c.prompt, c.second, c.finished[1]))
             for c in comparisons
         ]
+
+    return judge
+
+
+def labeller_judge(world: GoldWorld, seed: int) -> Judge:
+    """The gold world's own labeller, biased and noisy as for the reward model's pairs; the same answer to a pair at any time."""
+
+    def judge(comparisons: Sequence[Comparison]) -> list[float]:
+        said = []
+        for c in comparisons:
+            prompt = c.prompt[-1]["content"]
+            rng = random.Random(f"{seed} {prompt} | {c.first} | {c.second}")
+            said.append(float(world.label(prompt, c.first, c.second, *c.finished, rng)))
+        return said
 
     return judge
 

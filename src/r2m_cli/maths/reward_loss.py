@@ -27,7 +27,7 @@ def bradley_terry(chosen: Tensor, rejected: Tensor, margin: float = 0.0, centrin
 class Grebt:
     """Per-group terms, each [n]."""
 
-    total: Tensor  # (1 - alpha) * bt_weight * bt + alpha * gre, with gradient
+    total: Tensor  # (1 - alpha) * bt_weight * bt + alpha * gre_weight * gre, with gradient
     bt: Tensor  # detached
     gre: Tensor  # detached; the paper's degree of group degeneration, at most log K
     margin: Tensor  # r_w - r_l, detached
@@ -39,6 +39,7 @@ def grebt(
     pick: Tensor | None = None,
     preference: Tensor | None = None,
     bt_weight: Tensor | float = 1.0,
+    gre_weight: Tensor | float = 1.0,
 ) -> Grebt:
     """Group Reward Entropy Bradley-Terry, eq. 7: winner and loser of each group, and the entropy of the group.
 
@@ -52,6 +53,7 @@ def grebt(
         preference: [n] what a judge says of the picked pair: the probability that the best is really the better one
             (0.5 is a tie). The Bradley-Terry term becomes its cross-entropy. None trusts the pick.
         bt_weight: [n] factor on each group's Bradley-Terry term, 0 where a judge was not asked.
+        gre_weight: [n] factor on each group's entropy term, 0 where the group's own ranking is not to be trusted.
     """
     pick = rewards.detach() if pick is None else pick
     winner = rewards.gather(1, pick.argmax(dim=1, keepdim=True)).squeeze(1)
@@ -72,7 +74,7 @@ def grebt(
     if preference is not None:
         bt = -preference * F.logsigmoid(margin) - (1 - preference) * F.logsigmoid(-margin)
     return Grebt(
-        total=(1 - alpha) * bt_weight * bt + alpha * entropy,
+        total=(1 - alpha) * bt_weight * bt + alpha * gre_weight * entropy,
         bt=bt.detach(),
         gre=entropy.detach(),
         margin=margin.detach(),

@@ -17,6 +17,17 @@ def feedback_weight(step: int, total: int, omega: float, kind: str = "cosine") -
     return max(0.5 * math.cos(math.pi * progress) + 0.5, omega)
 
 
+def adapted_beta(beta: float, kl: float, target: float, least: float) -> float:
+    """The KL weight of the next step: up or down by at most a tenth, by how far `kl` (nats) lies from `target`.
+
+    The proportional controller of Ziegler et al. 2019 (arXiv 1909.08593, section 2.2), beta <- beta (1 + 0.5 clip(kl /
+    target - 1, -0.2, 0.2)), with a faster gain for runs of a hundred steps. It never falls below `least`: else the weight
+    would vanish while the policy is still near the reference, and the KL overshoot. A `kl` that is no number changes nothing.
+    """
+    error = kl / target - 1
+    return max(least, beta * (1 + 0.5 * min(max(error, -0.2), 0.2))) if error == error else beta
+
+
 def learning_rate(step: int, total: int, peak: float, warmup: int, kind: str) -> float:
     """Rate of a 0-based step: linear warm-up over `warmup` steps, then `constant`, `linear` or `cosine` to 0 at `total`.
 

@@ -27,6 +27,7 @@ class RewardModel:
     format: ChatFormat
     max_tokens: int
     kind: str = "r2m"  # feedback.kind: what the adapter reads
+    states: str = "policy"  # feedback.states: whose
     ensemble: Ensemble | None = None  # further frozen models; None for a single one
     unshared: str = ""  # why the backbone reads every prompt once per response; empty where it shares them
 
@@ -73,6 +74,12 @@ class Actors:
     device: torch.device
     critic: Engine | None = None  # Critic; only with ppo.algorithm=ppo
     lora: Any = None  # peft's wrapper of the policy when only its adapters are trained
+
+    @property
+    def reads_reference(self) -> bool:
+        """Whether the adapter reads the reference's states and not the policy's."""
+        reward = self.reward
+        return reward.feedback is not None and reward.kind != "head_only" and reward.states == "reference"
 
 
 def group_size(prompts: list[Prompt]) -> int:

@@ -90,11 +90,24 @@ class Score(NamedTuple):
 class FeedbackHead(nn.Module):
     """What R2M trains: the cross-attention and the scoring head phi.
 
-    r = phi((1 - w) A + w H_last), METHOD eq. 4; always in fp32. `init_scale` multiplies the initial W_o.
+    r = phi((1 - w) A + w H_last), METHOD eq. 4; always in fp32.
+
+    Args:
+        init_scale: multiplies the initial W_o.
+        scaled: A is brought to the rms of H_last, sequence by sequence: the adapter says which direction, not how loud.
     """
 
-    def __init__(self, head: nn.Linear, policy_size: int, inner_size: int, seed: int, init_scale: float = 1.0):
+    def __init__(
+        self,
+        head: nn.Linear,
+        policy_size: int,
+        inner_size: int,
+        seed: int,
+        init_scale: float = 1.0,
+        scaled: bool = False,
+    ):
         super().__init__()
+        self.scaled = scaled
         self.phi = frozen_head(head).requires_grad_(True)
         self.adapter = CrossAttention(head.in_features, policy_size, inner_size, seed)
         with torch.no_grad():
@@ -104,11 +117,18 @@ class FeedbackHead(nn.Module):
         """rte [B, D_rm], the policy's states of the B sequences, weight w(t) -> Score."""
         rte = rte.float()
         feedback, attention = self.adapter(rte, states)
+        if self.scaled:
+            feedback = feedback * _rms(rte) / _rms(feedback)
         reward = self.phi((1 - weight) * feedback + weight * rte).squeeze(1)
         with torch.no_grad():
             entropy = -torch.special.xlogy(attention, attention).sum(dim=1)
-            scale = feedback.square().mean(dim=1).sqrt() / rte.square().mean(dim=1).sqrt().clamp_min(1e-12)
+            scale = (_rms(feedback) / _rms(rte)).squeeze(1)
         return Score(reward, entropy, scale)
+
+
+def _rms(rows: Tensor) -> Tensor:
+    """[B, D] -> [B, 1], never 0."""
+    return rows.square().mean(dim=1, keepdim=True).add(1e-12).sqrt()
 
 
 class HeadOnly(nn.Module):

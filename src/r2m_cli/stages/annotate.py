@@ -42,18 +42,21 @@ def annotate(
         texts = [prompts[i] for i in rows], [rollout.responses[i] for i in rows]
         rte = reward.embed(*texts, actors.device)
         output = actors.policy(pack.sequences, temperature, with_entropy=True)
+        reference = None
+        if actors.reference is not None and (actors.reads_reference or not rewards_only):
+            reference = actors.reference(pack.sequences, temperature)
+            tables["ref"].append(reference.logp)
         numbers["rte"].append(rte)
         numbers["frozen"].append(reward.frozen_scores(rte, *texts, actors.device))
         tables["old"].append(output.logp)
         tables["entropy"].append(output.entropy)
         if reward.feedback is not None:
-            score = reward.read(rte, output.states, weight, [rollout.seeds[i] for i in rows], block, phase=ANNOTATED)
+            states = reference.states if reference is not None and actors.reads_reference else output.states
+            score = reward.read(rte, states, weight, [rollout.seeds[i] for i in rows], block, phase=ANNOTATED)
             numbers["live"].append(score.reward)
             if score.attention_entropy is not None and score.adapter_scale is not None:
                 numbers["attention"].append(score.attention_entropy)
                 numbers["scale"].append(score.adapter_scale)
-        if actors.reference is not None and not rewards_only:
-            tables["ref"].append(actors.reference(pack.sequences, temperature).logp)
         if actors.critic is not None and not rewards_only:
             tables["values"].append(actors.critic(pack.sequences))
 

@@ -1,4 +1,4 @@
-"""Real labels for the light update: a judge on the step's own pairs, replayed and warm-up pairs of the reward model."""
+"""Labelled pairs for the light update: those of the reward model for warm-up and replay, and those judged in the run."""
 
 import random
 from collections.abc import Sequence
@@ -7,20 +7,20 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from r2m_cli.batch import Annotated
 from r2m_cli.data.preferences import Pair
 from r2m_cli.distributed import comm
-from r2m_cli.judges.judge import Comparison, Judge
+from r2m_cli.judges.judge import Judge
 from r2m_cli.maths.reward_loss import bradley_terry
+from r2m_cli.maths.schedule import learning_rate
 from r2m_cli.models.actors import Actors, pad
 from r2m_cli.models.loading import context_length
 from r2m_cli.models.sequences import Sequences
 from r2m_cli.models.states import LABELLED
-from r2m_cli.schema import Config
+from r2m_cli.schema import Config, FeedbackConfig
 from r2m_cli.seeds import mix
 from r2m_cli.stages.packing import rows_per_forward
 
-REPLAY, WARM_UP = 8, 9  # streams of random numbers
+REPLAY, WARM_UP, SCORED = 8, 9, 11  # streams of random numbers
 
 
 @dataclass(frozen=True)
@@ -29,27 +29,8 @@ class Labels:
 
     judge: Judge | None = None
     pairs: list[Pair] = field(default_factory=list)  # labelled pairs of the reward model, for warm-up and replay
-
-
-def judged(annotated: Annotated, judge: Judge, budget: int) -> Tensor:
-    """What the judge says of best and worst response, by annotated reward, of the step's first `budget` groups.
-
-    Returns:
-        [n] preference for the best one, 0 to 1; NaN where the judge was not asked.
-    """
-    rollout, rewards = annotated.rollout, annotated.rewards
-    whole = annotated.valid.all(dim=1).tolist()  # a group with a missing reward learns nothing: no label for it
-    asked = [group for group in range(len(whole)) if rollout.numbers[group] < budget and whole[group]]
-    best, worst = (index.tolist() for index in (rewards.argmax(dim=1), rewards.argmin(dim=1)))
-    questions = []
-    for group in asked:
-        pair = [group * rollout.group_size + index[group] for index in (best, worst)]
-        texts, ends = [rollout.responses[i] for i in pair], [rollout.finished[i] for i in pair]
-        questions.append(Comparison(rollout.prompts[group], texts[0], texts[1], (ends[0], ends[1])))
-    said = rewards.new_full((len(whole),), torch.nan)
-    if questions:
-        said[asked] = torch.tensor(judge(questions), dtype=said.dtype, device=said.device)
-    return said
+    heldout: list[Pair] = field(default_factory=list)  # labelled pairs that nothing learns from
+    judged: list[Pair] = field(default_factory=list)  # those that the judge has labelled so far; the run adds to them
 
 
 def fits(actors: Actors, pair: Pair) -> bool:
@@ -100,8 +81,10 @@ def pair_rewards(
     tokens, lengths = pad([p + r for p, r in zip(prompt_ids, reply_ids)], chat.pad_id)
     prompt_lengths = torch.tensor([len(p) for p in prompt_ids])
     tokens, lengths, prompt_lengths = (t.to(actors.device) for t in (tokens, lengths, prompt_lengths))
+    reader = actors.reference if actors.reads_reference else actors.policy
+    assert reader is not None
     with torch.no_grad():
-        output = actors.policy(Sequences(tokens, prompt_lengths, lengths - prompt_lengths, group_size=2), 1.0)
+        output = reader(Sequences(tokens, prompt_lengths, lengths - prompt_lengths, group_size=2), 1.0)
     rows = [mix(seed, side) for seed in seeds for side in (0, 1)]
     live = reward.read(rte, output.states, weight, rows, block=2, phase=LABELLED)
     return frozen, live.reward.view(-1, 2)
@@ -139,33 +122,55 @@ def learn_from_pairs(
     return torch.cat(losses), torch.cat(right)
 
 
-def replay_batch(pairs: list[Pair], count: int, seed: int, step: int) -> list[Pair]:
-    """The pairs that step `step` replays, drawn without replacement; the same on every rank."""
-    return random.Random(mix(seed, REPLAY, step)).sample(pairs, min(count, len(pairs)))
+def replay_batch(labels: Labels, config: FeedbackConfig, seed: int, step: int) -> list[Pair]:
+    """The pairs that step `step` replays, drawn without replacement from the reward model's and from those judged so far;
+    the same on every rank."""
+    rng = random.Random(mix(seed, REPLAY, step))
+    wanted = ((labels.pairs, config.replay_pairs), (labels.judged, config.judge_replay))
+    return [pair for pairs, count in wanted for pair in rng.sample(pairs, min(count, len(pairs)))]
 
 
 def warm_up(actors: Actors, pairs: list[Pair], config: Config) -> dict[str, float]:
-    """One pass of adapter and head over labelled pairs with the starting policy's states, before RL.
+    """Adapter and head learn from labelled pairs with the starting policy's states, before RL.
 
     The weight is Omega, the largest share that the adapter will ever have; at w(0) = 1 it would have no gradient at all.
     An update takes ppo.prompts_per_step pairs.
 
     Returns:
-        pairs, mean loss, and share of pairs ordered right before the update that learns from them.
+        pairs; mean loss, and share of pairs ordered right before the update that learns from them, in the last pass.
 
     Raises:
         FloatingPointError: a gradient that is not finite.
     """
     assert actors.reward.feedback is not None
-    size = config.ppo.prompts_per_step
-    chosen = random.Random(mix(config.seed, WARM_UP)).sample(pairs, min(config.feedback.warmup_pairs, len(pairs)))
-    sums = comm.MetricSums()
-    for number, start in enumerate(range(0, len(chosen), size)):
-        seed = mix(config.seed, WARM_UP, number)
-        loss, right = learn_from_pairs(
-            actors, chosen[start : start + size], config.feedback.omega, seed, config.rollout.tokens_per_batch
-        )
-        actors.reward.feedback.step(config.feedback.lr)
-        sums.add("loss", loss)
-        sums.add("accuracy", right)
+    size, f = config.ppo.prompts_per_step, config.feedback
+    chosen = random.Random(mix(config.seed, WARM_UP)).sample(pairs, min(f.warmup_pairs, len(pairs)))
+    starts = range(0, len(chosen), size)
+    total, number = f.warmup_epochs * len(starts), 0
+    for epoch in range(f.warmup_epochs):
+        sums = comm.MetricSums()
+        if epoch:
+            random.Random(mix(config.seed, WARM_UP, epoch)).shuffle(chosen)
+        for start in starts:
+            seed = mix(config.seed, WARM_UP, number)
+            batch = chosen[start : start + size]
+            loss, right = learn_from_pairs(actors, batch, f.omega, seed, config.rollout.tokens_per_batch)
+            lr = f.lr if f.warmup_lr is None else learning_rate(number, total, f.warmup_lr, 0, "linear")
+            actors.reward.feedback.step(lr)
+            sums.add("loss", loss)
+            sums.add("accuracy", right)
+            number += 1
     return {"pairs": float(len(chosen))} | sums.means()
+
+
+@torch.no_grad()
+def score_pairs(actors: Actors, pairs: Sequence[Pair], weight: float, budget: int) -> tuple[Tensor, Tensor | None]:
+    """`pair_rewards` of any number of pairs, without a gradient; the same on every rank. -> [m, 2], [m, 2]."""
+    rows = pairs_per_forward(actors, pairs, budget)
+    parts = [
+        pair_rewards(actors, pairs[i : i + rows], weight, [mix(SCORED, j) for j in range(i, i + rows)])
+        for i in range(0, len(pairs), rows)
+    ]
+    frozen = torch.cat([text for text, _ in parts])
+    live = [rewards for _, rewards in parts if rewards is not None]
+    return frozen, torch.cat(live) if live else None

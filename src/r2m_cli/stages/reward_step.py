@@ -34,6 +34,7 @@ class RewardStep:
         preference: Tensor | None = None,
     ):
         """`preference`: what a judge says of each group's best and worst response by annotated reward, see `judged`."""
+        self.from_groups = config.self_labels != "none" or preference is not None
         assert actors.reward.feedback is not None
         self.actors = actors
         self.engine = actors.reward.feedback
@@ -50,7 +51,13 @@ class RewardStep:
 
     def consume(self, pack: Pack, states: States) -> None:
         """Add the gradient of these groups, with the policy's states of them."""
+        if not self.from_groups:
+            return
         begun = perf_counter()
+        if self.actors.reads_reference:
+            assert self.actors.reference is not None
+            with torch.no_grad():
+                states = self.actors.reference(pack.sequences, 1.0).states
         group_size, groups = self.annotated.rollout.group_size, pack.groups
         annotated_rewards = self.annotated.rewards[groups]
         seeds = [self.annotated.rollout.seeds[i] for i in pack.rows.tolist()]
@@ -59,25 +66,28 @@ class RewardStep:
         # A group with a missing reward has equal ones here: no gradient, but its place in the mean.
         whole = self.annotated.valid[groups].all(dim=1, keepdim=True)
         rewards = torch.where(whole, score.reward.view(-1, group_size), 0.0)
-        live = rewards.detach()
+        live, frozen = rewards.detach(), self.annotated.frozen_rewards[groups]
+        # The judge saw the pair that the annotated rewards picked.
+        pick = live if self.preference is None and self.config.pair == "recomputed" else annotated_rewards
+        best, worst = pick.argmax(dim=1, keepdim=True), pick.argmin(dim=1, keepdim=True)
+        agreed = (frozen.gather(1, best) > frozen.gather(1, worst)).float().squeeze(1)
+        trusted = {"all": torch.ones_like(agreed), "agreed": agreed, "none": torch.zeros_like(agreed)}
+        own = trusted[self.config.self_labels]
         if self.preference is None:
-            pick = annotated_rewards if self.config.pair == "annotated" else live
-            loss = grebt(rewards, self.config.alpha, pick)
+            loss = grebt(rewards, self.config.alpha, pick, None, own, own)
             self.metrics.add("reward_model/bt", loss.bt)
-        else:  # the judge saw the pair that the annotated rewards picked
-            pick, said = annotated_rewards, self.preference[groups]
+        else:
+            said = self.preference[groups]
             asked = ~said.isnan()
-            loss = grebt(rewards, self.config.alpha, pick, said.nan_to_num(0.5), asked * self.judged_weight)
+            loss = grebt(rewards, self.config.alpha, pick, said.nan_to_num(0.5), asked * self.judged_weight, own)
             self.metrics.add("reward_model/bt", loss.bt[asked])
             self.metrics.add("reward_model/judge_agreement", said[asked & (said != 0.5)].round())
         self.engine.backward(loss.total.sum() / len(self.annotated.rewards))
 
-        frozen = self.annotated.frozen_rewards[groups]
-        best, worst = pick.argmax(dim=1, keepdim=True), pick.argmin(dim=1, keepdim=True)
         self.metrics.add("reward_model/loss", loss.total)
         self.metrics.add("reward_model/gre", loss.gre)
         self.metrics.add("reward_model/margin", loss.margin)
-        self.metrics.add("reward_model/agreement", (frozen.gather(1, best) > frozen.gather(1, worst)).float())
+        self.metrics.add("reward_model/agreement", agreed)
         self.metrics.add(
             "feedback/refresh_cosine", torch.cosine_similarity(_centre(live), _centre(annotated_rewards), dim=1)
         )

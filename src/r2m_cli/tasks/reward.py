@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from r2m_cli.models.reward_model import RewardBackbone, find_head, frozen_head
 from r2m_cli.schema import Config
 from r2m_cli.seeds import mix
 from r2m_cli.stages.packing import rows_per_forward
+from r2m_cli.tasks.sft import fit_lm
 
 SEED, BOOTSTRAP = 2, 5  # streams of random numbers of this task
 
@@ -73,6 +75,12 @@ def run(config: Config, run_dir: Path) -> None:
             classifier = load_reward_model(c.base, "reward.base", dtype, chat.pad_id, new_head=True)
     else:
         classifier = fresh_llama(c, tokenizer, chat.pad_id, seed, scorer=True)
+        if c.pretrain_epochs:
+            lm: Any = fresh_llama(c, tokenizer, chat.pad_id, seed, scorer=False)
+            epochs = replace(config.policy.fit, epochs=c.pretrain_epochs)
+            engine, _ = fit_lm(lm, chat, source.demonstrations, config, epochs)
+            with engine.whole():
+                classifier.base_model.load_state_dict(lm.base_model.state_dict())
     limit = readable(classifier, tokenizer, c.max_tokens)
 
     def encode(part: Sequence[Pair]) -> list[tuple[list[int], list[int]]]:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from r2m_cli.build import local_device
 from r2m_cli.data.source import load_source
 from r2m_cli.data.template import ChatFormat
 from r2m_cli.distributed import comm
-from r2m_cli.distributed.engine import DTYPES, make_engine
+from r2m_cli.distributed.engine import DTYPES, Engine, make_engine
 from r2m_cli.errors import UserError
 from r2m_cli.fit import fit
 from r2m_cli.models.actors import pad
@@ -20,7 +21,7 @@ from r2m_cli.models.loading import fresh_llama, load_causal_lm, load_tokenizer
 from r2m_cli.models.lora import merged, with_lora
 from r2m_cli.models.policy import Policy
 from r2m_cli.models.sequences import Sequences
-from r2m_cli.schema import Config
+from r2m_cli.schema import Config, FitConfig
 from r2m_cli.stages.packing import rows_per_forward
 
 SEED = 1  # stream of random numbers of this task
@@ -40,15 +41,37 @@ def run(config: Config, run_dir: Path) -> None:
     else:
         raise UserError("policy.path and policy.base are both null: name a model to start from (policy.base=FOLDER)")
     chat = ChatFormat(tokenizer, "policy")
-    rows = _rows(source.demonstrations[: c.fit.rows], chat, config)
 
     if c.base is not None:
         lm = load_causal_lm(c.base, "policy.base", DTYPES[config.engine.dtype])
     else:
         lm = fresh_llama(c, tokenizer, chat.pad_id, config.data.seed, scorer=False)
-    device = local_device(config)
     fitted = with_lora(lm, c.fit.lora_rank, "CAUSAL_LM") if c.fit.parameters == "lora" else lm
-    engine = make_engine(Policy(lm), config.engine, device, weight_decay=c.fit.weight_decay, max_grad_norm=1.0)
+    engine, figures = fit_lm(lm, chat, source.demonstrations, config, c.fit)
+    with engine.whole():
+        if comm.is_main():
+            merged(fitted).save_pretrained(run_dir)
+    if comm.is_main():
+        tokenizer.save_pretrained(run_dir)
+        (run_dir / "fit.json").write_text(json.dumps(figures, indent=2))
+        print(
+            f"r2m: SFT on {figures['demonstrations']} demonstrations: loss {figures['loss']:.3f} nats per token",
+            flush=True,
+        )
+    comm.barrier()
+
+
+def fit_lm(
+    lm: Any, chat: ChatFormat, demonstrations: list[tuple[Prompt, str]], config: Config, fit_config: FitConfig
+) -> tuple[Engine, dict[str, float]]:
+    """Fit a language model on the replies of demonstrations; gives the engine that holds it and the fit's figures.
+
+    Raises:
+        UserError: no demonstration fits the lengths; or from `fit`.
+    """
+    rows = _rows(demonstrations[: fit_config.rows], chat, config)
+    device = local_device(config)
+    engine = make_engine(Policy(lm), config.engine, device, weight_decay=fit_config.weight_decay, max_grad_norm=1.0)
 
     def loss_of(batch: Sequence[tuple[list[int], list[int]]]) -> Tensor:
         tokens, lengths = pad([prompt + response for prompt, response in batch], chat.pad_id)
@@ -58,16 +81,8 @@ def run(config: Config, run_dir: Path) -> None:
         return -output.logp.sum(dim=1) / responses
 
     micro_rows = rows_per_forward(config.rollout.tokens_per_batch, [len(p) + len(r) for p, r in rows])
-    loss = fit(engine, rows, loss_of, c.fit, config.data.seed + SEED, "SFT", micro_rows)  # type: ignore[arg-type]
-    with engine.whole():
-        if comm.is_main():
-            merged(fitted).save_pretrained(run_dir)
-    if comm.is_main():
-        tokenizer.save_pretrained(run_dir)
-        figures = {"loss": loss, "demonstrations": len(rows)}
-        (run_dir / "fit.json").write_text(json.dumps(figures, indent=2))
-        print(f"r2m: SFT on {len(rows)} demonstrations: loss {loss:.3f} nats per token", flush=True)
-    comm.barrier()
+    loss = fit(engine, rows, loss_of, fit_config, config.data.seed + SEED, "SFT", micro_rows)  # type: ignore[arg-type]
+    return engine, {"loss": loss, "demonstrations": len(rows)}
 
 
 def _rows(

@@ -18,7 +18,7 @@ from r2m_cli.data.template import ChatFormat
 from r2m_cli.distributed import comm
 from r2m_cli.errors import UserError
 from r2m_cli.inspection import inspect_reward_model
-from r2m_cli.judges.judge import gold_judge
+from r2m_cli.judges.judge import gold_judge, labeller_judge
 from r2m_cli.judges.openai_judge import OpenAIJudge
 from r2m_cli.loop import train, weight_at
 from r2m_cli.models.actors import Actors
@@ -26,9 +26,10 @@ from r2m_cli.observe import Observer
 from r2m_cli.schema import Config
 from r2m_cli.seeds import mix
 from r2m_cli.sinks import Sinks
+from r2m_cli.stages.judged import remembered
 from r2m_cli.stages.labelled import Labels, fits, warm_up
 
-LABELS = 12  # stream of random numbers
+LABELS, LABELLER = 12, 13  # streams of random numbers
 
 
 def run(config: Config, run_dir: Path) -> None:
@@ -39,16 +40,17 @@ def run(config: Config, run_dir: Path) -> None:
     prompts, eval_prompts, notes = usable_prompts(source, actors.format, config)
     labels = real_labels(config, source, actors)
 
-    state: dict[str, Any] = {"step": 0, "tokens": 0}
+    state: dict[str, Any] = {"step": 0, "tokens": 0, "beta": None}
     warnings: list[str] = []
     if config.resume:
-        state = checkpoint.load(run_dir, actors)
+        state |= checkpoint.load(run_dir, actors)
+        labels.judged.extend(remembered(run_dir, state["step"]))
     else:
         notes += remarks(actors, prompts, config)
         more, warnings = before_training(config, source, actors, labels)
         notes += more
     with _sinks(config, run_dir, state["step"]) as sinks:
-        observer = Observer(sinks, config.logger.samples_every, state["tokens"])
+        observer = Observer(sinks, config.logger.samples_every, state["tokens"], state["beta"])
         for note in notes if state["step"] == 0 else []:
             observer.warn(note, "note")
         for warning in warnings:
@@ -83,9 +85,13 @@ def real_labels(config: Config, source: Source, actors: Actors) -> Labels:
             )
     if f.judge == "gold":
         judge = gold_judge(source.gold)
+    elif f.judge == "labeller":
+        assert source.world is not None
+        judge = labeller_judge(source.world, mix(config.seed, LABELLER))
     elif f.judge == "openai":
         judge = OpenAIJudge(config.judge, cache_dir() / "judge")
-    return Labels(judge, pairs)
+    heldout = known_pairs(config, source, "heldout")[: config.eval.preflight_pairs]
+    return Labels(judge, pairs, [pair for pair in heldout if fits(actors, pair)])
 
 
 def before_training(config: Config, source: Source, actors: Actors, labels: Labels) -> tuple[list[str], list[str]]:
@@ -98,11 +104,9 @@ def before_training(config: Config, source: Source, actors: Actors, labels: Labe
         except FloatingPointError as error:
             raise UserError(f"feedback.warmup_pairs: {error}; lower feedback.lr, or check the reward model") from error
         notes.append("warm-up of adapter and head: " + ", ".join(f"{k} {v:.3g}" for k, v in figures.items()))
-    wanted = known_pairs(config, source, "heldout")[: config.eval.preflight_pairs]
-    pairs = [pair for pair in wanted if fits(actors, pair)]
-    if pairs:
+    if labels.heldout:
         omega = weight_at(config.train.steps, config)
-        more, warnings = inspect_reward_model(actors, pairs, omega, config.rollout.tokens_per_batch)
+        more, warnings = inspect_reward_model(actors, labels.heldout, omega, config.rollout.tokens_per_batch)
         notes += more
     return notes, warnings
 

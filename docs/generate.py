@@ -120,7 +120,7 @@ def choices() -> Iterator[tuple[str, str, str]]:
                 break
             head.append(line[2:])
         said = re.split(r"\.\s+(?=[A-Z])", " ".join(head) + " ", maxsplit=1)[0].strip().rstrip(".:")
-        plus = "+" if path.parent.name in ("experiment", "method", "sweep", "debug") else ""
+        plus = "+" if path.parent.name in ("experiment", "world", "method", "sweep", "debug") else ""
         yield plus + path.parent.name, path.stem, said.replace("|", "\\|")
 
 

@@ -1,0 +1,139 @@
+"""results.csv -> comparisons.csv and comparisons.md: every method against vanilla, paired by seed; figures.
+
+python experiments/overoptimisation/compare.py FOLDER
+"""
+
+import sys
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+VANILLA, FRONTIER = "rloo", 0.05
+AT_BEST_BETA, AT_FRONTIER = ("gold_end",), ("gold_kl4", "gold_kl6", "gold_kl8", "gold_area")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+def compare(table: pd.DataFrame) -> pd.DataFrame:
+    """One row per world, measure and method: mean paired difference to vanilla, 95% interval, p, p after Holm's correction.
+
+    `gold_end` at each method's best beta (that with the highest mean in this table, where it has several beside the
+    frontier's), the measures at a given KL at the frontier's beta.
+    """
+    rows = []
+    for world, part in table.groupby("world", sort=False):
+        for measure in AT_BEST_BETA + AT_FRONTIER:
+            runs = best(part) if measure in AT_BEST_BETA else part[part["beta"] == FRONTIER]
+            wide = runs.pivot_table(index="seed", columns="method", values=measure)
+            if VANILLA not in wide:
+                continue
+            found = [row(world, measure, name, wide[name] - wide[VANILLA]) for name in wide if name != VANILLA]
+            for place, entry in zip(holm([entry["p"] for entry in found]), found):
+                rows.append(
+                    entry | {"p_holm": place, "vanilla": wide[VANILLA].mean(), "mean": wide[entry["method"]].mean()}
+                )
+    return pd.DataFrame(rows)
+
+
+def best(part: pd.DataFrame) -> pd.DataFrame:
+    """The runs of each method at the beta with the highest mean gold at the end."""
+    means = part.groupby(["method", "beta"])["gold_end"].mean()
+    chosen = {method: means[method].idxmax() for method in means.index.get_level_values(0).unique()}
+    return part[[beta == chosen[method] for method, beta in zip(part["method"], part["beta"])]]
+
+
+def row(world: str, measure: str, method: str, difference: pd.Series) -> dict[str, object]:
+    """Paired t-test of one method; NaN with fewer than two pairs."""
+    values = difference.dropna()
+    entry = {"world": world, "measure": measure, "method": method, "seeds": len(values), "difference": values.mean()}
+    if len(values) < 2:
+        return entry | {"low": np.nan, "high": np.nan, "p": np.nan}
+    half = stats.t.ppf(0.975, len(values) - 1) * values.sem()
+    p = stats.ttest_1samp(values, 0.0).pvalue
+    return entry | {"low": values.mean() - half, "high": values.mean() + half, "p": p}
+
+
+def holm(ps: list[float]) -> list[float]:
+    """Holm's correction; NaN stays NaN and counts for nothing."""
+    known = sorted((p, i) for i, p in enumerate(ps) if p == p)
+    corrected, so_far = [float("nan")] * len(ps), 0.0
+    for place, (p, i) in enumerate(known):
+        so_far = max(so_far, min(1.0, (len(known) - place) * p))
+        corrected[i] = so_far
+    return corrected
+
+
+def markdown(comparisons: pd.DataFrame) -> str:
+    """One table per measure: worlds down, methods across, difference with its interval, a star where p_holm < 0.05."""
+    pages = []
+    for measure, part in comparisons.groupby("measure", sort=False):
+        cells = part.assign(
+            cell=[
+                f"{r.difference:+.2f} [{r.low:+.2f}, {r.high:+.2f}]{'*' if r.p_holm < 0.05 else ''}"
+                if r.seeds > 1
+                else "–"
+                for r in part.itertuples()
+            ]
+        )
+        wide = cells.pivot_table(index="world", columns="method", values="cell", aggfunc="first", sort=False).fillna(
+            "–"
+        )
+        vanilla = part.groupby("world", sort=False)["vanilla"].first()
+        lines = [
+            f"| {measure} | vanilla | " + " | ".join(wide.columns) + " |",
+            "|---|---:|" + "---:|" * len(wide.columns),
+        ]
+        lines += [
+            f"| {world} | {vanilla[world]:.2f} | " + " | ".join(cells) + " |" for world, *cells in wide.itertuples()
+        ]
+        pages.append("\n".join(lines) + "\n")
+    return "\n".join(pages)
+
+
+def draw(table: pd.DataFrame, path: Path) -> None:
+    """Gold at the end against KL at the end, a panel per world: a point per method and beta, bars of one standard error."""
+    worlds = list(dict.fromkeys(table["world"]))
+    methods = list(dict.fromkeys(table["method"]))
+    figure, axes = plt.subplots(1, len(worlds), figsize=(3.2 * len(worlds), 3.4), squeeze=False, layout="constrained")
+    for ax, world in zip(axes[0], worlds):
+        for colour, method in zip(COLOURS, methods):
+            part = table[(table["world"] == world) & (table["method"] == method)]
+            means = part.groupby("beta")[["kl_end", "gold_end"]].agg(["mean", "sem"])
+            if len(means):
+                kl, gold = means["kl_end"], means["gold_end"]
+                ax.errorbar(
+                    kl["mean"],
+                    gold["mean"],
+                    gold["sem"],
+                    kl["sem"],
+                    "o-",
+                    color=colour,
+                    label=method,
+                    markersize=4,
+                    lw=1,
+                )
+        ax.set(title=world, xlabel="KL at the end, nats")
+        ax.grid(color="0.92")
+    axes[0][0].set_ylabel("gold at the end")
+    figure.legend(
+        *axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=len(methods), frameon=False
+    )
+    figure.savefig(path, dpi=130)
+
+
+def main(folder: Path) -> None:
+    table = pd.read_csv(folder / "results.csv")
+    comparisons = compare(table)
+    comparisons.to_csv(folder / "comparisons.csv", index=False, float_format="%.4g")
+    (folder / "comparisons.md").write_text(markdown(comparisons))
+    draw(table, folder / "gold_against_kl.png")
+    print(markdown(comparisons))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -65,13 +65,13 @@ def main() -> None:
     out = Path("outputs/study") / phase
     for world in worlds:
         for name in names:
-            for betas in {str(FRONTIER), betas_of(phase, world, name)}:
-                sweep(
-                    out / world / name,
-                    [f"+world={world}", *methods(world)[name], f"ppo.beta={betas}", *further],
-                    seeds,
-                    jobs,
-                )
+            betas = ",".join(sorted({str(FRONTIER), *betas_of(phase, world, name).split(",")}))
+            sweep(
+                out / world / name,
+                [f"+world={world}", *methods(world)[name], f"ppo.beta={betas}", *further],
+                seeds,
+                jobs,
+            )
         results.write(out)
     print(f"{out / 'results.csv'}")
 

@@ -87,7 +87,11 @@ def make_actors(world, chat):
         head = find_head(classifier)
         learner = None
         if feedback and kind != "none":
-            module = HeadOnly(head) if kind == "head_only" else FeedbackHead(head, 16, 8, seed, init_scale, scaled)
+            module = (
+                HeadOnly(head)
+                if kind == "head_only"
+                else FeedbackHead(head, 12 if states == "reward" else 16, 8, seed, init_scale, scaled)
+            )
             learner = SingleEngine(module, device, 0.0, 0.0)
         return Actors(
             policy=policy,

@@ -144,7 +144,8 @@ def build_reward(config: Config, policy_size: int, device: torch.device, key: st
         module: torch.nn.Module = HeadOnly(head)
         if f.kind != "head_only":
             seed = mix(config.seed, ADAPTER_SEED)
-            module = FeedbackHead(head, policy_size, f.dim, seed, f.init_scale, f.scale == "rte")
+            size = head.in_features if f.states == "reward" else policy_size
+            module = FeedbackHead(head, size, f.dim, seed, f.init_scale, f.scale == "rte")
         feedback = make_engine(module, config.engine, device, weight_decay=0.0, max_grad_norm=0.0, small=True)
     backbone = RewardBackbone(classifier, config.engine.attention)
     return RewardModel(

@@ -92,7 +92,8 @@ class FeedbackConfig:
     # never trained) | noise (Gaussian, same mean and variance) | shuffled (another sequence's states) | head_only (nothing;
     # the scoring head alone learns) | none (nothing; the reward model stays frozen)
     kind: str = "r2m"
-    # whose states the adapter reads: policy (as it is now) | reference (as it was before RL; the policy cannot bend them)
+    # whose states the adapter reads: policy (as it is now) | reference (as it was before RL; the policy cannot bend them) |
+    # reward (the reward model's own, which tell it nothing that it could not know: a control)
     states: str = "policy"
     # d, inner width of the cross-attention
     dim: int = 64

@@ -18,7 +18,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "reward.combine": ("mean", "worst", "uncertainty"),
     "feedback.kind": ("r2m", "frozen", "noise", "shuffled", "head_only", "none"),
     "feedback.schedule": ("cosine", "constant"),
-    "feedback.states": ("policy", "reference"),
+    "feedback.states": ("policy", "reference", "reward"),
     "feedback.scale": ("free", "rte"),
     "feedback.self_labels": ("all", "agreed", "none"),
     "feedback.judge": ("none", "gold", "labeller", "openai"),

@@ -28,6 +28,11 @@ PAPER = {  # policy, reward model, data, (n, K, steps), new tokens, policy lr, r
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("world", files("world"))
+def test_every_world_composes(world: str) -> None:
+    assert composed(f"+world={world}", "feedback=r2m_safe").data.kind == "gold"
+
+
 @pytest.mark.parametrize("experiment", PAPER)
 def test_the_paper_experiments_have_the_papers_numbers(experiment: str) -> None:
     c = composed(f"+experiment={experiment}")

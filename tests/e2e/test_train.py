@@ -66,6 +66,7 @@ def test_without_feedback_nothing_of_the_reward_model_moves(r2m: Run, tmp_path: 
         (),
         ("feedback=r2m_judged", "feedback.judge_pairs=1.5", "feedback.states=reference", "ppo.kl_target=0.01",
          "feedback.warmup_epochs=2"),
+        ("feedback=r2m_safe", "feedback.states=reward", "feedback.self_labels=agreed"),
         ("ppo=ppo", "policy.lora_rank=4", "feedback=noise", "feedback.warmup_pairs=8", "feedback.replay_pairs=4",
          "feedback.judge=gold"),
     ],

@@ -25,7 +25,7 @@ def models(make_actors):
 
 def test_a_single_model_is_its_frozen_head_to_the_last_bit(models, prompts):
     single = models[0]
-    rte = single.embed(prompts, RESPONSES, CPU)
+    rte, _ = single.embed(prompts, RESPONSES, CPU)
     expected = single.frozen_head(rte).squeeze(1)
     assert torch.equal(single.frozen_scores(rte, prompts, RESPONSES, CPU), expected)
     assert torch.equal(single.score(prompts, RESPONSES, CPU), expected)
@@ -35,7 +35,7 @@ def test_a_single_model_is_its_frozen_head_to_the_last_bit(models, prompts):
 def test_an_ensemble_combines_what_its_members_say_alone(models, prompts, how):
     calibrations = (Calibration(0.5, 2.0), Calibration(-1.0, 0.25), Calibration())
     together = replace(models[0], ensemble=Ensemble(tuple(m.score for m in models[1:]), calibrations, how, 0.3))
-    got = together.frozen_scores(together.embed(prompts, RESPONSES, CPU), prompts, RESPONSES, CPU)
+    got = together.frozen_scores(together.embed(prompts, RESPONSES, CPU)[0], prompts, RESPONSES, CPU)
     alone = [(m.score(prompts, RESPONSES, CPU) - mean) / std for m, (mean, std) in zip(models, calibrations)]
     for i, values in enumerate(zip(*(scores.tolist() for scores in alone))):
         mean = sum(values) / 3

@@ -582,6 +582,33 @@ def test_the_references_states_in_place_of_the_policys(make_actors, prompts, pai
     assert_gradients(actors, torch.autograd.grad(loss, list(module.parameters())))
 
 
+def test_the_reward_models_own_states_as_a_control(make_actors, prompts, pairs):
+    actors = make_actors(seed=1, states="reward")
+    classifier, module, chat = actors.reward.backbone.classifier, actors.reward.feedback.module, actors.reward.format
+    batch = rollout(actors, prompts, range(len(prompts)), K, ROLLOUT, 5, 0, 1)
+    annotated = annotate(actors, batch, flat(batch, 2), WEIGHT, TEMPERATURE)
+
+    def expected(prompt, reply):
+        with torch.no_grad():
+            states = plain.states(
+                classifier, torch.tensor([*chat.conversation_ids(prompt, reply), 0])
+            )  # all but the last
+        return plain.live_reward(module, states[-1], states, WEIGHT)
+
+    texts = list(zip(batch.prompt_of, batch.responses))
+    rewards = torch.stack([expected(*text) for text in texts])
+    torch.testing.assert_close(annotated.rewards.flatten(), rewards.detach(), atol=1e-5, rtol=1e-5)
+    _, live = pair_rewards(actors, pairs, WEIGHT, list(range(5)))
+    of_pairs = torch.stack([torch.stack([expected(p.prompt, p.chosen), expected(p.prompt, p.rejected)]) for p in pairs])
+    torch.testing.assert_close(live, of_pairs, atol=1e-5, rtol=1e-5)
+
+    step = RewardStep(actors, annotated, CONFIG, WEIGHT)
+    for pack in flat(batch, 2):
+        step.consume(pack, actors.policy(pack.sequences, TEMPERATURE).states)
+    loss = sum(plain.group_loss(row, 0.3) for row in rewards.view(-1, K)) / len(prompts)
+    assert_gradients(actors, torch.autograd.grad(loss, list(module.parameters())))
+
+
 def replace_module(engine, module):
     """The engine's look-alike around another module, for the naive formulas that read `policy.module`."""
     return type("Engine", (), {"module": module})()

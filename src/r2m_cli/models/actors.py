@@ -50,16 +50,21 @@ class RewardModel:
 
     def score(self, prompts: list[Prompt], responses: list[str], device: torch.device) -> Tensor:
         """`frozen_scores` of texts that nothing has embedded yet. [B]."""
-        return self.frozen_scores(self.embed(prompts, responses, device), prompts, responses, device)
+        return self.frozen_scores(self.embed(prompts, responses, device)[0], prompts, responses, device)
 
     @torch.no_grad()
-    def embed(self, prompts: list[Prompt], responses: list[str], device: torch.device) -> Tensor:
-        """Reward token embeddings of whole conversations, through the reward model's own template. [B, D_rm] fp32."""
+    def embed(self, prompts: list[Prompt], responses: list[str], device: torch.device) -> tuple[Tensor, States | None]:
+        """Reward token embeddings of whole conversations, through the reward model's own template, [B, D_rm] fp32; and, where
+        the adapter reads them, the backbone's states of all their tokens."""
         rows = [
             self.format.cut(self.format.conversation_ids(p, r), self.max_tokens) for p, r in zip(prompts, responses)
         ]
         tokens, lengths = pad(rows, self.format.pad_id)
-        return self.backbone(tokens.to(device), lengths.to(device), group_size(prompts)).float()  # type: ignore[no-any-return]
+        batch = tokens.to(device), lengths.to(device), group_size(prompts)
+        if self.states != "reward":
+            return self.backbone(*batch).float(), None
+        rte, states = self.backbone(*batch, with_states=True)
+        return rte.float(), states
 
 
 @dataclass(frozen=True)
@@ -76,10 +81,11 @@ class Actors:
     lora: Any = None  # peft's wrapper of the policy when only its adapters are trained
 
     @property
-    def reads_reference(self) -> bool:
-        """Whether the adapter reads the reference's states and not the policy's."""
+    def reads(self) -> str:
+        """Whose states the adapter reads: policy, reference or reward; policy where there is no adapter."""
         reward = self.reward
-        return reward.feedback is not None and reward.kind != "head_only" and reward.states == "reference"
+        adapter = reward.feedback is not None and reward.kind != "head_only"
+        return reward.states if adapter else "policy"
 
 
 def group_size(prompts: list[Prompt]) -> int:

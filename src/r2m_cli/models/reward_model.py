@@ -37,8 +37,10 @@ class RewardBackbone(nn.Module):
         assert state is not None, "the classifier did not run its own head"
         return state.flatten(0, -2)
 
-    def forward(self, tokens: Tensor, lengths: Tensor, group_size: int = 1) -> Tensor:
-        """tokens [B, S] (padding on the right), lengths [B] -> RTE [B, D_rm].
+    def forward(
+        self, tokens: Tensor, lengths: Tensor, group_size: int = 1, with_states: bool = False
+    ) -> Tensor | tuple[Tensor, States]:
+        """tokens [B, S] (padding on the right), lengths [B] -> RTE [B, D_rm]; if asked, also all states that the head reads.
 
         The `group_size` neighbours of a group are read with one copy of whatever tokens they have in common.
         """
@@ -47,9 +49,11 @@ class RewardBackbone(nn.Module):
         else:
             layout = SharedPrefix(tokens, common_prefix(tokens, lengths, group_size), lengths, group_size)
         state = self._states(layout)
-        if len(state) == len(tokens):  # an encoder's
-            return state
-        return state[layout.at(torch.arange(len(tokens), device=tokens.device), lengths - 1)]
+        rows = torch.arange(len(tokens), device=tokens.device)
+        if len(state) == len(tokens):  # an encoder's, pooled
+            return (state, States(state, rows[:, None] == rows)) if with_states else state
+        rte = state[layout.at(rows, lengths - 1)]
+        return (rte, States(state, layout.readable(lengths))) if with_states else rte
 
 
 def common_prefix(tokens: Tensor, lengths: Tensor, group_size: int) -> Tensor:

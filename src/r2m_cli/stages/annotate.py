@@ -40,10 +40,10 @@ def annotate(
     for pack in packs:
         rows = pack.rows.tolist()
         texts = [prompts[i] for i in rows], [rollout.responses[i] for i in rows]
-        rte = reward.embed(*texts, actors.device)
+        rte, own = reward.embed(*texts, actors.device)
         output = actors.policy(pack.sequences, temperature, with_entropy=True)
         reference = None
-        if actors.reference is not None and (actors.reads_reference or not rewards_only):
+        if actors.reference is not None and (actors.reads == "reference" or not rewards_only):
             reference = actors.reference(pack.sequences, temperature)
             tables["ref"].append(reference.logp)
         numbers["rte"].append(rte)
@@ -51,8 +51,9 @@ def annotate(
         tables["old"].append(output.logp)
         tables["entropy"].append(output.entropy)
         if reward.feedback is not None:
-            states = reference.states if reference is not None and actors.reads_reference else output.states
-            score = reward.read(rte, states, weight, [rollout.seeds[i] for i in rows], block, phase=ANNOTATED)
+            seen = {"policy": output.states, "reference": reference and reference.states, "reward": own}[actors.reads]
+            assert seen is not None
+            score = reward.read(rte, seen, weight, [rollout.seeds[i] for i in rows], block, phase=ANNOTATED)
             numbers["live"].append(score.reward)
             if score.attention_entropy is not None and score.adapter_scale is not None:
                 numbers["attention"].append(score.attention_entropy)

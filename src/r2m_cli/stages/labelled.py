@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from r2m_cli.batch import Prompt
 from r2m_cli.data.preferences import Pair
 from r2m_cli.distributed import comm
 from r2m_cli.judges.judge import Judge
@@ -15,7 +16,7 @@ from r2m_cli.maths.schedule import learning_rate
 from r2m_cli.models.actors import Actors, pad
 from r2m_cli.models.loading import context_length
 from r2m_cli.models.sequences import Sequences
-from r2m_cli.models.states import LABELLED
+from r2m_cli.models.states import LABELLED, States
 from r2m_cli.schema import Config, FeedbackConfig
 from r2m_cli.seeds import mix
 from r2m_cli.stages.packing import rows_per_forward
@@ -67,27 +68,34 @@ def pair_rewards(
     Returns:
         [m, 2] and, with feedback, [m, 2]; the chosen reply first.
     """
-    chat, reward = actors.format, actors.reward
+    reward = actors.reward
     prompts = [p.prompt for p in pairs for _ in (p.chosen, p.rejected)]
     replies = [reply for p in pairs for reply in (p.chosen, p.rejected)]
-    rte = reward.embed(prompts, replies, actors.device)
+    rte, own = reward.embed(prompts, replies, actors.device)
     frozen = reward.frozen_scores(rte, prompts, replies, actors.device).view(-1, 2)
     if reward.feedback is None:
         return frozen, None
     if reward.kind == "head_only":
         return frozen, reward.feedback(rte, None, weight).reward.view(-1, 2)
+    states = _read(actors, prompts, replies) if own is None else own
+    rows = [mix(seed, side) for seed in seeds for side in (0, 1)]
+    live = reward.read(rte, states, weight, rows, block=2, phase=LABELLED)
+    return frozen, live.reward.view(-1, 2)
+
+
+@torch.no_grad()
+def _read(actors: Actors, prompts: Sequence[Prompt], replies: Sequence[str]) -> States:
+    """The policy's states of pairs of replies, or the reference's."""
+    chat = actors.format
     prompt_ids = [chat.prompt_ids(p) for p in prompts]
     reply_ids = [chat.response_ids(p, r) for p, r in zip(prompts, replies)]
     tokens, lengths = pad([p + r for p, r in zip(prompt_ids, reply_ids)], chat.pad_id)
     prompt_lengths = torch.tensor([len(p) for p in prompt_ids])
     tokens, lengths, prompt_lengths = (t.to(actors.device) for t in (tokens, lengths, prompt_lengths))
-    reader = actors.reference if actors.reads_reference else actors.policy
+    reader = actors.reference if actors.reads == "reference" else actors.policy
     assert reader is not None
-    with torch.no_grad():
-        output = reader(Sequences(tokens, prompt_lengths, lengths - prompt_lengths, group_size=2), 1.0)
-    rows = [mix(seed, side) for seed in seeds for side in (0, 1)]
-    live = reward.read(rte, output.states, weight, rows, block=2, phase=LABELLED)
-    return frozen, live.reward.view(-1, 2)
+    output = reader(Sequences(tokens, prompt_lengths, lengths - prompt_lengths, group_size=2), 1.0)
+    return output.states  # type: ignore[no-any-return]
 
 
 def learn_from_pairs(

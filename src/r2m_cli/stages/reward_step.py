@@ -54,10 +54,8 @@ class RewardStep:
         if not self.from_groups:
             return
         begun = perf_counter()
-        if self.actors.reads_reference:
-            assert self.actors.reference is not None
-            with torch.no_grad():
-                states = self.actors.reference(pack.sequences, 1.0).states
+        if self.actors.reads != "policy":
+            states = self._others(pack)
         group_size, groups = self.annotated.rollout.group_size, pack.groups
         annotated_rewards = self.annotated.rewards[groups]
         seeds = [self.annotated.rollout.seeds[i] for i in pack.rows.tolist()]
@@ -92,6 +90,18 @@ class RewardStep:
             "feedback/refresh_cosine", torch.cosine_similarity(_centre(live), _centre(annotated_rewards), dim=1)
         )
         self.seconds += perf_counter() - begun
+
+    @torch.no_grad()
+    def _others(self, pack: Pack) -> States:
+        """The reference's or the reward model's states of these groups."""
+        if self.actors.reads == "reference":
+            assert self.actors.reference is not None
+            return self.actors.reference(pack.sequences, 1.0).states  # type: ignore[no-any-return]
+        rollout, rows = self.annotated.rollout, pack.rows.tolist()
+        texts = [rollout.prompt_of[i] for i in rows], [rollout.responses[i] for i in rows]
+        own = self.actors.reward.embed(*texts, self.actors.device)[1]
+        assert own is not None
+        return own
 
     def replay(self, pairs: Sequence[Pair], seed: int, budget: int) -> None:
         """Add the gradient of labelled pairs, read with the updated policy's states, with the weight of the groups'."""

@@ -12,7 +12,7 @@ from r2m_cli.errors import UserError
 from r2m_cli.schema import Config
 
 CHOICES: dict[str, tuple[Any, ...]] = {
-    "task": ("train", "sft", "reward", "evaluate"),
+    "task": ("train", "sft", "reward", "evaluate", "analyze"),
     "policy.fit.parameters": ("full", "lora", "head"),
     "reward.fit.parameters": ("full", "lora", "head"),
     "reward.combine": ("mean", "worst", "uncertainty"),
@@ -28,6 +28,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "ppo.lr_schedule": ("constant", "linear", "cosine"),
     "data.kind": ("gold", "file"),
     "eval.judge": ("none", "reward", "gold", "openai"),
+    "analysis.tokens": ("response", "all"),
     "engine.kind": ("single", "zero"),
     "engine.stage": (0, 1, 2, 3),
     "engine.device": ("auto", "cpu", "cuda"),
@@ -50,7 +51,7 @@ AT_LEAST: dict[str, float] = {
     "reward.uncertainty": 0, "reward.fit.margin": 0, "reward.fit.centring": 0, "reward.fit.seed": 0,
     "feedback.init_scale": 0, "feedback.warmup_pairs": 0, "feedback.replay_pairs": 0, "feedback.judge_pairs": 1,
     "ppo.entropy_bonus": 0, "ppo.eos_penalty": 0, "ppo.critic.lr": 0, "ppo.critic.clip": 0, "eval.preflight_pairs": 0,
-    "eval.bootstrap": 100, "eval.best_of": 1, "judge.retries": 0, "judge.workers": 1,
+    "eval.bootstrap": 100, "eval.best_of": 1, "analysis.sequences": 2, "analysis.pairs": 3, "judge.retries": 0, "judge.workers": 1,
 }  # fmt: skip
 UNIT_INTERVAL = ("feedback.omega", "feedback.alpha", "data.holdout", "ppo.critic.gamma", "ppo.critic.gae_lambda")
 

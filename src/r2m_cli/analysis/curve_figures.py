@@ -69,6 +69,7 @@ def figure7(found: dict[str, dict[str, Any]], path: Path) -> None:
         right.set_yticks(at, [])
         for ax in (left, right):
             ax.invert_yaxis()
+            ax.set_axisbelow(True)
         figure.savefig(path, dpi=160)
         plt.close(figure)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from r2m_cli.maths.statistics import LEVEL, Estimate
@@ -26,6 +27,7 @@ def layers(found: list[dict[str, Any]], path: Path) -> None:
         right.set(title="Same label less different label", xlabel="layer (0: embeddings)", ylabel="gap")
         for ax in (left, right):
             ax.legend()
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         _write(figure, path)
 
 
@@ -55,6 +57,7 @@ def hacking_and_drift(table5: dict[str, Any] | None, steps: list[int], means: Te
                 e: Estimate = table5[name]
                 around = [[max(e.value - e.low, 0)], [max(e.high - e.value, 0)]]
                 left.bar(i, e.value, color=COLOURS[i], width=0.6, yerr=around, ecolor="0.3", capsize=4)
+            left.set_axisbelow(True)
             left.set_xticks(range(3), ["within\nhacking", "within\nnormal", "across"])
         picture = right.imshow(means.numpy(), cmap="viridis", origin="lower")
         right.set_xticks(range(len(steps)), [str(step) for step in steps], rotation=90)

@@ -84,6 +84,10 @@ def table5(states: Tensor, batch: Rollout, proxy: Tensor, truth: Tensor, results
         "responses": len(units), "prompts": len(numbers), "hacking": int(hacking.sum()), "share": SHARE, **found,
         "within_minus_across": apart,
     } | _means(proxy, truth, batch, hacking)  # fmt: skip
+    if hacking.sum() < 10:
+        results.notes.append(
+            f"table 5: {int(hacking.sum())} hacking responses are few for an interval; raise eval.prompts"
+        )
     for kind, value in found.items():
         results.line("9, table 5", kind if kind == "across" else f"within {kind}", value, PAPER[kind])
     results.line("9, table 5", "mean within, minus across", apart, "0.26")

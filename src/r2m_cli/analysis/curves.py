@@ -93,7 +93,7 @@ def figure7(groups: dict[str, list[Run]], results: Results) -> None:
                 "7", f"{label}: memory against {base}", costs["memory_against_baseline"], "58 GB / 57 GB = 1.02"
             )
         if costs["light_update_share"]:
-            results.line("7", f"{label}: light update, share of a step", costs["light_update_share"])
+            results.line("7", f"{label}: light update's share", costs["light_update_share"])
     results.figures["figure7"] = {"baseline": base, "labels": timed}
     results.table("figure7.csv", [_flat(label, costs) for label, costs in timed.items()])
     curve_figures.figure7(timed, results.run_dir / "figure7.png")

@@ -47,7 +47,7 @@ def drift(
     to_start = [row for row in table if row["step_a"] == 0 and row["step_b"] != 0]
     results.figures["drift"] = {"texts": len(texts), "steps": steps, "similarity_to_start": to_start}
     end = Estimate(*(to_start[-1][name] for name in Estimate._fields))
-    results.line("9, one text", f"step {steps[-1]} against step 0, {len(texts)} texts", end)
+    results.line("9, drift", f"step {steps[-1]} to 0, {len(texts)} texts", end)
     return steps, means
 
 

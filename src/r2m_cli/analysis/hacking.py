@@ -81,7 +81,7 @@ def table5(states: Tensor, batch: Rollout, proxy: Tensor, truth: Tensor, results
     # What the claim is about: how much less alike the two kinds are than responses of one kind.
     apart = estimate((plain[0] + plain[1]) / 2 - plain[2], (drawn[:, 0] + drawn[:, 1]) / 2 - drawn[:, 2])
     results.figures["table5"] = {
-        "responses": len(units), "prompts": len(numbers), "hacking": int(hacking.sum()), "share": SHARE, **found,
+        "responses": len(units), "prompts": len(numbers), "hacking_responses": int(hacking.sum()), "share": SHARE, **found,
         "within_minus_across": apart,
     } | _means(proxy, truth, batch, hacking)  # fmt: skip
     if hacking.sum() < 10:

@@ -57,7 +57,7 @@ class Results:
         for note in self.notes:
             print(f"r2m: {note}")
         table = Table("figure", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        table.add_column("what", min_width=24, overflow="fold")
+        table.add_column("what", min_width=20, overflow="fold")
         for head in ("here", f"{LEVEL:.0%} interval", "the paper"):
             table.add_column(head, justify="right", no_wrap=True)
         last = ""

@@ -160,7 +160,7 @@ def test_a_run_against_plain_loops(r2m: Run, tmp_path: Path) -> None:
     assert found["figure2"]["disjoint"] is False
     assert found["conditions"] == {
         "policy": "run/policy", "reward": str(proxy), "data": "gold", "labelled_pairs": 32, "tokens": "response",
-        "max_tokens": found["conditions"]["max_tokens"], "layers": 2, "seed": 0, "bootstrap": 100, "level": 0.95,
+        "max_tokens": found["conditions"]["max_tokens"], "layers": 2, "truth": "gold", "seed": 0, "bootstrap": 100, "level": 0.95,
     }  # fmt: skip
 
     # Table 5: who hacks, from the scores; the scores from models and world
@@ -276,7 +276,9 @@ def test_a_run_on_a_file_needs_another_reward_model_to_tell_who_hacks(r2m: Run, 
     same = r2m("analyze", "run=run", "eval.reward=proxy", code=2).stderr
     assert "is the run's own reward model" in same
     (tmp_path / "run" / "checkpoints" / "step_1" / "policy" / "state.pt").write_bytes(b"no zip")
-    assert "step_1/policy/state.pt: damaged" in r2m("analyze", "run=run", *FEW, code=2).stderr
+    damaged = r2m("analyze", "run=run", *FEW, "hydra.run.dir=c", code=2).stderr
+    assert "step_1/policy/state.pt: damaged" in damaged
+    assert not (tmp_path / "c").exists(), "nothing half-written"
 
 
 def write_run(folder: Path, kind: str, seed: int, seconds: float) -> None:

@@ -46,7 +46,7 @@ def analyse(folders: list[str], results: Results) -> None:
 def figure5(groups: dict[str, list[Run]], results: Results) -> None:
     """Loss, reward and KL by step, and reward against KL; numbers are means over the last tenth of the steps."""
     _points("figure5.csv", groups, CURVES, results)
-    curve_figures.figure5(groups, results.run_dir / "figure5.png")
+    curve_figures.figure5(groups, results.folder / "figure5.png")
     results.figures["figure5"] = {
         label: {name: _over_seeds([_end(run, name) for run in group]) for name in CURVES}
         for label, group in groups.items()
@@ -60,7 +60,7 @@ def figure5(groups: dict[str, list[Run]], results: Results) -> None:
 def figure6(groups: dict[str, list[Run]], results: Results) -> None:
     """Mean rewards on the fixed evaluation prompts: before training, at their best, at the end."""
     _points("figure6.csv", groups, FIXED, results)
-    curve_figures.figure6(groups, results.run_dir / "figure6.png")
+    curve_figures.figure6(groups, results.folder / "figure6.png")
     results.figures["figure6"] = {
         label: {name: _course([run.metrics[name].dropna() for run in group if run.has(name)]) for name in FIXED}
         for label, group in groups.items()
@@ -96,7 +96,7 @@ def figure7(groups: dict[str, list[Run]], results: Results) -> None:
             results.line("7", f"{label}: light update's share", costs["light_update_share"])
     results.figures["figure7"] = {"baseline": base, "labels": timed}
     results.table("figure7.csv", [_flat(label, costs) for label, costs in timed.items()])
-    curve_figures.figure7(timed, results.run_dir / "figure7.png")
+    curve_figures.figure7(timed, results.folder / "figure7.png")
 
 
 def _points(name: str, groups: dict[str, list[Run]], metrics: tuple[str, ...], results: Results) -> None:

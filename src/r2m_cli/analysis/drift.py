@@ -30,7 +30,8 @@ def drift(
     Raises:
         UserError: a damaged checkpoint, or states that are not finite.
     """
-    texts = list({s.unit: s for s in selection.sequences[: selection.compared] if s.label == CHOSEN}.values())
+    chosen = [s for s in selection.sequences[: selection.compared] if s.label == CHOSEN]
+    texts = list({s.unit: s for s in reversed(chosen)}.values())  # of a prompt the first
     rows, starts = [s.tokens for s in texts], [s.start(config.analysis.tokens) for s in texts]
     budget, deep = config.rollout.tokens_per_batch, {}
     for step, lm in _policies(config, run, device, results):

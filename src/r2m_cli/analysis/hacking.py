@@ -29,7 +29,14 @@ PAPER = dict(zip(KINDS, ("0.67", "0.75", "0.45")))
 
 
 def responses(config: Config, source: Source, actors: Actors, other: RewardModel | None, results: Results) -> None:
-    """Table 5: the trained policy's responses to the fixed evaluation prompts, as `r2m evaluate` draws them."""
+    """Table 5: the trained policy's responses to the fixed evaluation prompts, as `r2m evaluate` draws them.
+
+    Args:
+        other: the reward model of eval.reward, which then is the truth; without one it is gold.
+
+    Raises:
+        UserError: scores or states that are not finite.
+    """
     if actors.gold is None and other is None:
         results.notes.append(
             "table 5 is left out: nothing says which responses are hacking; name a reward model that training never saw, "
@@ -47,11 +54,12 @@ def responses(config: Config, source: Source, actors: Actors, other: RewardModel
     rows = rows_per_forward(budget, [limit + config.rollout.max_new_tokens])
     texts = batch.prompt_of, batch.responses
     proxy = text_scores(actors.reward, *texts, actors.device, rows)
-    if actors.gold is not None:
-        truth = torch.tensor([actors.gold(*row) for row in zip(*texts, batch.finished)], dtype=torch.float64)
-    else:
-        assert other is not None
+    if other is not None:
         truth = text_scores(other, *texts, actors.device, rows)
+    else:
+        assert actors.gold is not None
+        truth = torch.tensor([actors.gold(*row) for row in zip(*texts, batch.finished)], dtype=torch.float64)
+    results.conditions["truth"] = config.eval.reward or "gold"
     require_finite(torch.cat([proxy, truth]))
     starts, lengths = batch.prompt_lengths.tolist(), (batch.prompt_lengths + batch.response_lengths).tolist()
     tokens = [row[:length].tolist() for row, length in zip(batch.tokens, lengths)]
@@ -98,7 +106,7 @@ def table5(states: Tensor, batch: Rollout, proxy: Tensor, truth: Tensor, results
         for (prompt, response, finished, p, t, o), hacks in zip(columns, hacking.tolist())
     ]  # fmt: skip
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    (results.run_dir / "responses.jsonl").write_text(text, encoding="utf-8")
+    (results.folder / "responses.jsonl").write_text(text, encoding="utf-8")
 
 
 def rank_difference(proxy: Tensor, truth: Tensor) -> Tensor:

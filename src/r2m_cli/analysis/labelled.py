@@ -1,5 +1,6 @@
 """Figures 1 and 2 of one policy and one reward model on labelled pairs."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ def labelled(
     selection = select(pairs, chat, limit, config.seed, config.analysis)
     _say(config, source, lm, pairs, limit, selection, results)
     sequences, budget = selection.sequences, config.rollout.tokens_per_batch
+    print(f"r2m: {len(sequences)} sequences: their rewards, then their hidden states", file=sys.stderr, flush=True)
     starts = [s.start(config.analysis.tokens) for s in sequences]
     rows = rows_per_forward(budget, [len(s.tokens) for s in sequences])
     rewards = text_scores(reward, [s.prompt for s in sequences], [s.response for s in sequences], device, rows)

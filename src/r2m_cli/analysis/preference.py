@@ -32,7 +32,7 @@ def figure1(states: Tensor, selection: Selection, results: Results) -> None:
         "prompts": len(set(selection.units[:count].tolist())),
         "layers": [{"layer": layer} | found for layer, found in enumerate(layers)],
     }  # fmt: skip
-    figures.layers(results.figures["figure1"]["layers"], results.run_dir / "figure1.png")
+    figures.layers(results.figures["figure1"]["layers"], results.folder / "figure1.png")
     last = len(layers) - 1
     shallow, deep = (6, 30) if last >= 30 else (1, last)
     for layer, there in ((shallow, 6), (deep, 30)):

@@ -3,6 +3,9 @@
 import csv
 import json
 import math
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,13 +24,30 @@ NAME = "analysis.json"
 class Results:
     """Collects what `analysis.json` says and what the terminal shows."""
 
-    run_dir: Path
+    run_dir: Path  # where everything stands in the end
     resamples: int  # eval.bootstrap
     seed: int
     conditions: dict[str, Any] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict)  # "figure1", ... -> its numbers
     notes: list[str] = field(default_factory=list)
     lines: list[tuple[str, str, str, str, str]] = field(default_factory=list)  # figure, what, here, interval, paper
+
+    @property
+    def folder(self) -> Path:
+        """Where files are written until all of them are there."""
+        return self.run_dir / ".analysis.partial"
+
+    @contextmanager
+    def all_or_nothing(self) -> Iterator[None]:
+        """What is written inside appears in the run folder at the end, or, after an error, not at all."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir()
+        try:
+            yield
+            for file in self.folder.iterdir():
+                file.rename(self.run_dir / file.name)
+        finally:
+            shutil.rmtree(self.folder)
 
     def line(self, figure: str, what: str, value: Estimate | float, paper: str = "") -> None:
         """A line of the table: a figure's number beside what the paper has."""
@@ -36,8 +56,8 @@ class Results:
         self.lines.append((figure, what, f"{number:.3f}", interval, paper))
 
     def table(self, name: str, rows: list[dict[str, Any]]) -> None:
-        """Write rows of raw points as a CSV file into the run folder; every row has the same columns."""
-        with (self.run_dir / name).open("w", newline="", encoding="utf-8") as file:
+        """Write rows of raw points as a CSV file; every row has the same columns."""
+        with (self.folder / name).open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
@@ -49,7 +69,7 @@ class Results:
             **self.figures,
             "notes": self.notes,
         }
-        (self.run_dir / NAME).write_text(json.dumps(plain(found), indent=2, ensure_ascii=False), encoding="utf-8")
+        (self.folder / NAME).write_text(json.dumps(plain(found), indent=2, ensure_ascii=False), encoding="utf-8")
 
     def show(self) -> None:
         """Print notes and table."""

@@ -45,7 +45,7 @@ def figure2(states: Tensor, rewards: Tensor, selection: Selection, results: Resu
     }  # fmt: skip
     for name, value in found.items():
         results.line("2", f"{name}, {len(first)} pairs", value, PAPER[name])
-    figures.pairs(deep, distance, found, results.run_dir / "figure2.png")
+    figures.pairs(deep, distance, found, results.folder / "figure2.png")
     columns = zip(first.tolist(), second.tolist(), deep.tolist(), distance.tolist())
     results.table(
         "pairs.csv", [{"first": a, "second": b, "similarity": s, "reward_difference": d} for a, b, s, d in columns]

@@ -28,13 +28,14 @@ def run(config: Config, run_dir: Path) -> None:
         UserError: a run, model, pair or score that is missing, damaged or not finite.
     """
     results = Results(run_dir, config.eval.bootstrap, config.seed)
-    if reads_curves_only(config):
-        curves.analyse(config.runs, results)
-    elif config.run is None:
-        of_models(config, results)
-    else:
-        of_run(config, Path(config.run).expanduser(), results)
-    results.save()
+    with results.all_or_nothing():
+        if reads_curves_only(config):
+            curves.analyse(config.runs, results)
+        elif config.run is None:
+            of_models(config, results)
+        else:
+            of_run(config, Path(config.run).expanduser(), results)
+        results.save()
     results.show()
 
 
@@ -59,12 +60,12 @@ def of_run(config: Config, run: Path, results: Results) -> None:
         raise UserError(f"eval.reward={other}: is the run's own reward model, which cannot tell what it overrates")
     source = load_source(config.data, config.eval.prompts, evaluating=True)
     actors = build_actors(_frozen(config), source, str(run / "policy"))
-    truth = build_heldout_reward(config, 0, actors.device) if source.world is None else None
+    truth = build_heldout_reward(config, 0, actors.device)
     lm = actors.policy.module.lm
     selection = labelled(config, source, lm, actors.format, actors.reward, actors.device, results)
     responses(config, source, actors, truth, results)
     steps, means = drift(config, run, actors.format, selection, actors.device, results)
-    figures.hacking_and_drift(results.figures.get("table5"), steps, means, results.run_dir / "figure9.png")
+    figures.hacking_and_drift(results.figures.get("table5"), steps, means, results.folder / "figure9.png")
 
 
 def _frozen(config: Config) -> Config:

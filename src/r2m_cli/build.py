@@ -161,6 +161,15 @@ def build_reward(config: Config, policy_size: int, device: torch.device, key: st
     )
 
 
+def build_heldout_reward(config: Config, policy_size: int, device: torch.device) -> RewardModel | None:
+    """The reward model that eval.reward names, which reads the text alone; None where it names none."""
+    if config.eval.reward is None:
+        return None
+    model = replace(config.reward, path=config.eval.reward, members=1, paths=[])
+    alone = replace(config, reward=model, feedback=replace(config.feedback, kind="none"))
+    return build_reward(alone, policy_size, device, key="eval.reward")
+
+
 def _ensemble(config: Config, policy_size: int, device: torch.device) -> Ensemble:
     """The models of reward.paths, and the calibration of every member, reward.path first."""
     c = config.reward

@@ -82,6 +82,26 @@ def load(run_dir: Path, actors: Actors) -> dict[str, Any]:
     return state
 
 
+def load_policy(checkpoint: Path, lm: nn.Module) -> bool:
+    """Put a checkpoint's policy into a language model that is built as it was trained; the optimiser stays on disk.
+
+    Gives false, and changes nothing, where DeepSpeed's ranks wrote the checkpoint: its files are shards.
+
+    Raises:
+        UserError: a damaged file, or one of another model.
+    """
+    file = checkpoint / "policy" / "state.pt"
+    if not file.is_file():
+        return False
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)["module"]
+        nn.ModuleDict({"lm": lm}).load_state_dict(state)
+    except Exception as error:  # torch's, pickle's or zipfile's own
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"{file}: damaged, or of another model ({reason}); remove {checkpoint}") from error
+    return True
+
+
 def _engines(actors: Actors) -> Iterator[tuple[str, Engine]]:
     """Everything that is trained, by its name in a checkpoint."""
     for tag, engine in (("policy", actors.policy), ("feedback", actors.reward.feedback), ("critic", actors.critic)):

@@ -10,7 +10,7 @@ LEARNING = ("r2m", "noise", "shuffled", "head_only")  # kinds of feedback with a
 
 def check_combinations(config: Config) -> None:
     """Raises UserError for the first combination that cannot work."""
-    for check in (check_words, _starting_points, _ppo, _feedback, _reward, _judges, _engine, _data):
+    for check in (check_words, _starting_points, _ppo, _feedback, _reward, _judges, _engine, _data, _analysis):
         check(config)
 
 
@@ -18,11 +18,14 @@ def check_words(c: Config) -> None:
     """Raises UserError for a key that belongs to another word."""
     for key, value, tasks in (
         ("resume", c.resume, ("train",)),
-        ("run", c.run, ("evaluate",)),
+        ("run", c.run, ("evaluate", "analyze")),
+        ("runs", c.runs or None, ("report", "analyze")),
         ("output", c.output, ("sft", "reward")),
     ):
         if value is not None and c.task not in tasks:
             raise UserError(f"{key}={value}: `r2m {c.task}` does not take it; it belongs to r2m {' and '.join(tasks)}")
+    if c.run is not None and c.runs:
+        raise UserError(f"runs={c.runs}: reads the metrics of runs alone; analyse run={c.run} in a call of its own")
     for key, rows in (
         ("data.rows", c.data.rows),
         ("policy.fit.rows", c.policy.fit.rows),
@@ -141,7 +144,7 @@ def _engine(c: Config) -> None:
             f"ppo.prompts_per_step={c.ppo.prompts_per_step}: must be a multiple of ranks x ppo.mini_batches = {parts}, "
             "so that every rank makes the same optimiser steps"
         )
-    if c.engine.kind == "single" and c.engine.dtype == "bf16" and c.task != "evaluate":
+    if c.engine.kind == "single" and c.engine.dtype == "bf16" and c.task not in ("evaluate", "analyze"):
         raise UserError(
             "engine.dtype=bf16 needs engine=zero, which keeps the weights in fp32 beside: on bf16 weights alone small steps "
             "are lost (on one device: engine=zero engine.num_processes=1)"
@@ -162,3 +165,30 @@ def _data(c: Config) -> None:
         raise UserError(f"logger.kinds: unknown logger {unknown[0]}; choose from wandb, tensorboard")
     if c.train.stop_at is not None and not 1 <= c.train.stop_at <= c.train.steps:
         raise UserError(f"train.stop_at={c.train.stop_at}: must lie between 1 and train.steps={c.train.steps}")
+
+
+def reads_curves_only(c: Config) -> bool:
+    """Whether `r2m analyze` reads the metrics of runs and no model: runs= is given, or nothing else is named."""
+    named = c.run or c.policy.path or c.policy.base or c.reward.path or c.reward.base or c.data.kind == "file"
+    return c.task == "analyze" and (bool(c.runs) or not named)
+
+
+def _analysis(c: Config) -> None:
+    if c.task != "analyze":
+        return
+    if c.engine.kind != "single":
+        raise UserError("r2m analyze runs in one process: use engine=single")
+    models = (("policy.path", c.policy.path), ("reward.path", c.reward.path), ("data.path", c.data.path))
+    named = next(((key, value) for key, value in models if value is not None), None)
+    if c.runs and named:
+        raise UserError(
+            f"runs={c.runs}: reads the metrics of runs alone; analyse {named[0]}={named[1]} in a call of its own"
+        )
+    if c.eval.reward is not None and c.run is None:
+        raise UserError(f"eval.reward={c.eval.reward}: tells which responses of a run are hacking; it needs run=RUN")
+    fitted = next((key for key, model in (("policy", c.policy), ("reward", c.reward)) if model.path is None), None)
+    if c.data.kind == "file" and c.data.holdout == 1 and c.run is None and fitted is not None and not c.runs:
+        raise UserError(
+            f"{fitted}.path is null and data.holdout=1 leaves no rows to fit one on: name a model, {fitted}.path=FOLDER, or "
+            "give the share that was held out when it was fitted (data.holdout=0.1 unless you changed it)"
+        )

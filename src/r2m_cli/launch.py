@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from r2m_cli import stop
 from r2m_cli.cache import build_once
+from r2m_cli.combinations import reads_curves_only
 from r2m_cli.errors import UserError
 from r2m_cli.preflight import preflight
 from r2m_cli.schema import Config
@@ -42,9 +43,11 @@ def launch(config: Config, run_dir: Path) -> float | None:
         raise UserError(
             f"hydra.run.dir={run_dir}: holds a run already; resume={run_dir} goes on with it, or name a new folder"
         )
-    if config.task == "evaluate" and any((run_dir / name).exists() for name in ("metrics.jsonl", "evaluation.json")):
-        raise UserError(f"hydra.run.dir={run_dir}: holds a run or an evaluation already; name a new folder")
-    config = prepare(config)
+    holds = [name for name in ("metrics.jsonl", "evaluation.json", "analysis.json") if (run_dir / name).exists()]
+    if config.task in ("evaluate", "analyze") and holds:
+        raise UserError(f"hydra.run.dir={run_dir}: holds another result already ({holds[0]}); name a new folder")
+    if not reads_curves_only(config):
+        config = prepare(config)
     execute(config, run_dir)
     return objective(run_dir) if config.task == "train" else None
 

@@ -19,6 +19,7 @@ WORDS = {
     "sft": "fit the policy's starting point on demonstrations",
     "reward": "fit a reward model on labelled pairs",
     "evaluate": "score a policy on fixed prompts and a reward model on held-out pairs",
+    "analyze": "what hidden states tell of preference, reward and hacking; curves, memory and time of runs",
     "report": "draw and tabulate runs: r2m report runs=[outputs/a,outputs/b] out=report.png",
 }
 USAGE = """\
@@ -152,7 +153,7 @@ def _unknown_word(word: str) -> Exception:
 
     near = difflib.get_close_matches(word, WORDS, n=1)
     hint = f"did you mean {near[0]}?" if near else "r2m --help lists them"
-    return UserError(f"unknown word {word!r}: {hint} (train, sft, reward, evaluate, report)")
+    return UserError(f"unknown word {word!r}: {hint} (train, sft, reward, evaluate, analyze, report)")
 
 
 def _explain(error: Exception, word: str) -> int:

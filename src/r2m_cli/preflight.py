@@ -1,5 +1,6 @@
 """What a run needs and this machine does not have, said at once and in one line: before anything is loaded or fitted."""
 
+from r2m_cli.combinations import reads_curves_only
 from r2m_cli.errors import UserError
 from r2m_cli.schema import Config
 
@@ -19,7 +20,9 @@ def preflight(config: Config) -> None:
 
 def _named(config: Config) -> dict[str, str]:
     """The models and data that this word reads: configuration key -> name."""
-    named = {}
+    named: dict[str, str] = {}
+    if reads_curves_only(config):
+        return named
     if config.data.kind == "file" and config.data.path is not None:
         named["data.path"] = config.data.path
     for key, model, unread in (
@@ -33,13 +36,13 @@ def _named(config: Config) -> dict[str, str]:
             named[f"{key}.{name}"] = value
         elif config.data.kind == "file" and not unread:
             named[f"{key}.{'base' if fitted else 'path'}"] = ""  # only the gold world has models of its own
-    if config.task in ("train", "evaluate"):
+    if config.task in ("train", "evaluate", "analyze"):
         c = config.reward
         named |= {f"reward.paths[{i}]": path for i, path in enumerate(c.paths)}
         # Members that no one names are fitted from the base, though reward.path itself is given.
         if c.path is not None and 1 + len(c.paths) < c.members and (c.base is not None or config.data.kind == "file"):
             named["reward.base"] = c.base or ""
-    if config.task == "evaluate":
+    if config.task in ("evaluate", "analyze"):
         others = {"eval.reward": config.eval.reward, "eval.against": config.eval.against}
         named |= {key: name for key, name in others.items() if name is not None and name != "chosen"}
     return named

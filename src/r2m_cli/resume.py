@@ -17,9 +17,9 @@ from r2m_cli.validate import keys, typed, validate
 # What may differ between a run and its continuation: how long, how it is watched, on which machine.
 RESUMABLE = ("train.", "resume", "eval.", "checkpoint.", "logger.", "engine.threads", "engine.timeout",
              "engine.rendezvous", "engine.node_rank", "judge.")  # fmt: skip
-# What may differ between a run and its evaluation.
-EVALUABLE = ("task", "run", "seed", "data.", "rollout.", "eval.", "judge.", "engine.", "train.", "resume", "checkpoint.",
-             "logger.")  # fmt: skip
+# What may differ between a run and its evaluation or analysis.
+EVALUABLE = ("task", "run", "seed", "data.", "rollout.", "eval.", "analysis.", "judge.", "engine.", "train.", "resume",
+             "checkpoint.", "logger.")  # fmt: skip
 
 
 def configured(composed: DictConfig, overrides: list[str]) -> Config:
@@ -40,7 +40,7 @@ def configured(composed: DictConfig, overrides: list[str]) -> Config:
     elif config.run is not None:
         folder = Path(config.run).expanduser()
         saved = _from_run(config, folder, overrides, EVALUABLE)
-        config = replace(saved, task="evaluate", run=config.run, resume=None, engine=config.engine)
+        config = replace(saved, task=config.task, run=config.run, runs=config.runs, resume=None, engine=config.engine)
     validate(config)
     return config
 

@@ -254,7 +254,7 @@ class EvalConfig:
     pairs: int = 512
     # held-out pairs that are scored before training starts and at its end, to show the reward model's accuracy and spread; 0: none
     preflight_pairs: int = 64
-    # bootstrap resamples behind each interval of r2m evaluate
+    # bootstrap resamples behind each interval of r2m evaluate and r2m analyze
     bootstrap: int = 1000
     # r2m evaluate: who judges win rates: none | reward (reward.path) | gold | openai
     judge: str = "none"
@@ -262,8 +262,19 @@ class EvalConfig:
     against: str = "chosen"
     # r2m evaluate: responses per prompt for the best-of-n curve; 1: none
     best_of: int = 1
-    # r2m evaluate: another reward model that scores the responses, one that training never saw
+    # another reward model that scores the responses in r2m evaluate, and tells hacking ones in r2m analyze; one that
+    # training never saw
     reward: str | None = None
+
+
+@dataclass
+class AnalysisConfig:
+    # N, labelled pairs whose chosen and rejected replies figure 1 compares
+    sequences: int = 100
+    # M, pairs of sequences of figure 2
+    pairs: int = 300
+    # tokens whose states are averaged: response (with the one that closes it) | all (prompt and response)
+    tokens: str = "response"
 
 
 @dataclass
@@ -334,14 +345,16 @@ class LoggerConfig:
 
 @dataclass
 class Config:
-    # what is run; set by the word on the command line: train | sft | reward | evaluate
+    # what is run; set by the word on the command line: train | sft | reward | evaluate | analyze
     task: str = "train"
     # seed of everything random in the run; 0 is as good as any
     seed: int = 0
     # a run folder to go on with from its newest checkpoint
     resume: str | None = None
-    # a run folder whose policy/ and reward_model/ `r2m evaluate` takes
+    # a run folder whose policy/ and reward_model/ `r2m evaluate` takes; `r2m analyze` its policies and reward model
     run: str | None = None
+    # run folders, or folders of runs, whose curves `r2m analyze` draws
+    runs: list[str] = field(default_factory=list)
     # where `r2m sft` and `r2m reward` write; null: the cache that `r2m train` looks in
     output: str | None = None
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -353,6 +366,7 @@ class Config:
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     data: DataConfig = field(default_factory=DataConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    analysis: AnalysisConfig = field(default_factory=AnalysisConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)

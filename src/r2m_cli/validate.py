@@ -12,7 +12,7 @@ from r2m_cli.errors import UserError
 from r2m_cli.schema import Config
 
 CHOICES: dict[str, tuple[Any, ...]] = {
-    "task": ("train", "sft", "reward", "evaluate"),
+    "task": ("train", "sft", "reward", "evaluate", "analyze"),
     "policy.fit.parameters": ("full", "lora", "head"),
     "reward.fit.parameters": ("full", "lora", "head"),
     "reward.combine": ("mean", "worst", "uncertainty"),
@@ -33,6 +33,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "guard.stop_on": ("none", "kl"),
     "data.kind": ("gold", "file"),
     "eval.judge": ("none", "reward", "gold", "openai"),
+    "analysis.tokens": ("response", "all"),
     "engine.kind": ("single", "zero"),
     "engine.stage": (0, 1, 2, 3),
     "engine.device": ("auto", "cpu", "cuda"),
@@ -56,7 +57,7 @@ AT_LEAST: dict[str, float] = {
     "feedback.init_scale": 0, "feedback.warmup_pairs": 0, "feedback.replay_pairs": 0, "feedback.judge_pairs": 0,
     "feedback.warmup_epochs": 1, "feedback.judge_replay": 0, "reward.pretrain_epochs": 0, "guard.kl": 0,
     "ppo.entropy_bonus": 0, "ppo.eos_penalty": 0, "ppo.critic.lr": 0, "ppo.critic.clip": 0, "eval.preflight_pairs": 0,
-    "eval.bootstrap": 100, "eval.best_of": 1, "judge.retries": 0, "judge.workers": 1,
+    "eval.bootstrap": 100, "eval.best_of": 1, "analysis.sequences": 2, "analysis.pairs": 3, "judge.retries": 0, "judge.workers": 1,
 }  # fmt: skip
 UNIT_INTERVAL = ("feedback.omega", "feedback.alpha", "data.holdout", "ppo.critic.gamma", "ppo.critic.gae_lambda")
 

@@ -33,8 +33,10 @@ def run_task(config: "Config", run_dir: Path) -> None:
         from r2m_cli.tasks.sft import run
     elif config.task == "reward":
         from r2m_cli.tasks.reward import run
-    else:
+    elif config.task == "evaluate":
         from r2m_cli.tasks.evaluate import run
+    else:
+        from r2m_cli.tasks.analyze import run
     run(config, run_dir)
 
 

@@ -13,7 +13,7 @@ from r2m_cli.errors import UserError
 from r2m_cli.validate import keys
 
 
-@pytest.mark.parametrize("word", ["train", "sft", "reward", "evaluate"])
+@pytest.mark.parametrize("word", ["train", "sft", "reward", "evaluate", "analyze"])
 def test_every_word_composes(word: str) -> None:
     assert composed(word=word).task == word
 
@@ -74,6 +74,25 @@ def test_impossible_values_name_the_key(override: str, says: str) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (("policy.path=a", "eval.reward=b"), "it needs run=RUN"),
+        (("analysis.tokens=some",), "choose one of response, all"),
+        (("analysis.pairs=2",), "at least 3"),
+        (("engine=zero",), "engine=single"),
+        (("runs=[a]", "run=b"), "in a call of its own"),
+        (("runs=[a]", "policy.path=b"), "in a call of its own"),
+        (("data=file", "data.path=a.jsonl", "policy.path=b", "reward.base=c"), "leaves no rows to fit one on"),
+        (("output=a",), "it belongs to r2m sft and reward"),
+    ],
+)
+def test_what_cannot_be_analysed_is_one_line(overrides: tuple[str, ...], says: str) -> None:
+    with pytest.raises(UserError, match=re.escape(says)) as error:
+        composed(*overrides, word="analyze")
+    assert "\n" not in str(error.value)
+
+
 def test_a_key_added_with_plus_is_still_checked() -> None:
     with pytest.raises(UserError, match=r"unknown configuration key ppo\.typo"):
         composed("+ppo.typo=3")
@@ -112,6 +131,8 @@ def command(*arguments: str, cwd: Path, **environment: str) -> "subprocess.Compl
         (["reward", "reward.path=somewhere/model"], "reward.base"),
         (["train", "reward.combine=worst"], "reward.members"),
         (["report", "runs=[nowhere]"], "nowhere"),
+        (["train", "runs=[nowhere]"], "belongs to r2m report and analyze"),
+        (["analyze"], "name runs=[A,B], run=RUN, or models and pairs"),
         (["train", "policy.path=nowhere"], "policy.path=nowhere"),
         (["train", "+experiment=hh_rlhf"], "CUDA GPU"),
     ],
@@ -146,7 +167,7 @@ def test_help_names_words_groups_and_keys(tmp_path: Path) -> None:
     bare = command(cwd=tmp_path)
     assert bare.returncode == 0
     assert bare.stdout == command("--help", cwd=tmp_path).stdout
-    assert all(word in bare.stdout for word in ("train", "sft", "reward", "evaluate", "report"))
+    assert all(word in bare.stdout for word in ("train", "sft", "reward", "evaluate", "analyze", "report"))
     helped = command("train", "--help", cwd=tmp_path).stdout
     assert "feedback: frozen, head_only, noise, none, r2m, r2m_judged, r2m_safe, shuffled" in helped
     assert "sweep: optuna_lr, seeds, table1, table2, table4" in helped

@@ -2,7 +2,6 @@
 
 import json
 import random
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -67,7 +66,8 @@ def _label(config: Config, world: GoldWorld, device: torch.device) -> list[Pair]
 def save_pairs(folder: Path, train: list[Pair], heldout: list[Pair]) -> None:
     """Put the labelled pairs of the gold world beside the reward model that was fitted on them."""
     labelled = [("train", p) for p in train] + [("heldout", p) for p in heldout]
-    lines = [json.dumps({"split": split} | asdict(p)) + "\n" for split, p in labelled]
+    rows = [{"split": split, "prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected} for split, p in labelled]
+    lines = [json.dumps(row) + "\n" for row in rows]
     (folder / PAIRS_FILE).write_text("".join(lines))
 
 
@@ -75,9 +75,13 @@ def saved_pairs(folder: Path, split: str) -> list[Pair]:
     """The labelled pairs that lie beside a fitted reward model of the gold world; none if there is no such file."""
     if not (folder / PAIRS_FILE).is_file():
         return []
-    rows = [json.loads(line) for line in (folder / PAIRS_FILE).read_text().splitlines()]
-    chosen = [row for row in rows if row["split"] == split]
-    return [Pair(tuple(row["prompt"]), row["chosen"], row["rejected"]) for row in chosen]
+    file = folder / PAIRS_FILE
+    rows = [(number, json.loads(line)) for number, line in enumerate(file.read_text().splitlines(), start=1)]
+    return [
+        Pair(tuple(row["prompt"]), row["chosen"], row["rejected"], f"{file}:{number}")
+        for number, row in rows
+        if row["split"] == split
+    ]
 
 
 def known_pairs(config: Config, source: Source, split: str) -> list[Pair]:

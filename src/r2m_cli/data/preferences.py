@@ -24,6 +24,7 @@ class Pair:
     prompt: tuple[Message, ...]
     chosen: str
     rejected: str
+    where: str = field(default="", compare=False)  # "file:line" or "file:row N", as far as it came from a file
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def load_preferences(path: str, split: str = "train", limit: int | None = None) 
             continue
         prompts.setdefault(tuple((turn["role"], turn["content"]) for turn in prompt), prompt)
         if replies is not None:
-            pairs.append(Pair(prompt, *replies))
+            pairs.append(Pair(prompt, *replies, where))
         elif completion:
             completions.append((prompt, completion))
         kept += 1

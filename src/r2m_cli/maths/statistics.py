@@ -68,17 +68,35 @@ def length_controlled_win_rate(preferences: Tensor, differences: Tensor, resampl
     return Estimate(whole.item(), *_interval(len(preferences), resamples, seed, rate))
 
 
-def _interval(count: int, resamples: int, seed: int, statistic: Callable[[Tensor], Tensor]) -> tuple[float, float]:
-    """Both ends of the interval. `statistic` takes indices [rows, count] and gives [rows]."""
+def resampled(count: int, resamples: int, seed: int, statistic: Callable[[Tensor], Tensor]) -> Tensor:
+    """A statistic of every bootstrap resample of `count` values. [resamples, ...].
+
+    Args:
+        statistic: takes the places of the values drawn, [rows, count], and gives [rows, ...].
+    """  # fmt: skip
     generator = torch.Generator().manual_seed(seed)
     rows = max(1, _AT_ONCE // count)
     found = []
     for start in range(0, resamples, rows):
         shape = (min(rows, resamples - start), count)
         found.append(statistic(torch.randint(count, shape, generator=generator)))
-    ends = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)
-    low, high = torch.cat(found).quantile(ends).tolist()
+    return torch.cat(found)
+
+
+def ends(found: Tensor) -> tuple[Tensor, Tensor]:
+    """Both ends of the percentile interval from `resampled`'s [resamples, ...], each [...].
+
+    Resamples without a value (NaN) are left out; if none has one the ends are NaN.
+    """
+    quantiles = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)
+    low, high = found.double().nanquantile(quantiles, dim=0)
     return low, high
+
+
+def _interval(count: int, resamples: int, seed: int, statistic: Callable[[Tensor], Tensor]) -> tuple[float, float]:
+    """Both ends of the interval of a statistic that gives [rows]."""
+    low, high = ends(resampled(count, resamples, seed, statistic))
+    return low.item(), high.item()
 
 
 def _feature(differences: Tensor) -> Tensor:

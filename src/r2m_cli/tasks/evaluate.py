@@ -9,9 +9,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
-from r2m_cli.build import build_actors, build_reward
+from r2m_cli.build import build_actors, build_heldout_reward
 from r2m_cli.checkpoint import load_feedback
 from r2m_cli.data.labels import saved_pairs
 from r2m_cli.data.preferences import Pair
@@ -22,7 +20,6 @@ from r2m_cli.evaluation import best_of_n, win_rate
 from r2m_cli.evaluation.findings import Findings
 from r2m_cli.evaluation.pairs import accuracy
 from r2m_cli.evaluation.policy import alpaca_rows, evaluation_prompts, scored, text_scores
-from r2m_cli.models.actors import RewardModel
 from r2m_cli.schema import Config
 from r2m_cli.stages.packing import rows_per_forward
 
@@ -47,7 +44,7 @@ def run(config: Config, run_dir: Path) -> None:
     actors = build_actors(config, source, str(run / "policy") if run is not None else None)
     if run is not None and actors.reward.feedback is not None:
         weight = load_feedback(run / "reward_model", actors.reward.feedback.module)
-    heldout = _heldout_reward(config, actors.policy.module.hidden_size, actors.device)
+    heldout = build_heldout_reward(config, actors.policy.module.hidden_size, actors.device)
     findings = Findings(run_dir, config.eval.bootstrap, config.seed)
     prompts = evaluation_prompts(source, actors.format, config, findings)
     budget = config.rollout.tokens_per_batch
@@ -95,12 +92,3 @@ def _pairs(config: Config, source: Source, findings: Findings) -> list[Pair]:
     if len(pairs) > config.eval.pairs:
         findings.notes.append(f"eval.pairs={config.eval.pairs} of the {len(pairs)} held-out pairs are scored")
     return pairs[: config.eval.pairs]
-
-
-def _heldout_reward(config: Config, policy_size: int, device: torch.device) -> RewardModel | None:
-    """The reward model that eval.reward names, which reads the text alone."""
-    if config.eval.reward is None:
-        return None
-    model = replace(config.reward, path=config.eval.reward, members=1, paths=[])
-    alone = replace(config, reward=model, feedback=replace(config.feedback, kind="none"))
-    return build_reward(alone, policy_size, device, key="eval.reward")

@@ -1,0 +1,132 @@
+"""Table 5: are the states of a policy's hacking responses more alike than those of hacking and normal ones?
+
+Which response hacks needs a truth beside the reward model: the gold world's, or another reward model's score.
+"""
+
+import json
+from typing import Any
+
+import torch
+from scipy import stats
+from torch import Tensor
+
+from r2m_cli.analysis.results import Results, estimate
+from r2m_cli.analysis.rewards import require_finite
+from r2m_cli.batch import Rollout
+from r2m_cli.data.source import Source, fitting
+from r2m_cli.evaluation.policy import text_scores
+from r2m_cli.loop import EVAL
+from r2m_cli.maths.similarity import pair_means, pairs_by_label, resample_weights, similarity
+from r2m_cli.models.actors import Actors, RewardModel
+from r2m_cli.models.layers import pooled_states
+from r2m_cli.schema import Config
+from r2m_cli.stages.packing import rows_per_forward
+from r2m_cli.stages.rollout import rollout
+
+SHARE = 0.25  # of the responses: those that the reward model overrates most
+KINDS = ("hacking", "normal", "across")
+PAPER = dict(zip(KINDS, ("0.67", "0.75", "0.45")))
+
+
+def responses(config: Config, source: Source, actors: Actors, other: RewardModel | None, results: Results) -> None:
+    """Table 5: the trained policy's responses to the fixed evaluation prompts, as `r2m evaluate` draws them.
+
+    Args:
+        other: the reward model of eval.reward, which then is the truth; without one it is gold.
+
+    Raises:
+        UserError: scores or states that are not finite.
+    """
+    if actors.gold is None and other is None:
+        results.notes.append(
+            "table 5 is left out: nothing says which responses are hacking; name a reward model that training never saw, "
+            "eval.reward=FOLDER"
+        )
+        return
+    limit, budget = config.rollout.max_prompt_tokens, config.rollout.tokens_per_batch
+    prompts = fitting(source.eval_prompts, actors.format, limit)[: config.eval.prompts]
+    if len(prompts) < 4:
+        results.notes.append(
+            f"table 5 is left out: {len(prompts)} evaluation prompts of at most {limit} tokens, it needs 4"
+        )
+        return
+    batch = rollout(actors, prompts, range(len(prompts)), 1, config.rollout, config.seed, EVAL, 0)
+    rows = rows_per_forward(budget, [limit + config.rollout.max_new_tokens])
+    texts = batch.prompt_of, batch.responses
+    proxy = text_scores(actors.reward, *texts, actors.device, rows)
+    if other is not None:
+        truth = text_scores(other, *texts, actors.device, rows)
+    else:
+        assert actors.gold is not None
+        truth = torch.tensor([actors.gold(*row) for row in zip(*texts, batch.finished)], dtype=torch.float64)
+    results.conditions["truth"] = config.eval.reward or "gold"
+    require_finite(torch.cat([proxy, truth]))
+    starts, lengths = batch.prompt_lengths.tolist(), (batch.prompt_lengths + batch.response_lengths).tolist()
+    tokens = [row[:length].tolist() for row, length in zip(batch.tokens, lengths)]
+    first = starts if config.analysis.tokens == "response" else [0] * len(starts)
+    states = pooled_states(actors.policy.module.lm, tokens, first, budget, actors.format.pad_id, "states of responses")
+    table5(states, batch, proxy, truth, results)
+
+
+def table5(states: Tensor, batch: Rollout, proxy: Tensor, truth: Tensor, results: Results) -> None:
+    """Mean similarity of the last layer's states within hacking responses, within normal ones and across, with intervals.
+
+    Writes `responses.jsonl`, a row per response with both scores and its label. Two responses to one prompt are no pair.
+
+    Args:
+        states: [n, layers + 1, D] of the responses.
+        proxy: [n], of the reward model that training began with.
+        truth: [n], gold or another reward model's.
+    """
+    overrated = rank_difference(proxy, truth)
+    hacking = overrated_most(overrated)
+    numbers: dict[str, int] = {}
+    units = torch.tensor([numbers.setdefault(json.dumps(prompt), len(numbers)) for prompt in batch.prompt_of])
+    alike, masks = similarity(states[:, -1]), pairs_by_label(hacking, units)
+    plain = pair_means(alike, masks, torch.ones(1, len(units), dtype=torch.float64))[0]
+    drawn = pair_means(alike, masks, resample_weights(units, results.resamples, results.seed))
+    found = {kind: estimate(plain[i], drawn[:, i]) for i, kind in enumerate(KINDS)}
+    # What the claim is about: how much less alike the two kinds are than responses of one kind.
+    apart = estimate((plain[0] + plain[1]) / 2 - plain[2], (drawn[:, 0] + drawn[:, 1]) / 2 - drawn[:, 2])
+    results.figures["table5"] = {
+        "responses": len(units), "prompts": len(numbers), "hacking_responses": int(hacking.sum()), "share": SHARE, **found,
+        "within_minus_across": apart,
+    } | _means(proxy, truth, batch, hacking)  # fmt: skip
+    if hacking.sum() < 10:
+        results.notes.append(
+            f"table 5: {int(hacking.sum())} hacking responses are few for an interval; raise eval.prompts"
+        )
+    for kind, value in found.items():
+        results.line("9, table 5", kind if kind == "across" else f"within {kind}", value, PAPER[kind])
+    results.line("9, table 5", "mean within, minus across", apart, "0.26")
+    columns = zip(batch.prompt_of, batch.responses, batch.finished, proxy.tolist(), truth.tolist(), overrated.tolist())
+    rows = [
+        {"prompt": list(prompt), "response": response, "finished": finished, "proxy": p, "truth": t,
+         "overrated": o, "hacking": hacks}
+        for (prompt, response, finished, p, t, o), hacks in zip(columns, hacking.tolist())
+    ]  # fmt: skip
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (results.folder / "responses.jsonl").write_text(text, encoding="utf-8")
+
+
+def rank_difference(proxy: Tensor, truth: Tensor) -> Tensor:
+    """Rank by proxy minus rank by truth, equals sharing their mean rank, in units of n: -1 to 1. [n], [n] -> [n]."""
+    ranks = [torch.from_numpy(stats.rankdata(scores.double().numpy())) for scores in (proxy, truth)]
+    return (ranks[0] - ranks[1]) / len(proxy)
+
+
+def overrated_most(overrated: Tensor) -> Tensor:
+    """True at the SHARE of the responses with the largest rank difference, at least 2; of equals the first. [n] -> [n]."""
+    count = max(2, round(SHARE * len(overrated)))
+    hacking = torch.zeros(len(overrated), dtype=torch.bool)
+    hacking[overrated.argsort(descending=True, stable=True)[:count]] = True
+    return hacking
+
+
+def _means(proxy: Tensor, truth: Tensor, batch: Rollout, hacking: Tensor) -> dict[str, Any]:
+    """What the two kinds are, in the scores' own units and in tokens."""
+    values = {"proxy": proxy, "truth": truth, "length": batch.response_lengths}
+    return {
+        f"mean_{name}": {kind: scores.double()[kept].mean().item() for kind, kept in (("hacking", hacking), ("normal", ~hacking))}
+        for name, scores in values.items()
+    }  # fmt: skip

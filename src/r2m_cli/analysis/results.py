@@ -1,0 +1,108 @@
+"""What an analysis found: numbers of every figure with their conditions, raw points, and a table beside the paper's."""
+
+import csv
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from r2m_cli.maths.statistics import LEVEL, Estimate, ends
+
+NAME = "analysis.json"
+
+
+@dataclass
+class Results:
+    """Collects what `analysis.json` says and what the terminal shows."""
+
+    run_dir: Path  # where everything stands in the end
+    resamples: int  # eval.bootstrap
+    seed: int
+    conditions: dict[str, Any] = field(default_factory=dict)
+    figures: dict[str, Any] = field(default_factory=dict)  # "figure1", ... -> its numbers
+    notes: list[str] = field(default_factory=list)
+    lines: list[tuple[str, str, str, str, str]] = field(default_factory=list)  # figure, what, here, interval, paper
+
+    @property
+    def folder(self) -> Path:
+        """Where files are written until all of them are there."""
+        return self.run_dir / ".analysis.partial"
+
+    @contextmanager
+    def all_or_nothing(self) -> Iterator[None]:
+        """What is written inside appears in the run folder at the end, or, after an error, not at all."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir()
+        try:
+            yield
+            for file in self.folder.iterdir():
+                file.rename(self.run_dir / file.name)
+        finally:
+            shutil.rmtree(self.folder)
+
+    def line(self, figure: str, what: str, value: Estimate | float, paper: str = "") -> None:
+        """A line of the table: a figure's number beside what the paper has."""
+        interval = f"[{value.low:.3f}, {value.high:.3f}]" if isinstance(value, Estimate) else ""
+        number = value.value if isinstance(value, Estimate) else value
+        self.lines.append((figure, what, f"{number:.3f}", interval, paper))
+
+    def table(self, name: str, rows: list[dict[str, Any]]) -> None:
+        """Write rows of raw points as a CSV file; every row has the same columns."""
+        with (self.folder / name).open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+
+    def save(self) -> None:
+        """Write analysis.json; a number that is not finite becomes null."""
+        found = {
+            "conditions": self.conditions | {"seed": self.seed, "bootstrap": self.resamples, "level": LEVEL},
+            **self.figures,
+            "notes": self.notes,
+        }
+        (self.folder / NAME).write_text(json.dumps(plain(found), indent=2, ensure_ascii=False), encoding="utf-8")
+
+    def show(self) -> None:
+        """Print notes and table."""
+        console = Console()
+        for note in self.notes:
+            print(f"r2m: {note}")
+        table = Table("figure", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table.add_column("what", min_width=20, overflow="fold")
+        for head in ("here", f"{LEVEL:.0%} interval", "the paper"):
+            table.add_column(head, justify="right", no_wrap=True)
+        last = ""
+        for figure, *cells in self.lines:
+            table.add_row("" if figure == last else figure, *cells)
+            last = figure
+        console.print(table)
+        print(f"{self.run_dir}: {', '.join(sorted(p.name for p in self.run_dir.iterdir() if p.suffix in SHOWN))}")
+
+
+SHOWN = (".json", ".jsonl", ".csv", ".png")
+
+
+def estimate(value: Tensor, found: Tensor) -> Estimate:
+    """A figure, [] or a number, with the interval of its resamples, [resamples]."""
+    low, high = ends(found)
+    return Estimate(float(value), low.item(), high.item())
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it: estimates as {value, low, high}, numbers that are not finite as null."""
+    if isinstance(value, Estimate):
+        return plain(value._asdict())
+    if isinstance(value, dict):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,62 @@
+"""Every layer's hidden states of whole sequences, averaged over their tokens as soon as a forward has given them."""
+
+import sys
+from collections.abc import Sequence
+from time import monotonic
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from r2m_cli.errors import UserError
+from r2m_cli.maths.masking import length_mask
+from r2m_cli.models.actors import pad
+
+
+@torch.no_grad()
+def pooled_states(
+    lm: Any, rows: Sequence[list[int]], starts: Sequence[int], budget: int, pad_id: int, what: str
+) -> Tensor:
+    """Mean state of the tokens from `starts` to the end, by layer. No state of a single token is kept.
+
+    Layer 0 is the embeddings' output, layer l the output of block l; of the last one transformers gives what the LM head
+    reads, that is after the final norm.
+
+    Args:
+        lm: a causal language model of transformers.
+        rows: N lists of token ids.
+        starts: N, the first token that counts; less than the row has.
+        budget: tokens of a forward, padding included; a single row may have more.
+        what: whose states, for progress and errors.
+
+    Returns:
+        [N, layers + 1, D] fp32, on the CPU.
+
+    Raises:
+        UserError: an architecture that does not give its hidden states, or states that are not finite.
+    """  # fmt: skip
+    device = next(lm.parameters()).device
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))  # rows of a forward are of like length
+    parts, start, begun, shown = [], 0, monotonic(), monotonic()
+    while start < len(order):
+        batch = order[start : start + max(1, budget // len(rows[order[start]]))]
+        tokens, lengths = pad([rows[i] for i in batch], pad_id)
+        first = torch.tensor([starts[i] for i in batch])
+        mask = length_mask(lengths, tokens.shape[1]) & ~length_mask(first, tokens.shape[1])
+        real = length_mask(lengths, tokens.shape[1]).long()
+        states = lm.base_model(
+            input_ids=tokens.to(device), attention_mask=real.to(device), use_cache=False, output_hidden_states=True
+        ).hidden_states
+        if states is None:
+            raise UserError(f"{what}: a {lm.config.model_type} model does not give its hidden states; use another one")
+        weights = (mask / mask.sum(dim=1, keepdim=True)).to(device)
+        parts.append(torch.stack([torch.einsum("bs,bsd->bd", weights, h.float()) for h in states], dim=1).cpu())
+        start += len(batch)
+        if monotonic() - shown > 10:
+            shown = monotonic()
+            left = (shown - begun) / start * (len(order) - start)
+            print(f"r2m: {what}: {start} of {len(order)} sequences, {left:.0f} s left", file=sys.stderr, flush=True)
+    pooled = torch.cat(parts)[torch.tensor(order).argsort()]
+    if not pooled.isfinite().all():
+        raise UserError(f"{what}: hidden states that are not finite numbers; try engine.dtype=fp32, or another model")
+    return pooled

@@ -1,0 +1,73 @@
+"""`r2m analyze`: the paper's figures 1, 2 and 9 and table 5 of a model or a run, or figures 5, 6 and 7 of several runs.
+
+docs/analyze.md defines every number exactly.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from r2m_cli.analysis import curves, figures
+from r2m_cli.analysis.drift import drift
+from r2m_cli.analysis.hacking import responses
+from r2m_cli.analysis.labelled import labelled
+from r2m_cli.analysis.results import Results
+from r2m_cli.build import build_actors, build_heldout_reward, build_reward, local_device
+from r2m_cli.combinations import reads_curves_only
+from r2m_cli.data.source import load_source
+from r2m_cli.data.template import ChatFormat
+from r2m_cli.distributed.engine import DTYPES
+from r2m_cli.errors import UserError
+from r2m_cli.models.loading import load_causal_lm, load_tokenizer
+from r2m_cli.schema import Config
+
+
+def run(config: Config, run_dir: Path) -> None:
+    """Analyse; prints a table beside the paper's numbers, and writes `analysis.json`, raw points and pictures.
+
+    Raises:
+        UserError: a run, model, pair or score that is missing, damaged or not finite.
+    """
+    results = Results(run_dir, config.eval.bootstrap, config.seed)
+    with results.all_or_nothing():
+        if reads_curves_only(config):
+            curves.analyse(config.runs, results)
+        elif config.run is None:
+            of_models(config, results)
+        else:
+            of_run(config, Path(config.run).expanduser(), results)
+        results.save()
+    results.show()
+
+
+def of_models(config: Config, results: Results) -> None:
+    """A policy and a reward model on labelled pairs. Raises UserError."""
+    assert config.policy.path is not None, "prepare() fills it"
+    source, device = load_source(config.data, config.eval.prompts, evaluating=True), local_device(config)
+    chat = ChatFormat(load_tokenizer(config.policy.path, "policy.path"), "policy")
+    lm = load_causal_lm(config.policy.path, "policy.path", DTYPES[config.engine.dtype]).to(device)  # type: ignore[arg-type]
+    labelled(config, source, lm, chat, build_reward(_frozen(config), 0, device), device, results)
+
+
+def of_run(config: Config, run: Path, results: Results) -> None:
+    """A finished run: its trained policy on its held-out pairs and on the fixed prompts, and its policy over the steps.
+
+    Raises UserError.
+    """
+    if not (run / "policy" / "config.json").is_file():
+        raise UserError(f"run={run}: no policy/ there; the run is not finished, or had checkpoint.export=false")
+    other, same = config.eval.reward, config.reward.path
+    if other is not None and Path(other).expanduser().resolve() == Path(str(same)).expanduser().resolve():
+        raise UserError(f"eval.reward={other}: is the run's own reward model, which cannot tell what it overrates")
+    source = load_source(config.data, config.eval.prompts, evaluating=True)
+    actors = build_actors(_frozen(config), source, str(run / "policy"))
+    truth = build_heldout_reward(config, 0, actors.device)
+    lm = actors.policy.module.lm
+    selection = labelled(config, source, lm, actors.format, actors.reward, actors.device, results)
+    responses(config, source, actors, truth, results)
+    steps, means = drift(config, run, actors.format, selection, actors.device, results)
+    figures.hacking_and_drift(results.figures.get("table5"), steps, means, results.folder / "figure9.png")
+
+
+def _frozen(config: Config) -> Config:
+    """No reference and no adapter: rewards are those of the reward model that training began with, of the text alone."""
+    return replace(config, ppo=replace(config.ppo, beta=0.0), feedback=replace(config.feedback, kind="none"))

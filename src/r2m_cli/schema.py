@@ -267,7 +267,8 @@ class EngineConfig:
     device: str = "auto"
     # fp32 | bf16
     dtype: str = "fp32"
-    # kernel that lets responses share their prompt: sdpa | flex (compiled; skips what nobody sees; not yet run on a GPU)
+    # responses to one prompt share its copy: sdpa | flex (a compiled kernel that skips what nobody sees; not yet run on a
+    # GPU); or each reads a copy of its own, K times the tokens, to compare and to debug: padded
     attention: str = "sdpa"
     # trade time for memory in the policy's backward
     gradient_checkpointing: bool = False

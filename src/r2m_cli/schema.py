@@ -274,7 +274,7 @@ class EngineConfig:
     gradient_checkpointing: bool = False
     # keep the optimiser state in host memory (zero, stages 1 to 3)
     offload_optimizer: bool = False
-    # CPU threads per rank
+    # CPU threads per rank, also of engine=single; OMP_NUM_THREADS does not count
     threads: int = 1
     # seconds after which a silent collective counts as failed
     timeout: int = 1800

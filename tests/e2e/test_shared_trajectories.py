@@ -74,7 +74,7 @@ def assert_same_trajectory(one: Path, two: Path, tolerance: float = TOLERANCE) -
 def assert_a_lesson(run: Path, policy: Path) -> None:
     """What the comparison stands on: lengths differ within groups, and both models move by more than the tolerance."""
     samples = [row for row in rows(run, "samples.jsonl") if row["step"] == 2]
-    lengths = {(row["prompt"], len(row["response"].split())) for row in samples}
+    lengths = {(str(row["prompt"]), len(row["response"].split())) for row in samples}
     assert len(lengths) > len({prompt for prompt, _ in lengths})
     last = rows(run)[-1]
     assert abs(last["kl"]) > 10 * TOLERANCE

@@ -49,6 +49,7 @@ def main() -> None:
     for part in (adapter, flops, overhead, scaling, against_trl):
         print(f"{part.__name__} ({perf_counter() - begun:.0f} s so far)", flush=True)
         results |= part.run(quick)
+        results["machine"]["minutes"] = round((perf_counter() - begun) / 60, 1)
         OUT.write_text(json.dumps(results, indent=2))
     show(results)
     print(f"{OUT}, in {(perf_counter() - begun) / 60:.1f} minutes")

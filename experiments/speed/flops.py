@@ -19,6 +19,7 @@ from r2m_cli.loop import TRAIN
 from r2m_cli.stages.packing import pack
 from r2m_cli.stages.rollout import rollout
 
+QUICK_LAYERS = 10
 SHAPES = [(1024, 1024, 1024), (768, 576, 1536), (768, 1536, 576)]
 
 
@@ -54,7 +55,7 @@ def run(quick: bool) -> Results:
     results: Results = {}
     for name, work in WORKLOADS.items():
         work = replace(work, prompts=max(work.prompts, 4 if name == "chat" else 1))
-        actors, source, config = actors_of(work, LAYERS, [])
+        actors, source, config = actors_of(work, QUICK_LAYERS if quick else LAYERS, [])
         temperature = config.rollout.temperature
         prompts = source.prompts[: work.prompts]
         batch = rollout(actors, prompts, range(work.prompts), work.group_size, config.rollout, 0, TRAIN, 1)

@@ -23,6 +23,7 @@ from r2m_cli.stages.reward_step import RewardStep
 from r2m_cli.stages.rollout import rollout
 
 WORK = "summarise"
+QUICK_LAYERS = 10  # of the light update
 SHALLOW = 4  # layers of the model on which small differences can be told within minutes
 
 
@@ -67,7 +68,7 @@ def light_update(quick: bool) -> Results:
     """Seconds of retraining the whole reward model over those of R2M's update, on the same step's sequences."""
     one_thread()
     work = WORKLOADS[WORK]
-    actors, source, config = actors_of(work, 10 if quick else LAYERS, [])
+    actors, source, config = actors_of(work, QUICK_LAYERS if quick else LAYERS, [])
     batch = rollout(
         actors, source.prompts[: work.prompts], range(work.prompts), work.group_size, config.rollout, 0, TRAIN, 1
     )

@@ -46,7 +46,7 @@ def run(quick: bool) -> Results:
 
 def ranks(quick: bool) -> Results:
     """Seconds of a step of two ZeRO-2 ranks over those of one, on the same prompts: 0.5 would be ideal with two free cores."""
-    times = {count: _launched(count, 3 if quick else 6) for count in (1, 2)}
+    times = {count: _launched(count, 2 if quick else 6) for count in (1, 2)}
     return {"scaling.two_ranks_over_one": spread([two / one for one, two in zip(times[1], times[2])])}
 
 

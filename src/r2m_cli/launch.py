@@ -161,7 +161,8 @@ def _start_ranks(config: Config, run_dir: Path) -> tuple[int | None, stop.Signal
     command += ["-m", "r2m_cli.worker", str(run_dir)]
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("TORCHELASTIC_", "MASTER_", "HYDRA_"))}
     inherited = {k: v for k, v in inherited.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "GROUP_RANK")}
-    environment = inherited | {"OMP_NUM_THREADS": str(c.threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    # `main` has set OMP_WAIT_POLICY, for this process and for these.
+    environment = inherited | {"OMP_NUM_THREADS": str(c.threads)}
     with (run_dir / "launch.log").open("a") as log:
         # A session of its own, out of reach of the terminal's Ctrl-C. The ranks are sessions of their own again: whoever
         # is killed takes its children along by `die_with_parent`, on Linux.

@@ -309,13 +309,14 @@ class EngineConfig:
     device: str = "auto"
     # fp32 | bf16
     dtype: str = "fp32"
-    # kernel that lets responses share their prompt: sdpa | flex (compiled; skips what nobody sees; not yet run on a GPU)
+    # responses to one prompt share its copy: sdpa | flex (a compiled kernel that skips what nobody sees; not yet run on a
+    # GPU); or each reads a copy of its own, K times the tokens, to compare and to debug: padded
     attention: str = "sdpa"
     # trade time for memory in the policy's backward
     gradient_checkpointing: bool = False
     # keep the optimiser state in host memory (zero, stages 1 to 3)
     offload_optimizer: bool = False
-    # CPU threads per rank
+    # CPU threads per rank, also of engine=single; OMP_NUM_THREADS does not count
     threads: int = 1
     # seconds after which a silent collective counts as failed
     timeout: int = 1800

@@ -38,7 +38,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "engine.stage": (0, 1, 2, 3),
     "engine.device": ("auto", "cpu", "cuda"),
     "engine.dtype": ("fp32", "bf16"),
-    "engine.attention": ("sdpa", "flex"),
+    "engine.attention": ("sdpa", "flex", "padded"),
 }
 # key -> smallest value allowed
 AT_LEAST: dict[str, float] = {

@@ -79,6 +79,17 @@ def under_way(environment: dict[str, str], folder: Path, *arguments: str) -> "It
         yield process
 
 
+def ranks_of_many(environment: dict[str, str], run_dirs: list[Path]) -> None:
+    """Run the finished configurations in these folders on two ranks, one after the other in one launch."""
+    script = Path(__file__).with_name("rank_of_many.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    ranks = subprocess.run(
+        [*command, *map(str, run_dirs)],
+        env=environment | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=900, check=False,
+    )  # fmt: skip
+    assert ranks.returncode == 0, ranks.stderr[-5000:]
+
+
 def rows(run_dir: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
     """A run's JSON lines."""
     return [json.loads(line) for line in (run_dir / name).read_text().splitlines()]

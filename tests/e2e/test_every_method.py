@@ -1,13 +1,11 @@
 """Every optimiser with every feedback variant: two steps on the tiny world, in one process and in two ranks."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from conftest import QUICK, Run, rows
+from conftest import QUICK, Run, ranks_of_many, rows
 from omegaconf import OmegaConf
 from peft import PeftModel
 from safetensors.torch import load_file
@@ -91,12 +89,6 @@ def test_two_ranks_equal_one_process_in_every_method(r2m: Run, environment: dict
         config["engine"] |= {"kind": "zero", "num_processes": 2, "stage": 2}
         (tmp_path / "two" / case).mkdir(parents=True)
         (tmp_path / "two" / case / "config.yaml").write_text(yaml.safe_dump(config))
-    script = Path(__file__).with_name("rank_of_many.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    ranks = subprocess.run(
-        [*command, *(str(tmp_path / "two" / case) for case in cases())],
-        env=environment | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=900, check=False,
-    )  # fmt: skip
-    assert ranks.returncode == 0, ranks.stderr[-5000:]
+    ranks_of_many(environment, [tmp_path / "two" / case for case in cases()])
     for case in cases():
         assert_same_training(tmp_path / "one" / case, tmp_path / "two" / case, 3e-4)

@@ -5,57 +5,33 @@ import functools
 
 import pytest
 import torch
+from families import DROPOUT, FAMILIES, SMALL, small_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from packs import rows_of
+from tokenizers import Tokenizer, models
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 
+from r2m_cli.data.template import ChatFormat
 from r2m_cli.models import policy as policy_module
+from r2m_cli.models.actors import RewardModel
 from r2m_cli.models.critic import Critic
 from r2m_cli.models.policy import Policy
-from r2m_cli.models.reward_model import RewardBackbone, common_prefix
+from r2m_cli.models.reward_model import RewardBackbone, common_prefix, find_head, frozen_head
 from r2m_cli.models.sequences import Sequences, SharedPrefix
 
 VOCABULARY = 29
-SMALL = {
-    "vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 64, "head_dim": 4, "pad_token_id": 0, "bos_token_id": 1,
-    "eos_token_id": 2,
-}  # fmt: skip
-# A window of 4 tokens is shorter than the prompts, longer than some responses.
-WINDOWED = {"sliding_window": 4, "use_sliding_window": True, "max_window_layers": 1, "layer_types": None}
-FAMILIES = {
-    "llama": {},
-    "qwen2": {},
-    "qwen3": {},
-    "mistral": {"sliding_window": None},
-    "gemma": {},
-    "gemma3_text": {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]},
-    "gpt_neox": {},
-    "gpt2": {},
-    "mistral, window": {"sliding_window": 4},
-    "qwen2, window": WINDOWED,
-    "qwen3, window": WINDOWED,
-}
 
 
 @functools.cache
 def built(name: str, scorer: bool = False):
-    family = name.split(",")[0]
-    accepted = AutoConfig.for_model(family).to_dict()
-    settings = {k: v for k, v in (SMALL | FAMILIES.get(name, {})).items() if k in accepted or k in SMALL}
-    if settings.get("layer_types", 1) is None:
-        del settings["layer_types"]
-    if scorer:
-        settings["num_labels"] = 1
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(family, **settings)
-    model = (AutoModelForSequenceClassification if scorer else AutoModelForCausalLM).from_config(config).eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.add_(0.15 * torch.randn_like(weight))
-    return model
+    return small_model(name, VOCABULARY, scorer)
 
 
 def groups(prompts: list[int], responses: list[list[int]], seed: int = 1) -> Sequences:
@@ -160,19 +136,35 @@ lengths = st.integers(1, 4).flatmap(
 )
 
 
+SOME = st.sampled_from(["llama", "gpt_neox", "gpt2", "gemma3_text", "mistral, window"])
+
+
 @settings(max_examples=40, deadline=None)
-@given(lengths, st.sampled_from(["llama", "gpt2", "mistral, window"]))
+@given(lengths, SOME)
 def test_any_groups_of_any_lengths_empty_responses_included(drawn, family):
     prompts, responses = [p for p, _ in drawn], [r for _, r in drawn]
     if not any(map(sum, responses)):
         responses[0][0] = 1
-    sequences, policy = groups(prompts, responses), Policy(built(family))
-    with torch.no_grad():
-        shared = policy(sequences, 1.0)
-        policy.unshared = "asked"
-        padded = policy(sequences, 1.0)
-    torch.testing.assert_close(shared.logp, padded.logp, atol=1e-4, rtol=1e-4)
-    for mine, oracle in zip(rows_of(shared.states), rows_of(padded.states), strict=True):
+    sequences, states = groups(prompts, responses), []
+
+    def run(module):
+        output = module(sequences, 0.7, with_entropy=True)
+        states.append(rows_of(output.states))
+        return output.logp + 0.1 * output.entropy
+
+    for mine, oracle in zip(*both(Policy(built(family)), run), strict=True):
+        torch.testing.assert_close(mine, oracle, atol=1e-4, rtol=1e-4)
+    for mine, oracle in zip(*states, strict=True):
+        torch.testing.assert_close(mine, oracle, atol=1e-4, rtol=1e-4)
+
+
+@settings(max_examples=20, deadline=None)
+@given(lengths, SOME)
+def test_rewards_of_any_groups_empty_responses_included(drawn, family):
+    sequences = groups([p for p, _ in drawn], [r for _, r in drawn])
+    read = sequences.prompt_lengths + sequences.response_lengths
+    backbone = RewardBackbone(built(family, scorer=True))
+    for mine, oracle in zip(*both(backbone, lambda m: m(sequences.tokens, read, sequences.group_size)), strict=True):
         torch.testing.assert_close(mine, oracle, atol=1e-4, rtol=1e-4)
 
 
@@ -191,6 +183,53 @@ def test_a_packed_row_holds_each_prompt_once_and_no_padding(drawn):
         assert torch.equal(layout.tokens[at], sequences.tokens[b, :length])
         assert torch.equal(layout.positions[at], torch.arange(length))
         assert torch.equal(layout.readable(sequences.lengths)[b].nonzero().squeeze(1).sort().values, at.sort().values)
+
+
+def test_a_table_of_positions_need_not_hold_the_row_of_all_groups():
+    """GPT-2's holds the longest sequence and not one position more: every sequence's positions are its own."""
+    sequences = groups(PROMPTS, RESPONSES)
+    longest = int(sequences.lengths.max())
+    policy = Policy(small_model("gpt2", VOCABULARY, max_position_embeddings=longest))
+    assert policy.lm.transformer.wpe.num_embeddings == longest < len(sequences.layout(shared=True).tokens) / 3
+    for mine, oracle in zip(*both(policy, lambda module: module(sequences, 0.7).logp), strict=True):
+        torch.testing.assert_close(mine, oracle, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("family", DROPOUT)
+def test_dropout_that_a_model_comes_with_stays_asleep(family, checkpointed):
+    """Awake it would change the numbers from call to call, and attention that drops cannot share."""
+    model = small_model(family, VOCABULARY, **DROPOUT[family])
+    policy, sequences = Policy(model, gradient_checkpointing=checkpointed), groups(PROMPTS, RESPONSES)
+    for mine, oracle in zip(*both(policy, lambda module: module(sequences, 0.7).logp), strict=True):
+        torch.testing.assert_close(mine, oracle, atol=1e-4, rtol=1e-4)
+    model.train()
+    assert Policy(model, gradient_checkpointing=checkpointed).unshared == "", "put to sleep when it is taken"
+
+
+def test_a_reward_models_tokenizer_may_merge_the_prompts_end_with_the_replys_beginning():
+    """Character by character, but "b c" is one token: one reply leaves the prompt as it was, another eats its end."""
+    pieces = ["<pad>", "<unk>", "<eos>", " ", "a", "b", "c", "d", " c", "b c"]
+    backend = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, [(" ", "c"), ("b", " c")]))
+    chat = ChatFormat(
+        PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", unk_token="<unk>", eos_token="<eos>")
+    )
+    asked = [({"role": "user", "content": text},) for text in ("a b", "d d a b") for _ in range(4)]
+    replies = ["c d", "d c", "", "d", "c", "c", "c d d", "c a"]
+    ids = [chat.conversation_ids(*row) for row in zip(asked, replies)]
+    prompt = chat.prompt_ids(asked[0])
+    assert [row[: len(prompt)] == prompt for row in ids[:4]] == [False, True, True, True]
+
+    backbone = RewardBackbone(small_model("llama", VOCABULARY, scorer=True))
+    head = find_head(backbone.classifier)
+    model = RewardModel(backbone, frozen_head(head), None, chat, max_tokens=64)
+    rewards = []
+    for backbone.unshared in ("", "asked"):
+        rewards.append(model.score(asked, replies, torch.device("cpu")))
+    alone = [backbone.classifier(torch.tensor([row])).logits.squeeze() for row in ids]
+    torch.testing.assert_close(rewards[0], rewards[1], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(rewards[0], torch.stack(alone).detach(), atol=1e-5, rtol=1e-5)
+    assert rewards[0].std() > 0.01
 
 
 def test_the_common_prefix_is_told_by_the_tokens():
@@ -225,7 +264,7 @@ def test_an_architecture_that_cannot_share_goes_on_as_it_was(family):
     torch.manual_seed(0)
     accepted = AutoConfig.for_model(family)
     model = AutoModelForCausalLM.from_config(
-        AutoConfig.for_model(family, **{k: v for k, v in SMALL.items() if hasattr(accepted, k)})
+        AutoConfig.for_model(family, vocab_size=VOCABULARY, **{k: v for k, v in SMALL.items() if hasattr(accepted, k)})
     ).eval()
     before, policy = model.config._attn_implementation, Policy(model)
     assert policy.unshared
@@ -254,6 +293,18 @@ def test_a_model_whose_states_come_out_otherwise_is_found_out():
 
 
 def test_an_encoder_reads_padded_rows():
-    config = AutoConfig.for_model("bert", **{k: v for k, v in SMALL.items() if k != "head_dim"}, num_labels=1)
+    small = {k: v for k, v in SMALL.items() if k != "head_dim"}
+    config = AutoConfig.for_model("bert", vocab_size=VOCABULARY, **small, num_labels=1)
     torch.manual_seed(0)
     assert RewardBackbone(AutoModelForSequenceClassification.from_config(config).eval()).unshared
+
+
+def test_padded_rows_may_be_asked_for():
+    model = small_model("llama", VOCABULARY)
+    before = model.config._attn_implementation
+    for module in (
+        Policy(model, attention="padded"), Critic(model, attention="padded"),
+        RewardBackbone(small_model("llama", VOCABULARY, scorer=True), attention="padded"),
+    ):  # fmt: skip
+        assert module.unshared == "engine.attention=padded"
+    assert model.config._attn_implementation == before

@@ -9,6 +9,8 @@ from torch import Tensor
 from r2m_cli.models.sequences import Layout, Padded, SharedPrefix
 from r2m_cli.models.shared_attention import NAMES
 
+PADDED = "padded"
+ASKED = f"engine.attention={PADDED}"
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}  # of the largest state
 
 
@@ -18,11 +20,13 @@ def why_not(model: Any, read: Callable[[Layout], Tensor], attention: str = "sdpa
 
     Args:
         read: the model's states of a layout, [T, D].
-        attention: engine.attention; where flex does not do it, sdpa may.
+        attention: engine.attention; where flex does not do it, sdpa may. With padded nothing is tried.
 
     Returns:
         Nothing if it works, else the reason in a few words.
     """
+    if attention == PADDED:
+        return ASKED
     before, reason = model.config._attn_implementation, ""
     device = next(model.parameters()).device
     tokens = torch.tensor([[1, 2, 3, 4, 5, 6], [1, 2, 3, 5, 0, 0]], device=device)  # one prefix of 3, own parts 3 and 1

@@ -22,6 +22,7 @@ from r2m_cli.judges.judge import gold_judge, labeller_judge
 from r2m_cli.judges.openai_judge import OpenAIJudge
 from r2m_cli.loop import train, weight_at
 from r2m_cli.models.actors import Actors
+from r2m_cli.models.sharing import ASKED
 from r2m_cli.observe import Observer
 from r2m_cli.schema import Config
 from r2m_cli.seeds import mix
@@ -119,7 +120,8 @@ def remarks(actors: Actors, prompts: list[Prompt], config: Config) -> list[str]:
             notes.append(f"the {what}'s tokenizer pads with its end token; r2m masks by length, other tools may not")
     for what, reason in (("policy", actors.policy.module.unshared), ("reward model", actors.reward.unshared)):
         if reason:
-            notes.append(f"the {what} reads every prompt once per response, it cannot share them: {reason}")
+            why = reason if reason == ASKED else f"it cannot share them ({reason})"
+            notes.append(f"the {what} reads every prompt once per response: {why}")
     longest = config.rollout.max_prompt_tokens + config.rollout.max_new_tokens
     if actors.reward.max_tokens < longest:
         notes.append(

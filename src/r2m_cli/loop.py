@@ -55,10 +55,11 @@ def train(
     learns = actors.reward.feedback is not None and config.feedback.kind != "frozen"
 
     if start == 0 and config.eval.every:
+        observer.stage("eval")
         observer.row(0, evaluate(actors, eval_prompts, config, weight_at(0, config)))
 
     for step in range(start + 1, total + 1):
-        timer = Timer()
+        timer = Timer(observer.stage)
         weight = weight_at(step, config)
         policy_lr, critic_lr = (
             learning_rate(step - 1, total, lr, c.warmup_steps, c.lr_schedule) for lr in (c.lr, c.critic.lr)
@@ -110,6 +111,7 @@ def train(
         # The row first: a run that dies in between repeats the step on resuming, and its row with it.
         observer.row(step, values, timer, annotated)
         if due or stopping or step == total:
+            observer.stage("checkpoint")
             checkpoint.save(run_dir, step, actors, {"tokens": observer.tokens}, config.checkpoint.keep)
         if stopping and step < total:
             raise stop.Stopped(step)

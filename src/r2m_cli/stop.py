@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from r2m_cli.distributed import comm
 from r2m_cli.progress import on_terminal
 
 MARK = ".stop"
@@ -27,6 +26,8 @@ class Stopped(Exception):
 
 def requested(run_dir: Path) -> bool:
     """Whether the run shall stop; the main rank looks, so that all ranks stop after the same step."""
+    from r2m_cli.distributed import comm  # it brings torch, which the parent and the sinks do without
+
     return bool(comm.broadcast((run_dir / MARK).exists()))
 
 

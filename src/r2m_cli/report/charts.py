@@ -218,12 +218,8 @@ def wrapped(label: str, width: int = 18) -> str:
 
 def _source(key: str, groups: list[Group]) -> str:
     """Where a curve comes from."""
-    if any(run.has(f"eval/{key}") for group in groups for run in group.runs):
-        said = "on the fixed evaluation prompts"
-    else:
-        said = "on the rollouts, mean over 5 % of the steps"
-    most = max(len(group.runs) for group in groups)
-    return said + (f"; mean of up to {most} runs, band: one standard deviation" if most > 1 else "")
+    measured = any(run.has(f"eval/{key}") for group in groups for run in group.runs)
+    return "on the fixed evaluation prompts" if measured else "on the rollouts, mean over 5 % of the steps"
 
 
 def _axis(title: str) -> dict[str, Any]:

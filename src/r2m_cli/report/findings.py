@@ -133,7 +133,7 @@ def _sentence(text: str, group: Group, peak: int | None = None) -> str:
     if peak is not None:
         table = group.table("gold")
         lower = int((table.iloc[-1] < table.loc[peak]).sum())
-        text += f"; in {lower} of them gold ends lower than it was at that step"
+        text += f"; in {'all' if lower == len(group.runs) else lower} of them gold ends lower than it was at that step"
     return text + "."
 
 

@@ -22,6 +22,7 @@ from r2m_cli.progress import SHOWN, Eta
 SPARKS, ASCII_SPARKS = "▁▂▃▄▅▆▇█", "_.-=+*#@"
 # A terminal below this is given one line: the panel itself takes eight of them.
 WIDTH, HEIGHT = 50, 12
+FREE = 3  # columns beside the panel, for the ^C that the terminal itself writes there: it must not begin a new line
 STOPPING = "stopping after this step; Ctrl-C once more to stop now"
 
 
@@ -78,11 +79,13 @@ class Panel:
         for key, course in self.courses.items():
             if course:
                 low, high = min(course), max(course)
-                line = sparkline(course, max(width - 40, 8), self.console.options.ascii_only)
+                line = sparkline(course, max(width - FREE - 40, 8), self.console.options.ascii_only)
                 grid.add_row(SHOWN[key], f"[bold]{course[-1]:.2f}", f"[cyan]{line}", f"{low:.2f} to {high:.2f}")
         title = f"[yellow]{STOPPING}" if self.stopping() else None
         body = Group(self._stages(), self._bar(), grid)
-        return Frame(body, title=title, title_align="left", box=ROUNDED, border_style="dim", padding=(0, 1))
+        return Frame(
+            body, title=title, title_align="left", box=ROUNDED, border_style="dim", padding=(0, 1), width=width - FREE
+        )
 
     def _stages(self) -> Text:
         """The stages in a row, the one under way marked, with its seconds once there is one."""

@@ -19,7 +19,7 @@ WORDS = {
     "sft": "fit the policy's starting point on demonstrations",
     "reward": "fit a reward model on labelled pairs",
     "evaluate": "score a policy on fixed prompts and a reward model on held-out pairs",
-    "report": "a page, a picture and a table of runs: r2m report outputs/a outputs/b",
+    "report": "a page, a picture and a table of runs: r2m report RUN [RUN...]",
 }
 USAGE = """\
 r2m: train a language model against a reward model that reads the policy's hidden states.

@@ -106,6 +106,8 @@ def command(*arguments: str, cwd: Path, **environment: str) -> "subprocess.Compl
         (["reward", "reward.path=somewhere/model"], "reward.base"),
         (["train", "reward.combine=worst"], "reward.members"),
         (["report", "runs=[nowhere]"], "nowhere"),
+        (["report", "nowhere/method=rloo/seed=0,world=0"], "nowhere/method=rloo/seed=0,world=0 is not a folder"),
+        (["report"], "no run folder is given"),
         (["train", "policy.path=nowhere"], "policy.path=nowhere"),
         (["train", "+experiment=hh_rlhf"], "CUDA GPU"),
     ],

@@ -65,9 +65,9 @@ def verdict(group: Group) -> Verdict:
         return Verdict(group.label, kind, _sentence(text, group, peak), peak, lost=float(top - last))
     most = "" if peak == end else f" (highest: {_number(top)}, step {peak})"
     if last - start > threshold:
-        text = f"{course}{most} and did not fall from its peak by more than its noise, {_number(threshold)}: no over-optimisation."
+        text = f"{course}{most} and did not fall from its peak beyond its noise ({_number(threshold)}): no over-optimisation."
         return Verdict(group.label, "held", _sentence(text, group), peak)
-    text = f"{course}{most}: no gain and no loss that stands out of its noise, {_number(threshold)}."
+    text = f"{course}{most}: no gain and no loss beyond its noise ({_number(threshold)})."
     return Verdict(group.label, "flat", _sentence(text, group), peak)
 
 
@@ -166,7 +166,7 @@ def lede(verdicts: list[Verdict]) -> str:
         "gamed": "the reward model was gamed in {}: gold fell while the reward rose",
         "fell": "in {} gold fell without any reward being won",
         "held": "{} kept what gold gained",
-        "flat": "in {} gold did not change by more than its noise",
+        "flat": "in {} gold did not change beyond its noise",
         "short": "{} ended too early to say",
         "unknown": "of {} the true reward is not known",
     }

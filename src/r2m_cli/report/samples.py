@@ -129,8 +129,9 @@ def _by_prompt(rows: list[Row]) -> dict[str, list[Row]]:
 
 def _rows(asked: list[dict[str, list[Row]]]) -> list[tuple[str | None, list[Cell | None]]]:
     times = {prompt: sum(prompt in column for column in asked) for column in asked for prompt in column}
-    shared = [prompt for prompt, count in times.items() if count > 1]
-    shared = sorted(shared, key=lambda prompt: -times[prompt])[:PROMPTS]
+    everywhere = [prompt for prompt, count in times.items() if count == len(asked) > 1]
+    twice = [prompt for prompt, count in times.items() if 1 < count < len(asked)]
+    shared = [*everywhere, *twice[:1]][:PROMPTS]  # one row with a gap is enough
     rows: list[tuple[str | None, list[Cell | None]]] = [
         (prompt, [_cell(prompt, column[prompt]) if prompt in column else None for column in asked]) for prompt in shared
     ]

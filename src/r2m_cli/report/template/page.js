@@ -15,7 +15,7 @@
     const copy = { ...trace, showlegend: false, visible: !hidden.has(place) };
     if (part === "line") copy.line = { ...trace.line, color: colour };
     if (part === "band") copy.fillcolor = clear(colour, 0.14);
-    if (part === "lost") copy.fillcolor = clear(colour, 0.18);
+    if (part === "lost") copy.fillcolor = clear(colour, 0.13);
     if (part === "peak" || part === "end") {
       copy.marker = { ...trace.marker, color: colour, line: { color: css("--paper"), width: 1.2 } };
       copy.cliponaxis = false;

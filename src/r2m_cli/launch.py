@@ -17,6 +17,7 @@ from r2m_cli.cache import build_once
 from r2m_cli.combinations import reads_curves_only
 from r2m_cli.errors import UserError
 from r2m_cli.preflight import preflight
+from r2m_cli.progress import restore_terminal
 from r2m_cli.schema import Config
 from r2m_cli.worker import OUTCOME, die_with_parent, run_task
 
@@ -172,12 +173,13 @@ def _start_ranks(config: Config, run_dir: Path) -> tuple[int | None, stop.Signal
 
         def kill() -> None:
             _kill_group(ranks)
+            restore_terminal()
 
         try:
             with stop.on_signal(run_dir, config.task == "train", kill) as signals:
                 code = ranks.wait()
         finally:
-            kill()
+            _kill_group(ranks)
     outcome: dict[str, Any] = {}
     if (run_dir / OUTCOME).is_file():
         outcome = json.loads((run_dir / OUTCOME).read_text())
@@ -191,6 +193,7 @@ def _start_ranks(config: Config, run_dir: Path) -> tuple[int | None, stop.Signal
         case "stopped":
             return outcome["what"], signals
     if code != 0:
+        restore_terminal()
         tail = "\n".join((run_dir / "launch.log").read_text().splitlines()[-25:])
         raise RankFailed(f"a rank was killed or died without a word:\n{tail}\nLogs of all ranks: {run_dir}/rank_*.log")
     return None, signals

@@ -55,12 +55,13 @@ def train(
     learns = actors.reward.feedback is not None and config.feedback.kind != "frozen"
 
     if start == 0 and config.eval.every:
+        observer.stage("eval")
         weight = weight_at(0, config)
         values = evaluate(actors, eval_prompts, config, weight) | pair_accuracy(actors, labels, config, weight)
         observer.row(0, values)
 
     for step in range(start + 1, total + 1):
-        timer = Timer()
+        timer = Timer(observer.stage)
         weight, c = weight_at(step, config), replace(c, beta=beta)
         policy_lr, critic_lr = (
             learning_rate(step - 1, total, lr, c.warmup_steps, c.lr_schedule) for lr in (c.lr, c.critic.lr)
@@ -117,6 +118,7 @@ def train(
         # The row first: a run that dies in between repeats the step on resuming, and its row with it.
         observer.row(step, values, timer, annotated)
         if due or stopping or last:
+            observer.stage("checkpoint")
             checkpoint.save(run_dir, step, actors, observer.state, config.checkpoint.keep)
         if last:
             if step < total:

@@ -20,7 +20,7 @@ WORDS = {
     "reward": "fit a reward model on labelled pairs",
     "evaluate": "score a policy on fixed prompts and a reward model on held-out pairs",
     "analyze": "what hidden states tell of preference, reward and hacking; curves, memory and time of runs",
-    "report": "draw and tabulate runs: r2m report runs=[outputs/a,outputs/b] out=report.png",
+    "report": "a page, a picture and a table of runs: r2m report RUN [RUN...]",
 }
 USAGE = """\
 r2m: train a language model against a reward model that reads the policy's hidden states.
@@ -73,14 +73,17 @@ def _run_hydra(word: str, overrides: list[str]) -> None:
 
     from r2m_cli import folders, sweep  # noqa: F401  registers the names of the run folders
     from r2m_cli.errors import UserError
+    from r2m_cli.report import arguments
     from r2m_cli.schema import Config, ReportConfig
 
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     store.store(name="report_schema", node=ReportConfig)
 
+    overrides, runs = arguments.split(overrides) if word == "report" else (overrides, [])
+
     def job(composed: DictConfig) -> Any:  # a launcher may pickle it and call it in another process
-        return _job(composed, word)
+        return _job(composed, word, runs)
 
     # With this set, Hydra hands its own errors to us instead of printing them its way and exiting with 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -96,8 +99,11 @@ def _run_hydra(word: str, overrides: list[str]) -> None:
         sweep.close()
 
 
-def _job(composed: "DictConfig", word: str) -> Any:
-    """One job: the whole of a single run, or one of a sweep's, in this process or in a launcher's worker."""
+def _job(composed: "DictConfig", word: str, runs: list[str]) -> Any:
+    """One job: the whole of a single run, or one of a sweep's, in this process or in a launcher's worker.
+
+    `runs`: the bare folders of `r2m report`.
+    """
     from hydra.core.hydra_config import HydraConfig
 
     from r2m_cli import sweep
@@ -110,7 +116,8 @@ def _job(composed: "DictConfig", word: str) -> Any:
             from r2m_cli.tasks.report import report
             from r2m_cli.validate import typed
 
-            return report(**vars(typed(composed, ReportConfig)))
+            config = typed(composed, ReportConfig)
+            return report([*config.runs, *runs], config.out)
         from r2m_cli.errors import UserError
         from r2m_cli.launch import launch, objective
         from r2m_cli.resume import configured, go_on

@@ -3,7 +3,7 @@
 import math
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,14 +24,17 @@ from r2m_cli.watch import Watch
 
 
 class Timer:
-    """Wall seconds of a step and of its stages."""
+    """Wall seconds of a step and of its stages; `began` is told the name of each stage that begins."""
 
-    def __init__(self) -> None:
+    def __init__(self, began: Callable[[str], None] | None = None) -> None:
+        self._began = began
         self._start = perf_counter()
         self._stages: dict[str, float] = {}
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
+        if self._began is not None:
+            self._began(stage)
         start = perf_counter()
         yield
         self._stages[f"time/{stage}"] = perf_counter() - start
@@ -123,6 +126,11 @@ class Observer:
     def state(self) -> dict[str, Any]:
         """What a checkpoint needs to know of the steps so far."""
         return {"tokens": self.tokens, "beta": self.beta}
+
+    def stage(self, name: str) -> None:
+        """Show that a stage begins."""
+        if self.sinks is not None:
+            self.sinks.stage(name)
 
     def row(
         self, step: int, values: dict[str, float], timer: Timer | None = None, annotated: Annotated | None = None

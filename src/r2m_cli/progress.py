@@ -1,24 +1,23 @@
-"""How a run shows itself: a live bar on a terminal, a plain line now and then elsewhere, or nothing."""
+"""How a run shows itself: a live panel on a terminal, a plain line now and then elsewhere, or nothing."""
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Protocol
 
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as RichProgress
-from rich.table import Column
 
-# metric -> the short word that the line shows, in this order
+# metric -> the short word that stands for it, in this order
 SHOWN = {"reward": "reward", "reward_frozen": "frozen", "gold": "gold", "kl": "KL"}
 PLAIN_SECONDS = 2.0  # without a terminal: at most one line in this time
 
 
 class Progress(Protocol):
     """What a run's progress can do. Steps run from 1 to total_steps; 0 is the state before the first."""
+
+    def stage(self, name: str) -> None:
+        """The stage `name` of the step begins."""
 
     def update(self, step: int, values: Mapping[str, float]) -> None:
         """Step `step` is done and measured `values`."""
@@ -30,20 +29,37 @@ class Progress(Protocol):
         """Show what is still owed and leave the terminal as it was; may be called twice."""
 
 
-def make_progress(total_steps: int, start_step: int = 0, quiet: bool = False) -> Progress:
-    """The progress that fits stdout: `quiet` shows nothing, a terminal gets the bar, a pipe plain lines.
+def make_progress(
+    total_steps: int, start_step: int = 0, quiet: bool = False, stopping: Callable[[], bool] = lambda: False
+) -> Progress:
+    """The progress that fits stdout: `quiet` shows nothing, a terminal gets the panel, a pipe plain lines.
 
-    `start_step` is the first step that will be shown; above 1 only in a resumed run.
+    `start_step` is the first step that will be shown; above 1 only in a resumed run. `stopping` says whether the run was asked
+    to stop, for the panel to show.
     """
     if quiet:
         return _Quiet()
-    console = Console(file=sys.stdout)
-    if sys.stdout.isatty() and not console.is_dumb_terminal:
-        return _Bar(total_steps, start_step, console)
-    return _Lines(total_steps, start_step)
+    if not on_terminal():
+        return _Lines(total_steps, start_step)
+    from r2m_cli.panel import Panel
+
+    return Panel(total_steps, start_step, Console(file=sys.stdout), stopping)
 
 
-class _Eta:
+def on_terminal() -> bool:
+    """Whether stdout is a terminal that a panel can be drawn on."""
+    return sys.stdout.isatty() and not Console(file=sys.stdout).is_dumb_terminal
+
+
+def restore_terminal() -> None:
+    """Give the terminal back in place of a process that was killed while its panel was on it."""
+    if on_terminal():
+        console = Console(file=sys.stdout)
+        console.line()
+        console.show_cursor(True)
+
+
+class Eta:
     """Time left, from the mean time of the steps that this process has made."""
 
     def __init__(self, total_steps: int, start_step: int) -> None:
@@ -57,6 +73,8 @@ class _Eta:
 
 
 class _Quiet:
+    def stage(self, name: str) -> None: ...
+
     def update(self, step: int, values: Mapping[str, float]) -> None: ...
 
     def warn(self, message: str, word: str = "warning") -> None: ...
@@ -68,8 +86,10 @@ class _Lines:
     """One line per step, the first and the last always, the others at most one per PLAIN_SECONDS."""
 
     def __init__(self, total_steps: int, start_step: int) -> None:
-        self.total, self.eta = total_steps, _Eta(total_steps, start_step)
+        self.total, self.eta = total_steps, Eta(total_steps, start_step)
         self.printed, self.pending = -PLAIN_SECONDS, ""
+
+    def stage(self, name: str) -> None: ...
 
     def update(self, step: int, values: Mapping[str, float]) -> None:
         numbers = "".join(f"  {word} {values[key]:6.2f}" for key, word in SHOWN.items() if key in values)
@@ -85,34 +105,3 @@ class _Lines:
         if self.pending:
             print(self.pending, flush=True)
             self.printed, self.pending = time.monotonic(), ""
-
-
-class _Bar:
-    """A live line at the bottom of the terminal; prints and warnings scroll by above it."""
-
-    def __init__(self, total_steps: int, start_step: int, console: Console) -> None:
-        self.eta = _Eta(total_steps, start_step)
-        self.bar = RichProgress(
-            MofNCompleteColumn(),
-            BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=6)),
-            TextColumn("{task.fields[numbers]}", table_column=Column(no_wrap=True)),
-            TimeElapsedColumn(),
-            TextColumn("[dim]ETA[/] [cyan]{task.fields[eta]}", table_column=Column(no_wrap=True)),
-            console=console,
-            expand=True,
-            refresh_per_second=4,
-        )
-        self.task = self.bar.add_task(
-            "", total=total_steps, completed=max(start_step - 1, 0), numbers="", eta="-:--:--"
-        )
-        self.bar.start()
-
-    def update(self, step: int, values: Mapping[str, float]) -> None:
-        shown = [f"[dim]{word}[/] {values[key]:.2f}" for key, word in SHOWN.items() if key in values]
-        self.bar.update(self.task, completed=step, numbers=" ".join(shown), eta=self.eta(step))
-
-    def warn(self, message: str, word: str = "warning") -> None:
-        self.bar.console.print(f"[yellow]{word}:[/] {escape(message)}", highlight=False)
-
-    def close(self) -> None:
-        self.bar.stop()

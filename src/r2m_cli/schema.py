@@ -376,7 +376,8 @@ class Config:
 
 @dataclass
 class ReportConfig:
-    # run folders, or folders of runs (a multirun)
+    # run folders, or folders of runs (a multirun); bare folders on the command line are added: r2m report RUN [RUN...]
     runs: list[str] = field(default_factory=list)
-    # the picture to write; the table goes beside it as .csv
-    out: str = "report.png"
+    # the page to write (.html, a .png beside it), or the picture (.png, .pdf, .svg, a page beside it); the table goes beside
+    # both as .csv and .md
+    out: str = "report.html"

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from r2m_cli.errors import UserError
 from r2m_cli.progress import make_progress
+from r2m_cli.stop import MARK
 
 
 class Sinks:
@@ -25,7 +26,7 @@ class Sinks:
         kinds: boards beside the files, of "wandb" and "tensorboard".
         run_dir: the run's folder; made if missing. Gets `metrics.jsonl`, `samples.jsonl`, `warnings.log`,
             `summary.json`, and the boards' own files.
-        total_steps: steps of the whole run, for the progress bar.
+        total_steps: steps of the whole run, for the progress.
         project, name, config: shown by wandb; TensorBoard shows `config`.
         start_step: first step that this process reports: 0 in a fresh run (row 0: before training), the last
             step done + 1 in a resumed one. Rows of an earlier process from this step on are cut off first, so
@@ -57,13 +58,17 @@ class Sinks:
         if start_step == 0:
             self._warnings.unlink(missing_ok=True)
         self._shown_warnings: set[str] = set()
-        self._progress = make_progress(total_steps, start_step, quiet)
+        self._progress = make_progress(total_steps, start_step, quiet, (self.run_dir / MARK).exists)
         self._boards: list[_Board] = []
         if "wandb" in kinds:
             options = {"project": project, "name": name, "config": config}
             self._boards.append(_Wandb(self.run_dir, options, start_step, self.warn))
         if "tensorboard" in kinds:
             self._boards.append(_TensorBoard(self.run_dir, config, start_step))
+
+    def stage(self, name: str) -> None:
+        """Show that the stage `name` of a step begins."""
+        self._progress.stage(name)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Report the numbers of `step`; NaN and infinity are written as null."""

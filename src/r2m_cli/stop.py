@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from r2m_cli.distributed import comm
+from r2m_cli.progress import on_terminal
 
 MARK = ".stop"
 
@@ -26,6 +26,8 @@ class Stopped(Exception):
 
 def requested(run_dir: Path) -> bool:
     """Whether the run shall stop; the main rank looks, so that all ranks stop after the same step."""
+    from r2m_cli.distributed import comm  # it brings torch, which the parent and the sinks do without
+
     return bool(comm.broadcast((run_dir / MARK).exists()))
 
 
@@ -55,7 +57,7 @@ def on_signal(run_dir: Path, gracefully: bool, at_once: Callable[[], None] | Non
             raise SystemExit(128 + number)
         state.received = number
         mark.touch()
-        print("\nr2m: stopping after this step, with a checkpoint; once more to stop now", file=sys.stderr, flush=True)
+        _say("r2m: stopping after this step, with a checkpoint; once more to stop now")
 
     kept = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -64,3 +66,13 @@ def on_signal(run_dir: Path, gracefully: bool, at_once: Callable[[], None] | Non
         for number, handler in kept.items():
             signal.signal(number, handler)
         mark.unlink(missing_ok=True)
+
+
+def _say(text: str) -> None:
+    """Print a line to the person. On a terminal over the line that the cursor is in, without a newline: a panel that stands
+    there, perhaps a rank's, would not know that it has moved; it says the same in its next refresh."""
+    stderr = sys.__stderr__
+    if stderr is not None and stderr.isatty() and on_terminal():
+        print(f"\r\x1b[2K{text}", end="", file=stderr, flush=True)
+    else:
+        print(f"\n{text}", file=sys.stderr, flush=True)

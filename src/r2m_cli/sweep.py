@@ -92,18 +92,18 @@ def close() -> None:
         tabulate(folder)
     except Exception as error:  # the runs are what counts: a table can be made again
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        print(f"r2m: no table of this sweep ({reason}); try r2m report runs=[{folder}]", file=sys.stderr)
+        print(f"r2m: no table of this sweep ({reason}); try r2m report {folder}", file=sys.stderr)
 
 
 def tabulate(folder: Path) -> None:
-    """Write table.csv, table.md and report.png of the sweep's finished runs into its folder, and print the table.
+    """Write table.csv, table.md, report.png and report.html of the sweep's finished runs into its folder, and print the table.
 
     Rows stand in the order of the jobs, all seeds of a method together. Runs without a result are named in one line.
 
     Raises:
         UserError: from the report, a broken file in a finished run.
     """
-    from r2m_cli.report import figure, table
+    from r2m_cli.report import figure, page, table
     from r2m_cli.report.runs import bare, load_runs
 
     jobs = sorted((path.parent.parent for path in folder.rglob(".hydra/hydra.yaml")), key=_number)
@@ -119,7 +119,8 @@ def tabulate(folder: Path) -> None:
         table.write(rows, folder / "table.csv")
         table.show(rows)
         figure.draw(runs, folder / "report.png")
-        print(f"{folder}/table.csv, table.md, report.png", flush=True)
+        page.write(page.render(runs), folder / "report.html")
+        print(f"{folder}/report.html, report.png, table.csv, table.md", flush=True)
     unfinished = {job: f"{names[job]} {job.name.split(',')[0]}" for job in jobs if job not in finished}
     for line in (_best(folder), _without_result(unfinished)):
         if line:

@@ -133,6 +133,8 @@ def command(*arguments: str, cwd: Path, **environment: str) -> "subprocess.Compl
         (["report", "runs=[nowhere]"], "nowhere"),
         (["train", "runs=[nowhere]"], "belongs to r2m report and analyze"),
         (["analyze"], "name runs=[A,B], run=RUN, or models and pairs"),
+        (["report", "nowhere/method=rloo/seed=0,world=0"], "nowhere/method=rloo/seed=0,world=0 is not a folder"),
+        (["report"], "no run folder is given"),
         (["train", "policy.path=nowhere"], "policy.path=nowhere"),
         (["train", "+experiment=hh_rlhf"], "CUDA GPU"),
     ],

@@ -31,6 +31,7 @@ def test_a_sweep_writes_one_table_under_the_methods_names(r2m: Run, tmp_path: Pa
     assert "| rloo | n = 2 |" in page
     assert "rloo_r2m" in done.stdout
     assert (tmp_path / "sweep" / "report.png").stat().st_size > 10_000
+    assert "2 settings, 4 runs" in (tmp_path / "sweep" / "report.html").read_text()
     folders = {p.parent.parent.name for p in (tmp_path / "sweep").rglob("summary.json")}
     assert all("+" not in name and "sweep" not in name for name in folders)
 

@@ -7,38 +7,12 @@ import matplotlib.image
 import numpy
 import pandas
 import pytest
-import yaml
+from run_folders import make_run
 
 from r2m_cli.errors import UserError
 from r2m_cli.report.runs import load_runs
 from r2m_cli.report.table import markdown, over_seeds, summarise
 from r2m_cli.tasks.report import report
-
-GOLD = [1.0, 2.0, 3.0, 2.5, 1.5]
-
-
-def make_run(folder: Path, seed=0, shift=0.0, with_eval=True, with_gold=True, **config) -> Path:
-    """A run of 4 steps whose evaluated gold rises by 2 and falls by 1.5; row 0 is before training."""
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump({"seed": seed, **config}))
-    lines = []
-    for step, gold in enumerate(GOLD):
-        row = {"step": step}
-        if step:
-            row |= {"reward": step + 0.5, "reward_frozen": step - 0.5, "kl": step * 2.0, "step_time": 0.25}
-            row |= {"completions/mean_length": 7.0} | ({"gold": 100.0} if with_gold else {})
-        if with_eval:
-            row |= {
-                "eval/reward": step + 1.0,
-                "eval/reward_frozen": step * 1.0,
-                "eval/kl": step * 3.0,
-                "eval/length": 8,
-            }
-            row |= {"eval/gold": gold + shift} if with_gold else {}
-        lines.append(json.dumps(row) + "\n")
-    (folder / "metrics.jsonl").write_text("".join(lines))
-    (folder / "summary.json").write_text('{"gold": 1.5}')
-    return folder
 
 
 def panels(path: Path) -> list[bool]:
@@ -52,8 +26,10 @@ def panels(path: Path) -> list[bool]:
 
 def test_report_writes_picture_and_tables(tmp_path, capsys):
     runs = [str(make_run(tmp_path / "vanilla")), str(make_run(tmp_path / "r2m", shift=0.5))]
-    out = report(runs, str(tmp_path / "new" / "report.png"))
-    assert out == tmp_path / "new" / "report.png"
+    page = report(runs, str(tmp_path / "new" / "report.png"))
+    assert page == tmp_path / "new" / "report.html"
+    out = page.with_suffix(".png")
+    assert sorted(path.suffix for path in out.parent.iterdir()) == [".csv", ".html", ".md", ".png"]
     assert panels(out) == [True] * 4
     table = pandas.read_csv(out.with_suffix(".csv")).set_index("run")
     assert list(table.index) == ["vanilla", "r2m"]
@@ -65,6 +41,7 @@ def test_report_writes_picture_and_tables(tmp_path, capsys):
     assert out.with_suffix(".md").read_text().splitlines()[2].startswith("| vanilla | 0 | 1.00 | 3.00 | 2 | 1.50 |")
     printed = capsys.readouterr().out
     assert all(word in printed for word in ("vanilla", "r2m", "report.csv"))
+    assert printed.splitlines()[-1].startswith(str(page))
 
 
 def test_without_evaluation_the_rollouts_are_used(tmp_path):
@@ -84,7 +61,7 @@ def test_long_rollout_curves_are_smoothed(tmp_path):
 
 def test_without_gold_the_live_reward_is_drawn(tmp_path):
     folder = make_run(tmp_path / "a", with_gold=False)
-    out = report([str(folder)], str(tmp_path / "report.png"))
+    out = report([str(folder)], str(tmp_path / "report.html")).with_suffix(".png")
     assert panels(out) == [True] * 4
     assert pandas.read_csv(out.with_suffix(".csv")).gold_peak.isna().all()
     assert "gold" not in out.with_suffix(".md").read_text()
@@ -99,7 +76,7 @@ def test_seeds_share_a_label_and_get_a_band(tmp_path, capsys):
     means = over_seeds(summarise(runs))
     assert list(means.gold_peak) == ["3.10 ± 0.10", "4.00 ± 1.00"]
     assert list(means.seed) == ["n = 3", "n = 3"]
-    out = report([str(tmp_path / "multi")], str(tmp_path / "report.png"))
+    out = report([str(tmp_path / "multi")], str(tmp_path / "report.html")).with_suffix(".png")
     assert "3.10 ± 0.10" in out.with_suffix(".md").read_text()
     assert "3.10±0.10" in capsys.readouterr().out
     second = numpy.array([0xD5, 0x5E, 0x00]) / 255  # the second label's colour, seen through its band
@@ -180,7 +157,7 @@ def test_broken_runs_are_user_errors(tmp_path, damage, message):
     with pytest.raises(UserError, match=message) as error:
         report([str(folder)], str(tmp_path / "report.png"))
     assert "\n" not in str(error.value)
-    assert not (tmp_path / "report.png").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]  # nothing is written
 
 
 def test_bad_arguments_are_user_errors(tmp_path):
@@ -188,5 +165,5 @@ def test_bad_arguments_are_user_errors(tmp_path):
         report([], "report.png")
     with pytest.raises(UserError, match="nowhere is not a folder"):
         report([str(tmp_path / "nowhere")], "report.png")
-    with pytest.raises(UserError, match=r"end it in .png"):
+    with pytest.raises(UserError, match=r"end it in .html, .png"):
         report([str(make_run(tmp_path / "a"))], "report.gif")

@@ -3,9 +3,7 @@
 import json
 import math
 import os
-import pty
 import re
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,8 +11,10 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
+from terminal import terminal
 
 from r2m_cli.errors import UserError
+from r2m_cli.panel import sparkline
 from r2m_cli.sinks import Sinks
 
 
@@ -112,33 +112,79 @@ def test_quiet_prints_nothing(tmp_path, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_bar_on_a_terminal(tmp_path):
-    code = f"""
+RUN = """
+import pathlib, time
 from r2m_cli.sinks import Sinks
-with Sinks([], {str(tmp_path / "run")!r}, 3, start_step=2) as sinks:
-    for step in (2, 3):
-        sinks.metrics(step, {{"reward": 1.25, "reward_frozen": 2.5, "gold": -1.75, "kl": 3.125}})
-    sinks.warn("watch [this]")
+with Sinks([], {folder!r}, 30) as sinks:
+    sinks.stage("eval")
+    sinks.metrics(0, {{"eval/gold": 1.0}})
+    for step in range(1, 31):
+        for stage in ("rollout", "policy_step"):
+            sinks.stage(stage)
+        sinks.metrics(step, {{"reward": 1.25, "reward_frozen": 2.5, "gold": -1.75, "kl": step / 10}})
+        if step == 3:
+            sinks.warn("watch [this]")
+            print("a print", flush=True)
+            while not pathlib.Path("go").exists():
+                time.sleep(0.05)
     sinks.close({{}})
+print("afterwards")
 """
-    ours, theirs = pty.openpty()
-    environment = {"PATH": os.environ["PATH"], "TERM": "xterm", "COLUMNS": "90", "LINES": "24"}
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=theirs, stderr=theirs, env=environment)
-    os.close(theirs)
-    shown = b""
-    try:
-        while part := os.read(ours, 4096):
-            shown += part
-    except OSError:  # Linux says so when the other side has closed
-        pass
-    os.close(ours)
-    assert process.wait() == 0
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
-    assert "warning: watch [this]" in text
-    last = text.replace("\r", "\n").strip().splitlines()[-1]
-    for part in ("3/3", "reward 1.25", "frozen 2.50", "gold -1.75", "KL 3.12", "ETA 0:00:00"):
-        assert part in last
-    assert shown.count(b"\x1b[?25h") == 1  # the cursor is back
+
+
+def test_panel_on_a_terminal(tmp_path):
+    command = [sys.executable, "-c", RUN.format(folder=str(tmp_path / "run"))]
+    with terminal(command, tmp_path, {"PATH": os.environ["PATH"]}) as shown:
+        shown.until(lambda: "2.50 to 2.50" in "".join(shown.lines()))
+        panel = shown.lines()
+        assert shown.screen.cursor.hidden
+        assert panel[:2] == ["warning: watch [this]", "a print"]
+        assert panel[2].startswith("╭")
+        assert re.search(r"eval  rollout  > policy step", panel[3])
+        assert re.search(r"3/30  0:00:0\d  ETA \d:\d\d:\d\d", panel[4])
+        assert re.search(r"reward +1.25  ▁▁▁ ", panel[5])
+        assert re.search(r"gold +-1.75  ▁▁▁ ", panel[7])
+        assert re.search(r"KL +0.30  ▁▅█ .* 0.10 to 0.30", panel[8])
+        assert panel[9].startswith("╰")
+        assert len(panel) == 10
+        (tmp_path / "go").touch()
+        assert shown.end() == 0
+        assert not shown.screen.cursor.hidden
+        last = "30/30 reward 1.25 frozen 2.50 gold -1.75 KL 3.00  0:00:0"
+        assert shown.lines()[:2] == ["warning: watch [this]", "a print"]
+        assert shown.lines()[-2].startswith(last)
+        assert shown.lines()[-1] == "afterwards"
+        assert not re.search("[╭╰│]", "".join(shown.lines()))  # nothing of the panel is left over
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(40, 24), (100, 8), (12, 3)])
+def test_a_small_terminal_gets_a_line(tmp_path, columns, rows):
+    command = [sys.executable, "-c", RUN.format(folder=str(tmp_path / "run"))]
+    with terminal(command, tmp_path, {"PATH": os.environ["PATH"]}, columns, rows) as shown:
+        shown.until(lambda: shown.lines()[-1].startswith("3/30 policy"))
+        assert not re.search("[╭╰│]", "".join(shown.lines()))
+        if columns == 40:
+            assert shown.lines() == ["warning: watch [this]", "a print", "3/30 policy step reward 1.25 frozen 2.5…"]
+        (tmp_path / "go").touch()
+        assert shown.end() == 0
+        assert not shown.screen.cursor.hidden
+        assert shown.lines()[-1] == "afterwards"
+
+
+def test_the_panel_without_unicode(tmp_path):
+    command = [sys.executable, "-c", RUN.format(folder=str(tmp_path / "run"))]
+    environment = {"PATH": os.environ["PATH"], "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    with terminal(command, tmp_path, environment) as shown:
+        shown.until(lambda: "> policy step" in "".join(shown.lines()) and "3/30" in "".join(shown.lines()))
+        assert shown.shown.isascii()
+        assert re.search(r"KL +0.30  _\+@ ", "\n".join(shown.lines()))
+
+
+def test_sparklines_show_the_course_of_means():
+    assert sparkline([0, 1, 2, 3, 4, 5, 6, 7], 8) == "▁▂▃▄▅▆▇█"
+    assert sparkline([0, 0, 7, 7, 0, 0], 3) == "▁█▁"
+    assert sparkline([1, 1], 10) == "▁▁"
+    assert sparkline([0.0, 7.0], 10, ascii_only=True) == "_@"
 
 
 def test_tensorboard_events_are_read_back(tmp_path):

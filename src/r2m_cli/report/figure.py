@@ -14,10 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from r2m_cli.errors import UserError
+from r2m_cli.report.groups import COLOURS, Group, grouped, truth_of
 from r2m_cli.report.runs import Run
 
-# Okabe and Ito's colours, told apart by colour-blind readers; yellow left out, it vanishes on white
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 Dashes = Literal["-", "--", ":", "-."]
 DASHES: tuple[Dashes, ...] = ("-", "--", ":", "-.")
 WIDTH = 14.0  # inches
@@ -58,24 +57,21 @@ def draw(runs: list[Run], path: Path, dpi: int = 200) -> Path:
     Raises:
         UserError: the runs hold neither gold nor reward, or the file's kind is unknown.
     """
-    truth = next((name for name in ("gold", "reward") if any(len(run.curve(name)) for run in runs)), None)
-    if truth is None:
-        raise UserError(f"runs: {runs[0].path} has neither gold nor reward in metrics.jsonl; report reads train runs")
-    groups: dict[str, list[Run]] = {}
-    for run in runs:
-        groups.setdefault(run.label, []).append(run)
+    groups = grouped(runs)
+    truth = truth_of(groups)
     looks = {
-        label: Look(COLOURS[number % len(COLOURS)], DASHES[number // len(COLOURS) % len(DASHES)])
-        for number, label in enumerate(groups)
+        group.label: Look(COLOURS[number % len(COLOURS)], DASHES[number // len(COLOURS) % len(DASHES)])
+        for number, group in enumerate(groups)
     }
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, 4, figsize=(WIDTH, 3.6))
         figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.06)
         axes[3].sharey(axes[0])
-        for label, group in groups.items():
+        for group in groups:
+            look = looks[group.label]
             for ax, name in zip(axes, (truth, "reward_frozen", "kl"), strict=False):
-                _against_steps(ax, _table(group, name), looks[label], star=ax is axes[0] and name == "gold")
-            _against_kl(axes[3], _table(group, truth), _table(group, "kl"), looks[label], star=truth == "gold")
+                _against_steps(ax, group.table(name), look, star=ax is axes[0] and name == "gold")
+            _against_kl(axes[3], group.table(truth), group.table("kl"), look, star=truth == "gold")
         _name_panels(axes, truth)
         _legend(figure, looks, truth, groups)
         try:
@@ -85,12 +81,6 @@ def draw(runs: list[Run], path: Path, dpi: int = 200) -> Path:
         finally:
             plt.close(figure)
     return path
-
-
-def _table(group: list[Run], name: str) -> pd.DataFrame:
-    """The metric of the group's runs side by side, at the steps that all of them have. [steps, runs]"""
-    curves = [curve for run in group if len(curve := run.curve(name))]
-    return pd.concat(curves, axis="columns", join="inner") if curves else pd.DataFrame()
 
 
 def _against_steps(ax: Axes, values: pd.DataFrame, look: Look, star: bool) -> None:
@@ -145,15 +135,15 @@ def _name_panels(axes: list[Axes], truth: str) -> None:
             ax.set(xticks=[], yticks=[])
 
 
-def _legend(figure: Figure, looks: dict[str, Look], truth: str, groups: dict[str, list[Run]]) -> None:
+def _legend(figure: Figure, looks: dict[str, Look], truth: str, groups: list[Group]) -> None:
     handles = [Line2D([], [], color=look.colour, linestyle=look.dashes, label=label) for label, look in looks.items()]
     if truth == "gold":
         handles.append(Line2D([], [], color="0.45", marker="*", markersize=11, linestyle="", label="gold's peak"))
     handles.append(Line2D([], [], color="0.45", marker="o", markersize=5, linestyle="", label="end"))
-    seeds = max(len(group) for group in groups.values())
+    seeds = max(len(group.runs) for group in groups)
     if seeds > 1:
         handles.append(Line2D([], [], color="0.8", linewidth=7, label=f"mean ± sd, {seeds} seeds"))
-    if not any(run.has(f"eval/{truth}") for group in groups.values() for run in group):
+    if not any(run.has(f"eval/{truth}") for group in groups for run in group.runs):
         handles.append(Line2D([], [], linestyle="", label="rollouts, mean over 5% of the steps"))
     widths = [0.7 + 0.07 * len(str(handle.get_label())) for handle in handles]  # inches: handle, letters
     columns = len(handles) if sum(widths) < WIDTH else max(1, int(WIDTH / max(widths)))

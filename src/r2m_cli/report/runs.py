@@ -59,7 +59,7 @@ def load_runs(folders: Iterable[str | Path]) -> list[Run]:
     """
     paths = list(dict.fromkeys(path for folder in folders for path in _run_folders(Path(folder))))
     if not paths:
-        raise UserError("runs: no run folder is given; for instance runs=[outputs/vanilla,outputs/r2m]")
+        raise UserError("runs: no run folder is given; for instance r2m report outputs/vanilla outputs/r2m")
     configs = [_read_config(path / "config.yaml") for path in paths]
     labels = _labels(paths, configs)
     return [
@@ -154,7 +154,7 @@ def _common_parent(paths: list[Path]) -> Path:
 
 def _differences(configs: list[dict[str, Any]]) -> list[str]:
     """Per configuration the values of the fewest keys that still tell apart what all keys tell apart."""
-    flat = [{key: _plain(value) for key, value in _flatten(c) if not IGNORED.match(key)} for c in configs]
+    flat = [{key: plain(value) for key, value in flatten(c) if not IGNORED.match(key)} for c in configs]
     keys = [key for key in dict.fromkeys(k for f in flat for k in f) if len({f.get(key) for f in flat}) > 1]
 
     def groups(keys: list[str]) -> int:
@@ -167,14 +167,15 @@ def _differences(configs: list[dict[str, Any]]) -> list[str]:
     return [", ".join(f"{key.removesuffix('.kind')}={f.get(key, '-')}" for key in keys) for f in flat]
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
     """A value as text; the place in the cache of a model that was fitted for the run says nothing that others do not."""
     return FITTED.sub("fitted", str(value))
 
 
-def _flatten(config: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+def flatten(config: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """(dotted key, value) of a nested configuration."""
     for key, value in config.items():
         if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

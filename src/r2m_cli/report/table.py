@@ -77,7 +77,7 @@ def _number(column: object, value: object) -> str:
     return f"{value:.0f}" if column in ("seconds", "seed", "peak_step") else f"{value:.2f}"
 
 
-def _texts(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+def texts(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     """Headings and cells as text, columns without any value left out."""
     shown = table.dropna(axis="columns", how="all")
     rows = [[_number(name, row[name]) for name in shown.columns] for row in shown.to_dict("records")]
@@ -86,7 +86,7 @@ def _texts(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
 
 def markdown(table: pd.DataFrame) -> str:
     """The table as GitHub markdown, two decimals."""
-    heads, rows = _texts(table)
+    heads, rows = texts(table)
     rule = ["---", *["---:"] * (len(heads) - 1)]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [heads, rule, *rows]) + "\n"
 
@@ -94,8 +94,8 @@ def markdown(table: pd.DataFrame) -> str:
 def show(table: pd.DataFrame, console: Console | None = None) -> None:
     """Print the table to the terminal (or `console`); with seeds also the means, the main columns of them."""
     console = console or Console()
-    for title, part in _parts(table):
-        heads, rows = _texts(part[[*MAIN]] if title else part)
+    for title, part in parts(table):
+        heads, rows = texts(part[[*MAIN]] if title else part)
         shown = Table(title=title or None, title_justify="left", title_style="", box=box.SIMPLE_HEAD)
         shown.padding = (0, 0, 0, 0)  # twelve columns have to fit into eighty characters
         for number, head in enumerate(heads):
@@ -111,12 +111,13 @@ def show(table: pd.DataFrame, console: Console | None = None) -> None:
 def write(table: pd.DataFrame, path: Path) -> None:
     """Write the table beside `path`: .csv (a row per run, full precision), .md (and the means over seeds)."""
     table.to_csv(path.with_suffix(".csv"), index=False)
-    parts = [(f"{title}:\n\n" if title else "") + markdown(part) for title, part in _parts(table)]
-    path.with_suffix(".md").write_text("\n".join(parts), encoding="utf-8")
+    pages = [(f"{title}:\n\n" if title else "") + markdown(part) for title, part in parts(table)]
+    path.with_suffix(".md").write_text("\n".join(pages), encoding="utf-8")
 
 
-def _parts(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    parts = [("", table)]
+def parts(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """(title, rows): the table itself, without a title, and the means over the seeds where runs share a label."""
+    found = [("", table)]
     if table["run"].duplicated().any():
-        parts.append(("Mean ± standard deviation over the seeds", over_seeds(table)))
-    return parts
+        found.append(("Mean ± standard deviation over the seeds", over_seeds(table)))
+    return found

@@ -1,4 +1,4 @@
-"""`r2m report runs=[a,b] out=report.png`: the figure and the table of finished or running runs."""
+"""`r2m report RUN...`: the page, the picture and the table of finished or running runs."""
 
 from pathlib import Path
 
@@ -6,31 +6,38 @@ from rich.console import Console
 
 from r2m_cli.errors import UserError
 
+PICTURES = (".png", ".pdf", ".svg")
 
-def report(runs: list[str], out: str = "report.png") -> Path:
-    """Draw `runs` to `out` and tabulate them: printed, and written beside the picture as .csv and .md.
+
+def report(runs: list[str], out: str = "report.html") -> Path:
+    """Write the page and the picture of `runs`, and tabulate them: printed, and written beside the page as .csv and .md.
 
     Args:
         runs: run folders, or folders with run folders below them (a multirun).
-        out: the picture to write (.png, .pdf or .svg), from the current folder; missing folders are made.
+        out: the page (.html, with a .png beside it) or the picture (.png, .pdf or .svg, with a page beside it), from the
+            current folder; missing folders are made.
 
     Returns:
-        The picture's path.
+        The page's path.
 
     Raises:
-        UserError: a folder that holds no run, a broken file in one, or a picture of another kind.
+        UserError: a folder that holds no run, a broken file in one, or a file of another kind.
     """
-    from r2m_cli.report import figure, table  # matplotlib and pandas: slow to import, and only needed here
+    from r2m_cli.report import figure, page, table  # matplotlib and pandas: slow to import, and only needed here
     from r2m_cli.report.runs import load_runs
 
     path = Path(out)
-    if path.suffix not in (".png", ".pdf", ".svg"):
-        raise UserError(f"out={out}: not a picture's name; end it in .png, .pdf or .svg")
+    if path.suffix not in (".html", *PICTURES):
+        raise UserError(f"out={out}: neither a page's name nor a picture's; end it in .html, .png, .pdf or .svg")
+    picture = path.with_suffix(".png") if path.suffix == ".html" else path
     loaded = load_runs(runs)
+    text = page.render(loaded)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.draw(loaded, path)
+    figure.draw(loaded, picture)
+    written = page.write(text, path.with_suffix(".html"))
     rows = table.summarise(loaded)
     table.write(rows, path)
     table.show(rows)
-    Console().print(f"{path} (and beside it {path.stem}.csv, {path.stem}.md)", highlight=False)
-    return path
+    beside = f"{picture.name}, {path.stem}.csv, {path.stem}.md"
+    Console().print(f"{written} (and beside it {beside})", highlight=False, soft_wrap=True)
+    return written

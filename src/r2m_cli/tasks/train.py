@@ -58,6 +58,7 @@ def run(config: Config, run_dir: Path) -> None:
             observer.warn(warning)
         steps = train(actors, prompts, eval_prompts, config, run_dir, observer, state["step"], labels)
         if config.checkpoint.export:
+            observer.stage("export")
             settings = {
                 "omega": weight_at(config.train.steps, config), "dim": config.feedback.dim,
                 "temperature": config.rollout.temperature,

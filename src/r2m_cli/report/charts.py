@@ -1,0 +1,232 @@
+"""The charts of the page as plotly figures, without colours: page.js paints them for light, dark and paper.
+
+A trace says in its `meta` what it is: `series` (the label's place), `part` (line, band, lost, peak, end, bar), and for bars
+`stage` (the stage's place).
+"""
+
+import html
+import textwrap
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd  # type: ignore[import-untyped, unused-ignore]
+
+from r2m_cli.metrics import CATALOGUE
+from r2m_cli.report.findings import Verdict
+from r2m_cli.report.groups import COLOURS, Group
+
+DASHES = ("solid", "dash", "dot", "dashdot")
+STAGES = [name.removeprefix("time/") for name in CATALOGUE if name.startswith("time/")]
+OTHER = "other"  # what a step takes beyond its stages
+DIGITS = 5  # behind the point, of the numbers in the page
+
+Trace = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One chart: its texts for the page, and plotly's traces and layout."""
+
+    key: str
+    title: str
+    note: str
+    traces: list[Trace]
+    layout: dict[str, Any] = field(default_factory=dict)
+    stages: list[str] = field(default_factory=list)  # of the bars, for the key below them
+
+
+def charts(groups: list[Group], verdicts: list[Verdict], truth: str) -> list[Chart]:
+    """Every chart for which something was measured: truth first, then what the policy was rewarded by, then the rest.
+
+    Args:
+        verdicts: of each group.
+        truth: "gold", or "reward" where no run knows the truth.
+    """
+    curves = {
+        "gold": ("Gold: the true reward", "gold"),
+        "reward_frozen": ("Proxy: the initial, frozen reward model", "score"),
+        "reward": ("Live reward: what the policy is trained on", "score"),
+        "kl": ("KL to the reference", "nats per response"),
+        "length": ("Response length", "tokens"),
+    }
+    found = [_against_steps(key, *texts, groups, verdicts) for key, texts in curves.items()]
+    found.insert(2, _gap(groups) if truth == "reward" else _against_kl(groups, verdicts, "gold"))
+    if truth == "reward":
+        found.append(_against_kl(groups, verdicts, "reward"))
+    found.append(_time(groups))
+    return [chart for chart in found if chart.traces]
+
+
+def _against_steps(key: str, title: str, unit: str, groups: list[Group], verdicts: list[Verdict]) -> Chart:
+    traces: list[Trace] = []
+    for place, (group, verdict) in enumerate(zip(groups, verdicts)):
+        mean = group.mean(key)
+        if mean.empty:
+            continue
+        if key == "gold" and verdict.lost is not None:
+            traces.append(_lost(place, mean))
+        spread = group.spread(key)
+        if not spread.empty:
+            traces.append(_area(place, "band", mean - spread, mean + spread))
+        traces += _curve(place, group.label, mean, spread, unit)
+        if verdict.peak is not None and verdict.peak in mean.index:
+            traces.append(_mark(place, "peak", verdict.peak, mean[verdict.peak]))
+    layout = {"xaxis": _axis("step"), "yaxis": _axis(unit), "hovermode": "x unified"}
+    return Chart(key, title, _source(key, groups), traces, layout)
+
+
+def _curve(place: int, label: str, mean: pd.Series, spread: pd.Series, unit: str) -> list[Trace]:
+    """The line of a label with its values under the pointer, and a dot at its end."""
+    sd = "" if spread.empty else " ± %{customdata:.2f}"
+    line: Trace = {
+        "type": "scatter",
+        "mode": "lines",
+        "name": html.escape(label),  # plotly reads a little HTML in its texts
+        "x": [int(step) for step in mean.index],
+        "y": _numbers(mean),
+        "line": {"width": 2.2, "dash": dashes(place)},
+        "hovertemplate": f"%{{y:.2f}}{sd}",
+        "meta": {"series": place, "part": "line"},
+    }
+    if sd:
+        line["customdata"] = _numbers(spread)
+    return [line, _mark(place, "end", mean.index[-1], mean.iloc[-1])]
+
+
+def _area(place: int, part: str, lower: pd.Series, upper: pd.Series) -> Trace:
+    """The area between two curves over the same steps."""
+    x = [int(step) for step in lower.index]
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "x": x + x[::-1],
+        "y": _numbers(upper) + _numbers(lower)[::-1],
+        "fill": "toself",
+        "line": {"width": 0},
+        "hoverinfo": "skip",
+        "meta": {"series": place, "part": part},
+    }
+
+
+def _lost(place: int, gold: pd.Series) -> Trace:
+    """What over-optimisation cost: from gold's peak on, the area between the peak and gold."""
+    after = gold[gold.index >= gold.idxmax()]
+    return _area(place, "lost", after, after * 0 + gold.max())
+
+
+def _mark(place: int, part: str, x: float, y: float) -> Trace:
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "x": [float(x)],
+        "y": _numbers([y]),
+        "marker": {"symbol": "star", "size": 14} if part == "peak" else {"symbol": "circle", "size": 7},
+        "hoverinfo": "skip",
+        "meta": {"series": place, "part": part},
+    }
+
+
+def _against_kl(groups: list[Group], verdicts: list[Verdict], truth: str) -> Chart:
+    traces: list[Trace] = []
+    for place, (group, verdict) in enumerate(zip(groups, verdicts)):
+        curves = {"kl": group.mean("kl"), "truth": group.mean(truth)}
+        if any(curve.empty for curve in curves.values()):
+            continue
+        both = pd.concat(curves, axis="columns", join="inner")
+        if both.empty:
+            continue
+        line = _curve(place, group.label, both["truth"], pd.Series(dtype=float), "")[0]
+        line |= {
+            "x": _numbers(both["kl"]),
+            "customdata": [int(step) for step in both.index],
+            "hovertemplate": f"step %{{customdata}}<br>KL %{{x:.2f}}<br>{truth} %{{y:.2f}}",
+        }
+        traces += [line, _mark(place, "end", both["kl"].iloc[-1], both["truth"].iloc[-1])]
+        if truth == "gold" and verdict.peak in both.index:
+            traces.append(_mark(place, "peak", *both.loc[verdict.peak]))
+    name = "Gold" if truth == "gold" else "Live reward"
+    layout = {"xaxis": _axis("KL to the reference, nats per response"), "yaxis": _axis(truth), "hovermode": "closest"}
+    return Chart(
+        f"{truth}_kl", f"{name} against KL", "what a nat of drift buys; time runs along the line", traces, layout
+    )
+
+
+def _gap(groups: list[Group]) -> Chart:
+    """Live reward minus proxy: all that there is to look at where the truth is not known."""
+    traces: list[Trace] = []
+    for place, group in enumerate(groups):
+        gap = (group.mean("reward") - group.mean("reward_frozen")).dropna()
+        if len(gap) and gap.abs().max() > 1e-9:  # 0 where the reward model does not learn
+            traces += _curve(place, group.label, gap, pd.Series(dtype=float), "score")
+    layout = {"xaxis": _axis("step"), "yaxis": _axis("score"), "hovermode": "x unified"}
+    return Chart(
+        "gap", "Live reward minus proxy", "how far the reward model has moved from where it began", traces, layout
+    )
+
+
+def _time(groups: list[Group]) -> Chart:
+    """A bar per label: mean seconds of each stage in a step, over all steps and runs."""
+    seconds = [_seconds(group) for group in groups]
+    stages = [stage for stage in (*STAGES, OTHER) if any(stage in bar for bar in seconds)]
+    traces: list[Trace] = [
+        {
+            "type": "bar",
+            "orientation": "h",
+            "name": stage.replace("_", " "),
+            "y": [wrapped(group.label)],
+            "x": _numbers([bar[stage]]),
+            "customdata": _numbers([100 * bar[stage] / sum(bar.values())]),
+            "hovertemplate": "%{x:.3g} s a step, %{customdata:.0f} %",
+            "meta": {"series": place, "part": "bar", "stage": number},
+        }
+        for place, (group, bar) in enumerate(zip(groups, seconds))
+        for number, stage in enumerate(stages)
+        if stage in bar
+    ]
+    layout = {
+        "barmode": "stack",
+        "bargap": 0.35,
+        "xaxis": _axis("seconds a step"),
+        "yaxis": {"automargin": True, "autorange": "reversed"},
+        "hovermode": "closest",
+    }
+    note = "mean over all steps, those without an evaluation too"
+    return Chart("time", "Time per stage", note, traces, layout, [stage.replace("_", " ") for stage in stages])
+
+
+def _seconds(group: Group) -> dict[str, float]:
+    """Mean seconds a step of every stage that was timed, and of the rest of the step."""
+    timed = [run.metrics[run.metrics.index > 0] for run in group.runs if run.has("step_time")]
+    if not timed:
+        return {}
+    rows = pd.concat(timed)
+    means = {stage: rows[f"time/{stage}"].sum() / len(rows) for stage in STAGES if f"time/{stage}" in rows}
+    rest = float(rows["step_time"].mean()) - sum(means.values())
+    # Stages are those of the slowest rank each, so their sum may pass the step's own time.
+    return {stage: float(mean) for stage, mean in means.items() if mean > 0} | ({OTHER: rest} if rest > 0 else {})
+
+
+def dashes(place: int) -> str:
+    """Another kind of line each time the colours are used up."""
+    return DASHES[place // len(COLOURS) % len(DASHES)]
+
+
+def wrapped(label: str, width: int = 18) -> str:
+    """The label over several lines, for an axis."""
+    return "<br>".join(html.escape(line) for line in textwrap.wrap(label, width)) or html.escape(label)
+
+
+def _source(key: str, groups: list[Group]) -> str:
+    """Where a curve comes from."""
+    measured = any(run.has(f"eval/{key}") for group in groups for run in group.runs)
+    return "on the fixed evaluation prompts" if measured else "on the rollouts, mean over 5 % of the steps"
+
+
+def _axis(title: str) -> dict[str, Any]:
+    return {"title": {"text": title}}
+
+
+def _numbers(values: Any) -> list[float | None]:
+    """Python's numbers, short; None (a gap) for what is not finite."""
+    rounded = [round(float(value), DIGITS) for value in values]
+    return [value if abs(value) < float("inf") else None for value in rounded]

@@ -1,0 +1,168 @@
+"""Responses to look at: from the start of a run, from gold's peak, from its end."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from r2m_cli.errors import UserError
+from r2m_cli.report.groups import Group
+from r2m_cli.report.runs import Run
+
+PROMPTS = 3  # shown per run
+OTHERS = 3  # further responses to a prompt, folded away
+SCORES = {"reward": "live", "reward_frozen": "proxy", "gold": "gold", "kl": "KL"}
+
+Row = dict[str, Any]  # a line of samples.jsonl
+
+
+@dataclass(frozen=True)
+class Response:
+    """A response and what was measured of it."""
+
+    text: str
+    finished: bool  # False: cut off at the length limit
+    scores: list[tuple[str, str]]  # (word, number) of those in SCORES that there are
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The responses to one prompt at one step, the one that the live reward likes best first."""
+
+    prompt: str
+    best: Response
+    others: list[Response]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One moment of the run."""
+
+    title: str
+    step: int
+    note: str  # where the samples are from another step than the one meant
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What one run of a label said, moment by moment."""
+
+    place: int  # of the label among the groups
+    label: str
+    seed: Any
+    columns: list[Column]
+    rows: list[tuple[str | None, list[Cell | None]]]  # (prompt, if the columns share it; a cell per column)
+
+
+def samples_of(place: int, group: Group, peak: int | None) -> Samples | None:
+    """Samples of the group's first run, from the logged steps nearest to its start, gold's peak and its end.
+
+    Prompts that were asked at several of these steps come first; where too few were, each column shows prompts of its own.
+    None if the run logged no samples.
+
+    Args:
+        peak: step of gold's peak, None where gold is not known.
+
+    Raises:
+        UserError: a line of samples.jsonl that is not a JSON object with step, prompt and response.
+    """
+    run = group.runs[0]
+    by_step = read_samples(run)
+    if not by_step:
+        return None
+    columns = _columns(sorted(by_step), run, peak)
+    asked = [_by_prompt(by_step[column.step]) for column in columns]
+    return Samples(place, group.label, run.seed, columns, _rows(asked))
+
+
+def read_samples(run: Run) -> dict[int, list[Row]]:
+    """The rows of samples.jsonl by step; a torn last line is left out."""
+    path = run.path / "samples.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    found: dict[int, list[Row]] = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            step, row = _sample(line)
+        except (ValueError, KeyError, TypeError) as error:
+            if number == len(lines):  # the run was cut off, or is being written this moment
+                break
+            raise UserError(f"{path}:{number}: not a sample with step, prompt and response; delete the line") from error
+        found.setdefault(step, []).append(row)
+    return found
+
+
+def _sample(line: str) -> tuple[int, Row]:
+    row = json.loads(line)
+    if not isinstance(row["response"], str):
+        raise TypeError("response")
+    return int(row["step"]), row | {"prompt": transcript(row["prompt"])}
+
+
+def transcript(prompt: Any) -> str:
+    """A prompt as text: a lone message as it is, a conversation with the roles before the messages."""
+    if isinstance(prompt, str):
+        return prompt
+    if len(prompt) == 1:
+        return str(prompt[0]["content"])
+    return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+
+
+def _columns(steps: list[int], run: Run, peak: int | None) -> list[Column]:
+    """Start, gold's peak and end, as far as they are different steps; without gold the middle stands for the peak."""
+    first, *between, last = steps if len(steps) > 1 else [*steps, *steps]
+    middle, word = (peak, "Gold's peak") if peak is not None else (steps[len(steps) // 2], "Middle")
+    columns = [Column("Start", first, "")]
+    if between and first < middle < last:
+        nearest = min(between, key=lambda step: abs(step - middle))
+        columns.append(Column(word, nearest, "" if nearest == middle else f"nearest logged to {middle}"))
+    if last > first:
+        end = int(run.metrics.index[-1])
+        columns.append(Column("End", last, "" if last == end else f"last logged of {end}"))
+    return columns
+
+
+def _by_prompt(rows: list[Row]) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row["prompt"], []).append(row)
+    return found
+
+
+def _rows(asked: list[dict[str, list[Row]]]) -> list[tuple[str | None, list[Cell | None]]]:
+    times = {prompt: sum(prompt in column for column in asked) for column in asked for prompt in column}
+    everywhere = [prompt for prompt, count in times.items() if count == len(asked) > 1]
+    twice = [prompt for prompt, count in times.items() if 1 < count < len(asked)]
+    shared = [*everywhere, *twice[:1]][:PROMPTS]  # one row with a gap is enough
+    rows: list[tuple[str | None, list[Cell | None]]] = [
+        (prompt, [_cell(prompt, column[prompt]) if prompt in column else None for column in asked]) for prompt in shared
+    ]
+    own = [[prompt for prompt in column if prompt not in shared] for column in asked]
+    for number in range(PROMPTS - len(shared)):
+        cells = [
+            _cell(prompts[number], column[prompts[number]]) if number < len(prompts) else None
+            for prompts, column in zip(own, asked)
+        ]
+        if any(cells):
+            # A lone column has nothing to share its prompts with: they head the row all the same.
+            alone = cells[0].prompt if len(cells) == 1 and cells[0] else None
+            rows.append((alone, cells))
+    return rows
+
+
+def _cell(prompt: str, rows: list[Row]) -> Cell:
+    ranked = sorted(rows, key=_live, reverse=True)
+    first, *others = (_response(row) for row in ranked[: 1 + OTHERS])
+    return Cell(prompt, first, others)
+
+
+def _live(row: Row) -> float:
+    value = _number(row.get("reward"))
+    return float("-inf") if value is None else value
+
+
+def _response(row: Row) -> Response:
+    scores = [(word, f"{value:.2f}") for name, word in SCORES.items() if (value := _number(row.get(name))) is not None]
+    return Response(row["response"].strip(), bool(row.get("finished", True)), scores)
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

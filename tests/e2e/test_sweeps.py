@@ -101,8 +101,9 @@ def test_a_sweep_that_is_started_again_goes_on(r2m: Run, tmp_path: Path) -> None
         assert (run / "summary.json").is_file()
         steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         assert [row["step"] for row in steps] == [0, 1, 2, 3]
-    refused = r2m(*command, "ppo.epochs=1", code=2)
-    assert "ppo.epochs=2, not 1" in refused.stderr
+    config = done / "config.yaml"  # what was swept is part of the folder's name; what changed elsewhere is noticed
+    config.write_text(config.read_text().replace("epochs: 2\n", "epochs: 3\n"))
+    assert "holds a run with ppo.epochs=3, not 2" in r2m(*command, code=2).stderr
     assert len(table(tmp_path / "sweep")) == 3
 
 

@@ -168,7 +168,7 @@ def test_an_evaluation_leaves_the_run_alone_and_may_move_its_lengths(r2m: Run, t
     r2m("train", *QUICK, "hydra.run.dir=run")
     before = (tmp_path / "run" / "config.yaml").read_text()
     refused = r2m("evaluate", "run=run", "hydra.run.dir=run", code=2)
-    assert "holds a run" in refused.stderr
+    assert "holds another result" in refused.stderr
     assert (tmp_path / "run" / "config.yaml").read_text() == before
     r2m("evaluate", "run=run", "rollout.max_new_tokens=5", "hydra.run.dir=evaluation")
     figures = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())

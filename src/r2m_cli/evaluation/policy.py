@@ -14,7 +14,7 @@ from r2m_cli.errors import UserError
 from r2m_cli.evaluation.findings import Findings
 from r2m_cli.loop import EVAL
 from r2m_cli.models.actors import Actors, RewardModel
-from r2m_cli.observe import sequence_kl
+from r2m_cli.observe import repetition, sequence_kl
 from r2m_cli.schema import Config
 from r2m_cli.stages.annotate import annotate
 from r2m_cli.stages.packing import pack
@@ -57,6 +57,7 @@ def scored(actors: Actors, prompts: list[Prompt], config: Config, weight: float,
         ("eval/kl", sequence_kl(annotated) if annotated.ref_logp is not None else None),
         ("eval/length", batch.response_lengths),
         ("eval/finished", torch.tensor(batch.finished)),
+        ("eval/repetition", torch.tensor([repetition(text) for text in batch.responses])),
     ):
         if values is not None:
             findings.mean(name, values.flatten().double())

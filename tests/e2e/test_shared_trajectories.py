@@ -122,8 +122,8 @@ def test_one_process_takes_the_same_steps(r2m: Run, tmp_path: Path, family: str)
 @pytest.mark.slow
 def test_two_ranks_take_the_same_steps(r2m: Run, environment: dict[str, str], tmp_path: Path) -> None:
     """ZeRO-2 and ZeRO-3, against each other's layout and against the single process."""
-    runs = []
-    for family in FAMILIES:
+    runs, families = [], [name for name in FAMILIES if "window" not in name]
+    for family in families:
         r2m("train", *write_models(tmp_path, family), f"hydra.run.dir=one/{family}")
         config = yaml.safe_load((tmp_path / "one" / family / "config.yaml").read_text())
         config["data"]["path"] = str(tmp_path / "prompts.jsonl")
@@ -135,7 +135,7 @@ def test_two_ranks_take_the_same_steps(r2m: Run, environment: dict[str, str], tm
                 (run / "config.yaml").write_text(yaml.safe_dump(config))
                 runs.append(run)
     ranks_of_many(environment, runs)
-    for family in FAMILIES:
+    for family in families:
         for stage in (2, 3):
             shared, padded = (tmp_path / f"{family}-{stage}-{attention}" for attention in ("sdpa", "padded"))
             assert_same_trajectory(shared, padded)

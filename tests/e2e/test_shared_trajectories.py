@@ -31,7 +31,7 @@ SETTINGS = (
     "eval.prompts=4", "rollout.max_new_tokens=8", "rollout.max_prompt_tokens=24", "logger.samples_every=1",
     "reward.max_tokens=64", "rollout.tokens_per_batch=40",  # some groups alone have more, others go in pairs
 )  # fmt: skip
-FAST = ("llama", "gemma3_text", "gpt_neox", "gpt2")
+FAST = ("llama", "gpt_neox", "gpt2")
 
 
 def letters() -> PreTrainedTokenizerFast:

@@ -39,7 +39,7 @@ bench: $(STAMP) ## speed against TRL, R2M's cost, every stage: about an hour, on
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[bench]"
 	$(BIN)/python experiments/speed/bench.py
 
-bench-quick: $(STAMP) ## the same on a smaller model with fewer rounds, about a quarter of an hour
+bench-quick: $(STAMP) ## the same on smaller models with fewer rounds: a look, not evidence
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[bench]"
 	$(BIN)/python experiments/speed/bench.py --quick
 

@@ -41,6 +41,11 @@ class Worker:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, env=environment,
         )  # fmt: skip
 
+    @property
+    def process(self) -> int:
+        """Its number."""
+        return self._process.pid
+
     def step(self) -> list[float]:
         """What the worker answers after one step: its seconds first."""
         assert self._process.stdin

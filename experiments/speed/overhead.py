@@ -23,8 +23,8 @@ from r2m_cli.stages.reward_step import RewardStep
 from r2m_cli.stages.rollout import rollout
 
 WORK = "summarise"
-QUICK_LAYERS = 10  # of the light update
-SHALLOW = 4  # layers of the model on which small differences can be told within minutes
+SHALLOW, QUICK_SHALLOW = 4, 2  # layers of the model on which small differences can be told within minutes
+QUICK_LAYERS = 10  # those of the light update, otherwise all
 
 
 def run(quick: bool) -> Results:
@@ -35,8 +35,9 @@ def run(quick: bool) -> Results:
 def against_vanilla(quick: bool) -> Results:
     """Two processes that differ in `feedback` alone take turns, A B B A."""
     percent, shares, own = [], [], []
-    with _pair() as (vanilla, r2m):
-        for number in range(5 if quick else 21):
+    layers = QUICK_SHALLOW if quick else SHALLOW
+    with _pair(layers) as (vanilla, r2m):
+        for number in range(4 if quick else 21):
             first, second = (vanilla, r2m) if number % 2 else (r2m, vanilla)
             answers = {id(worker): worker.step() for worker in (first, second)}
             base, ours = answers[id(vanilla)], answers[id(r2m)]
@@ -46,7 +47,7 @@ def against_vanilla(quick: bool) -> Results:
                 own.append(100 * ours[-2] / (ours[0] - ours[-2]))
     # Peak memory in processes of their own, whose allocator gives every large tensor back at once: else how it happens
     # to keep them moves the peak by more than what is measured.
-    with _pair(MALLOC_MMAP_THRESHOLD_="65536") as (vanilla, r2m):
+    with _pair(layers, MALLOC_MMAP_THRESHOLD_="65536") as (vanilla, r2m):
         memory = [100 * (r2m.step()[-1] / vanilla.step()[-1] - 1) for _ in range(2 if quick else 6)]
     print(f"  R2M over vanilla: time {spread(percent)['median']} %, peak memory {memory[-1]:.2f} %", flush=True)
     results = {"r2m_overhead.time_percent": spread(percent), "r2m_overhead.memory_percent": spread(memory)}
@@ -55,8 +56,8 @@ def against_vanilla(quick: bool) -> Results:
 
 
 @contextmanager
-def _pair(**environment: str) -> Iterator[tuple[Worker, Worker]]:
-    workers = [Worker("r2m_worker.py", WORK, SHALLOW, f"feedback={kind}", **environment) for kind in ("none", "r2m")]
+def _pair(layers: int, **environment: str) -> Iterator[tuple[Worker, Worker]]:
+    workers = [Worker("r2m_worker.py", WORK, layers, f"feedback={kind}", **environment) for kind in ("none", "r2m")]
     try:
         yield workers[0], workers[1]
     finally:

@@ -15,9 +15,10 @@ from transformers import PreTrainedTokenizerFast
 
 from r2m_cli.data.gold_world import CHAT_TEMPLATE
 
-# Both paths compute in fp32, in another order: single forwards agree to about 1e-6 of their scale, and three steps with
-# two updates each carry that on. A sampled token flips where a draw falls within that of the border between two tokens:
-# of the 300 draws of a run hardly one in a thousand runs has one, and with the seeds given here none has.
+# Both paths compute in fp32, in another order: single forwards agree to about 1e-6 of their scale, three steps with two
+# updates each carry that on, and the largest gap seen is 1e-5, in the reward model's gradient norm. A sampled token flips
+# where a draw falls within 1e-6 of the border between two tokens: with 300 draws a run that is one run in thousands, and
+# none with these seeds.
 TOLERANCE = 1e-4
 # Softmax does not see a bias that all keys have in common: its gradient is rounding alone, which Adam scales up to steps
 # of the learning rate.
@@ -30,7 +31,7 @@ SETTINGS = (
     "eval.prompts=4", "rollout.max_new_tokens=8", "rollout.max_prompt_tokens=24", "logger.samples_every=1",
     "reward.max_tokens=64", "rollout.tokens_per_batch=40",  # some groups alone have more, others go in pairs
 )  # fmt: skip
-FAST = ("llama", "gemma3_text", "gpt_neox", "gpt2")
+FAST = ("llama", "gpt_neox", "gpt2")
 
 
 def letters() -> PreTrainedTokenizerFast:
@@ -61,13 +62,13 @@ def write_models(folder: Path, family: str) -> tuple[str, ...]:
     return (*SETTINGS, *(f"{what}.path={folder / family / what}" for what in ("policy", "reward")))
 
 
-def assert_same_trajectory(one: Path, two: Path, tolerance: float = TOLERANCE) -> None:
+def assert_same_trajectory(one: Path, two: Path) -> None:
     """Metrics, samples and final weights, relative to their scale where that is above 1."""
 
     def same(a: dict, b: dict, where: object) -> None:  # type: ignore[type-arg]
         assert a.keys() == b.keys()
         for name, value in a.items():
-            expected = pytest.approx(value, abs=tolerance, rel=tolerance) if isinstance(value, float) else value
+            expected = pytest.approx(value, abs=TOLERANCE, rel=TOLERANCE) if isinstance(value, float) else value
             assert b[name] == expected, (where, name)
 
     assert len(rows(one)) == 4
@@ -82,7 +83,7 @@ def assert_same_trajectory(one: Path, two: Path, tolerance: float = TOLERANCE) -
             torch.cat([v.flatten() for v in values]).norm()
             for values in ([ours[name] - theirs[name] for name in names], [ours[name] for name in names])
         )
-        assert gap <= tolerance * size, file
+        assert gap <= TOLERANCE * size, file
 
 
 def assert_a_lesson(run: Path, policy: Path) -> None:
@@ -122,8 +123,8 @@ def test_one_process_takes_the_same_steps(r2m: Run, tmp_path: Path, family: str)
 @pytest.mark.slow
 def test_two_ranks_take_the_same_steps(r2m: Run, environment: dict[str, str], tmp_path: Path) -> None:
     """ZeRO-2 and ZeRO-3, against each other's layout and against the single process."""
-    runs = []
-    for family in FAMILIES:
+    runs, families = [], [name for name in FAMILIES if "window" not in name]
+    for family in families:
         r2m("train", *write_models(tmp_path, family), f"hydra.run.dir=one/{family}")
         config = yaml.safe_load((tmp_path / "one" / family / "config.yaml").read_text())
         config["data"]["path"] = str(tmp_path / "prompts.jsonl")
@@ -135,8 +136,8 @@ def test_two_ranks_take_the_same_steps(r2m: Run, environment: dict[str, str], tm
                 (run / "config.yaml").write_text(yaml.safe_dump(config))
                 runs.append(run)
     ranks_of_many(environment, runs)
-    for family in FAMILIES:
+    for family in families:
         for stage in (2, 3):
             shared, padded = (tmp_path / f"{family}-{stage}-{attention}" for attention in ("sdpa", "padded"))
             assert_same_trajectory(shared, padded)
-            assert_same_trajectory(tmp_path / "one" / family, shared, 3 * TOLERANCE)  # sums over ranks differ as well
+            assert_same_trajectory(tmp_path / "one" / family, shared)

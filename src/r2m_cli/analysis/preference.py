@@ -38,6 +38,7 @@ def figure1(states: Tensor, selection: Selection, results: Results) -> None:
     for layer, there in ((shallow, 6), (deep, 30)):
         paper = PAPER[there] + ("" if there == layer else f" (layer {there})")
         results.line("1", f"gap, layer {layer} of {last}", layers[layer]["gap"], paper)
+    results.line("1", f"p of no gap, layer {last}", layers[last]["swap_p"])
 
 
 def by_layer(states: Tensor, labels: Tensor, units: Tensor, resamples: int, seed: int) -> list[dict[str, Any]]:

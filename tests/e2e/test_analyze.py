@@ -126,6 +126,7 @@ def check_labelled(folder: Path, policy: Path, proxy: Path, lines: list[Row], ev
         assert float(line["chosen"]) == pytest.approx(mean(chosen), abs=1e-5)
         assert float(line["different_with_own_prompt"]) == pytest.approx(mean(different + own), abs=1e-5)
         assert float(line["gap_low"]) < float(line["gap_high"])
+        assert 0 < float(line["swap_p"]) <= 1
         assert found["figure1"]["layers"][layer]["gap"]["value"] == float(line["gap"])
     assert len(found["figure1"]["layers"]) == len(states[0]), "the embeddings and every block"
 

@@ -1,7 +1,7 @@
 """Mean similarities over pairs of sequences, plain and resampled, against loops over the pairs."""
 
 import math
-from itertools import combinations
+from itertools import combinations, product
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from r2m_cli.maths.similarity import (
     resample_weights,
     rowwise_similarity,
     similarity,
+    swapped_gaps,
 )
 from r2m_cli.maths.statistics import bootstrap_mean, ends, resampled
 
@@ -113,3 +114,18 @@ def test_resamples_without_a_value_are_left_out():
     assert low[0] == torch.quantile(found[1::2, 0], 0.025)
     assert (low[1], high[1]) == (2.0, 2.0)
     assert ends(torch.full((5,), math.nan))[0].isnan()
+
+
+def test_swapped_gaps_are_those_of_every_assignment_of_labels():
+    vectors = torch.randn(8, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    labels, units = torch.tensor([True, False] * 4), [0, 0, 1, 1, 2, 2, 1, 1]  # a prompt twice
+    found = swapped_gaps(similarity(vectors), labels, torch.tensor(units), 400, 0)
+    expected = set()
+    for swaps in product([False, True], repeat=4):
+        given = [bool(label) != swaps[i // 2] for i, label in enumerate(labels)]
+        yes, no, different = naive_means(
+            vectors.tolist(), given, units, [1] * 8
+        )  # as many chosen pairs as rejected ones
+        expected.add(round((yes + no) / 2 - different, 9))
+    assert len(expected) == 8, "all labels swapped are the same gap"
+    assert {round(gap, 9) for gap in found.tolist()} == expected

@@ -53,7 +53,7 @@ def figure6(groups: Groups, path: Path) -> None:
 def figure7(found: dict[str, dict[str, Any]], path: Path) -> None:
     """Seconds of a step by stage (evaluation left out), and peak memory, a bar per label."""
     with plt.rc_context(STYLE):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(11, 1.6 + 0.45 * len(found)), layout="constrained")
+        figure, (left, right) = plt.subplots(1, 2, figsize=(11, 2 + 0.45 * len(found)), layout="constrained")
         at = range(len(found))
         starts = [0.0] * len(found)
         for stage, colour in STAGE_COLOURS.items():
@@ -63,7 +63,7 @@ def figure7(found: dict[str, dict[str, Any]], path: Path) -> None:
                 left.barh(at, seconds, left=starts, color=colour, label=name)
                 starts = [a + b for a, b in zip(starts, seconds)]
         left.set(title="Time of a step", xlabel="seconds")
-        left.legend(fontsize=7)
+        figure.legend(loc="outside lower center", ncols=4)
         right.barh(at, [costs["peak_memory_bytes"] / 2**20 for costs in found.values()], color=COLOURS[0])
         right.set(title="Peak memory of the process so far", xlabel="MiB")
         left.set_yticks(at, list(found))

@@ -41,7 +41,8 @@ def pairs(alike: Tensor, distance: Tensor, found: dict[str, Estimate], path: Pat
         ax.set(
             title=f"{len(alike)} pairs of sequences", xlabel=f"last layer: {SIMILARITY}", ylabel="|reward difference|"
         )
-        ax.text(0.98, 0.98, said, transform=ax.transAxes, ha="right", va="top", fontsize=8, color="0.25")
+        ax.text(0.98, 0.98, said, transform=ax.transAxes, ha="right", va="top", fontsize=8, color="0.25",
+                bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none"})  # fmt: skip
         _write(figure, path)
 
 

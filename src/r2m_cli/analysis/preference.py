@@ -8,7 +8,7 @@ from torch import Tensor
 from r2m_cli.analysis import figures
 from r2m_cli.analysis.results import Results, estimate
 from r2m_cli.analysis.sequences import CHOSEN, Selection
-from r2m_cli.maths.similarity import pair_means, pairs_by_label, resample_weights, similarity
+from r2m_cli.maths.similarity import pair_means, pairs_by_label, resample_weights, similarity, swapped_gaps
 from r2m_cli.maths.statistics import Estimate
 
 KINDS = ("same", "different", "gap", "chosen", "rejected")
@@ -38,10 +38,12 @@ def figure1(states: Tensor, selection: Selection, results: Results) -> None:
     for layer, there in ((shallow, 6), (deep, 30)):
         paper = PAPER[there] + ("" if there == layer else f" (layer {there})")
         results.line("1", f"gap, layer {layer} of {last}", layers[layer]["gap"], paper)
+    results.line("1", f"p of no gap, layer {last}", layers[last]["swap_p"])
 
 
 def by_layer(states: Tensor, labels: Tensor, units: Tensor, resamples: int, seed: int) -> list[dict[str, Any]]:
-    """For every layer: KIND -> Estimate, and the plain means with the pairs of one prompt.
+    """For every layer: KIND -> Estimate, `swap_p`, the share of label swaps that give no smaller gap, and the plain means
+    with the pairs of one prompt.
 
     states [n, layers, D], labels [n] bool, units [n].
     """
@@ -54,6 +56,8 @@ def by_layer(states: Tensor, labels: Tensor, units: Tensor, resamples: int, seed
         alike = similarity(states[:, layer])
         plain, drawn = _with_gap(pair_means(alike, masks, ones)), _with_gap(pair_means(alike, masks, weights))
         found: dict[str, Any] = {kind: estimate(plain[0, i], drawn[:, i]) for i, kind in enumerate(KINDS)}
+        swapped = swapped_gaps(alike, labels, units, resamples, seed)
+        found["swap_p"] = (1 + int((swapped >= plain[0, 2] - 1e-12).sum())) / (1 + resamples)
         whole = _with_gap(pair_means(alike, every, ones))[0]
         layers.append(found | {f"{kind}_with_own_prompt": whole[i].item() for i, kind in enumerate(KINDS[:3])})
     return layers

@@ -51,9 +51,9 @@ class Results:
 
     def line(self, figure: str, what: str, value: Estimate | float, paper: str = "") -> None:
         """A line of the table: a figure's number beside what the paper has."""
-        interval = f"[{value.low:.3f}, {value.high:.3f}]" if isinstance(value, Estimate) else ""
+        interval = f"[{digits(value.low)}, {digits(value.high)}]" if isinstance(value, Estimate) else ""
         number = value.value if isinstance(value, Estimate) else value
-        self.lines.append((figure, what, f"{number:.3f}", interval, paper))
+        self.lines.append((figure, what, digits(number), interval, paper))
 
     def table(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Write rows of raw points as a CSV file; every row has the same columns."""
@@ -89,6 +89,17 @@ class Results:
 
 
 SHOWN = (".json", ".jsonl", ".csv", ".png")
+
+
+def digits(number: float) -> str:
+    """Three decimals, or two digits of a number that has none there."""
+    return (
+        f"{number:.3f}"
+        if abs(number) >= 0.01 or number == 0
+        else f"{number:.1e}"
+        if abs(number) < 1e-4
+        else f"{number:.2g}"
+    )
 
 
 def estimate(value: Tensor, found: Tensor) -> Estimate:

@@ -60,3 +60,24 @@ def resample_weights(units: Tensor, resamples: int, seed: int) -> Tensor:
         )
 
     return resampled(count, resamples, seed, times)[:, place]
+
+
+def swapped_gaps(similarities: Tensor, labels: Tensor, units: Tensor, swaps: int, seed: int) -> Tensor:
+    """The gap (mean of same-label pairs less that of different-label ones) after random swaps of both labels of a pair.
+
+    If labels meant nothing the true gap would be one of these: the share that is at least as large is its p-value.
+
+    Args:
+        similarities: [n, n], symmetric.
+        labels: [n] bool; neighbours 2 i and 2 i + 1 are a pair, one true and one false.
+        units: [n], both of a pair in one; two sequences of one unit are no pair of similarities.
+
+    Returns:
+        [swaps].
+    """
+    apart = (units[:, None] != units[None, :]).double()
+    generator = torch.Generator().manual_seed(seed)
+    kept = torch.randint(2, (swaps, len(labels) // 2), generator=generator).repeat_interleave(2, dim=1).bool()
+    signs = torch.where(kept == labels, 1.0, -1.0).double()
+    # Two pairs of different units have two comparisons of same and two of different label, swapped or not.
+    return ((signs @ (similarities.double() * apart)) * signs).sum(dim=1) / (apart.sum() / 2)

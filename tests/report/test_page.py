@@ -125,6 +125,15 @@ def test_the_first_sentence_names_the_worst_first(tmp_path):
     )
 
 
+def test_the_first_sentence_counts_where_names_would_drown_it(tmp_path):
+    folders = [make_run(tmp_path / name, golds=[1, 2, 3, 2.4, end]) for name, end in zip("abcd", (1.8, 1.7, 1.6, 1.5))]
+    verdicts = [verdict(group) for group in groups_of(*folders, make_run(tmp_path / "e", with_gold=False))]
+    assert lede(verdicts) == (
+        "The reward model was gamed in 4 of 5 settings, most in d (−1.50): gold fell while the reward rose; of e the true "
+        "reward is not known, and over-optimisation cannot be seen without it."
+    )
+
+
 # ---- charts ----
 
 
@@ -168,7 +177,7 @@ def test_seeds_become_one_line_with_a_band(tmp_path):
 
 def test_without_gold_the_gap_is_drawn(tmp_path):
     found = drawn(make_run(tmp_path / "a", with_gold=False))
-    assert list(found) == ["reward_frozen", "gap", "reward", "kl", "length", "reward_kl", "time"]
+    assert list(found) == ["reward", "gap", "reward_frozen", "reward_kl", "kl", "length", "time"]
     assert part(found["gap"], "line")[0]["y"] == [1.0] * 5
     assert not part(found["reward"], "peak")
 

@@ -42,18 +42,20 @@ def charts(groups: list[Group], verdicts: list[Verdict], truth: str) -> list[Cha
         verdicts: of each group.
         truth: "gold", or "reward" where no run knows the truth.
     """
-    curves = {
+    titles = {
         "gold": ("Gold: the true reward", "gold"),
         "reward_frozen": ("Proxy: the initial, frozen reward model", "score"),
         "reward": ("Live reward: what the policy is trained on", "score"),
         "kl": ("KL to the reference", "nats per response"),
         "length": ("Response length", "tokens"),
     }
-    found = [_against_steps(key, *texts, groups, verdicts) for key, texts in curves.items()]
-    found.insert(2, _gap(groups) if truth == "reward" else _against_kl(groups, verdicts, "gold"))
-    if truth == "reward":
-        found.append(_against_kl(groups, verdicts, "reward"))
-    found.append(_time(groups))
+    steps = {key: _against_steps(key, *texts, groups, verdicts) for key, texts in titles.items()}
+    against_kl = _against_kl(groups, verdicts, truth)
+    if truth == "gold":
+        first = [steps["gold"], steps["reward_frozen"], against_kl, steps["reward"]]
+    else:
+        first = [steps["reward"], _gap(groups), steps["reward_frozen"], against_kl]
+    found = [*first, steps["kl"], steps["length"], _time(groups)]
     return [chart for chart in found if chart.traces]
 
 

@@ -168,14 +168,18 @@ def lede(verdicts: list[Verdict]) -> str:
         "held": "{} kept what gold gained",
         "flat": "in {} gold did not change beyond its noise",
         "short": "{} ended too early to say",
-        "unknown": "of {} the true reward is not known",
+        "unknown": "of {} the true reward is not known, and over-optimisation cannot be seen without it",
     }
-    parts = [text.format(_listed(by_kind[kind])) for kind, text in phrases.items() if kind in by_kind]
+    parts = [text.format(_listed(by_kind[kind], len(verdicts))) for kind, text in phrases.items() if kind in by_kind]
     said = "; ".join(parts)
     return f"{said[0].upper()}{said[1:]}." if said else ""
 
 
-def _listed(names: list[str]) -> str:
+def _listed(names: list[str], total: int) -> str:
+    """The names as part of a sentence; of more than three, which would drown it, the first and how many there are."""
+    if len(names) > 3:
+        worst = f", most in {names[0]}" if names[0].endswith(")") else ""
+        return f"{len(names)} of {total} settings{worst}"
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 

@@ -31,7 +31,7 @@ def test_a_run_shows_its_stages_and_ctrl_c_ends_it_in_good_order(environment: di
     with terminal(LONG, tmp_path, environment) as shown:
         shown.until(lambda: under_way(shown))
         shown.until(lambda: bool(re.search(r"KL +-?\d+\.\d\d +[▁▂▃▄▅▆▇█]{2,}", "\n".join(shown.lines()))))
-        for word in ("rollout  annotate", "reward step", "reward ", "gold "):
+        for word in ("rollout", "annotate", "reward step", "reward ", "gold "):
             assert word in "\n".join(shown.lines())
         note, top = (first(shown, begin) for begin in ("note: reward model on", "╭"))
         assert note < top  # what is printed scrolls by above

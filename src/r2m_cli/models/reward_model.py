@@ -122,17 +122,17 @@ class FeedbackHead(nn.Module):
         rte = rte.float()
         feedback, attention = self.adapter(rte, states)
         if self.scaled:
-            feedback = feedback * _rms(rte) / _rms(feedback)
+            feedback = feedback * _rms(rte) / (feedback.square().mean(dim=1, keepdim=True) + 1e-12).sqrt()
         reward = self.phi((1 - weight) * feedback + weight * rte).squeeze(1)
         with torch.no_grad():
             entropy = -torch.special.xlogy(attention, attention).sum(dim=1)
-            scale = (_rms(feedback) / _rms(rte)).squeeze(1)
+            scale = (_rms(feedback) / _rms(rte).clamp_min(1e-12)).squeeze(1)
         return Score(reward, entropy, scale)
 
 
 def _rms(rows: Tensor) -> Tensor:
-    """[B, D] -> [B, 1], never 0."""
-    return rows.square().mean(dim=1, keepdim=True).add(1e-12).sqrt()
+    """Root mean square. [B, D] -> [B, 1]."""
+    return rows.square().mean(dim=1, keepdim=True).sqrt()
 
 
 class HeadOnly(nn.Module):

@@ -5,6 +5,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
@@ -34,15 +35,23 @@ def layers(found: list[dict[str, Any]], path: Path) -> None:
 
 def pairs(alike: Tensor, distance: Tensor, found: dict[str, Estimate], path: Path) -> None:
     """Figure 2: a dot per pair of sequences, and the coefficients."""
-    said = "\n".join(f"{name.capitalize()} {e.value:.3f} [{e.low:.3f}, {e.high:.3f}]" for name, e in found.items())
+    said = [f"{name.capitalize()} {e.value:.3f} [{e.low:.3f}, {e.high:.3f}]" for name, e in found.items()]
     with plt.rc_context(STYLE):
-        figure, ax = plt.subplots(figsize=(5.4, 4), layout="constrained")
+        figure, ax = plt.subplots(figsize=(6, 4.3), layout="constrained")
         ax.plot(alike.numpy(), distance.numpy(), "o", color=COLOURS[0], alpha=0.5, markersize=4, markeredgewidth=0)
         ax.set(
             title=f"{len(alike)} pairs of sequences", xlabel=f"last layer: {SIMILARITY}", ylabel="|reward difference|"
         )
-        ax.text(0.98, 0.98, said, transform=ax.transAxes, ha="right", va="top", fontsize=8, color="0.25",
-                bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none"})  # fmt: skip
+        texts = [Line2D([], [], linestyle="", label=text) for text in said]
+        figure.legend(
+            handles=texts,
+            loc="outside lower center",
+            ncols=3,
+            fontsize=8,
+            handlelength=0,
+            handletextpad=0,
+            columnspacing=1,
+        )
         _write(figure, path)
 
 

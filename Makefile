@@ -29,7 +29,7 @@ demo: $(STAMP) ## three runs in the gold world (vanilla, R2M, vanilla with a tun
 	$(BIN)/r2m report $(DEMO)/vanilla $(DEMO)/r2m $(DEMO)/vanilla_tuned out=$(DEMO)/report.html
 	@echo "Open it in a browser: file://$(CURDIR)/$(DEMO)/report.html"
 
-test: $(STAMP) ## the fast tests, about two minutes
+test: $(STAMP) ## the fast tests, a few minutes
 	$(BIN)/python -m pytest -m "not slow" -n 2 tests
 
 test-all: $(STAMP) ## all tests, the slow ones too (real language model, every ZeRO stage)

@@ -79,8 +79,12 @@ def main() -> None:
 def betas_of(phase: str, world: str, method: str) -> str:
     """The weights to run: the grid while choosing, afterwards the one that chosen.json says was best."""
     chosen = HERE / "chosen.json"
-    if phase != "final" or not chosen.is_file():
+    if phase != "final":
         return BETAS if phase == "choose" else "0.2"
+    if not chosen.is_file():
+        raise SystemExit(
+            f"{chosen}: missing; write what `choose` found best, {{world: {{method: beta}}}}, before the comparison"
+        )
     best = json.loads(chosen.read_text())[world]
     return str(best.get(method, best["rloo"]))
 

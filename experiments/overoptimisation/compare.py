@@ -22,8 +22,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 def compare(table: pd.DataFrame) -> pd.DataFrame:
     """One row per world, measure and method: mean paired difference to vanilla, 95% interval, p, p after Holm's correction.
 
-    `gold_end` at each method's best beta (that with the highest mean in this table, where it has several beside the
-    frontier's), the measures at a given KL at the frontier's beta.
+    `gold_end` at each method's own beta (see `best`), the measures at a given KL at the frontier's.
     """
     rows = []
     for world, part in table.groupby("world", sort=False):
@@ -41,9 +40,13 @@ def compare(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def best(part: pd.DataFrame) -> pd.DataFrame:
-    """The runs of each method at the beta with the highest mean gold at the end."""
-    means = part.groupby(["method", "beta"])["gold_end"].mean()
-    chosen = {method: means[method].idxmax() for method in means.index.get_level_values(0).unique()}
+    """The runs of each method at its own beta: the one that it has beside the frontier's, as in `final`, where nothing is
+    chosen any more; of several, as in `choose`, the one with the highest mean gold at the end."""
+    chosen = {}
+    for method, runs in part.groupby("method"):
+        means = runs.groupby("beta")["gold_end"].mean()
+        others = means.drop(FRONTIER, errors="ignore")
+        chosen[method] = others.index[0] if len(others) == 1 else means.idxmax()
     return part[[beta == chosen[method] for method, beta in zip(part["method"], part["beta"])]]
 
 

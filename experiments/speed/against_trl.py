@@ -10,7 +10,7 @@ import sys
 from common import Results, Worker, spread
 from models import LAYERS
 
-QUICK_LAYERS = 4
+QUICK_LAYERS = 2
 ROUNDS = {"chat": 3, "summarise": 2}
 TRL = ("best", "default")
 

@@ -19,7 +19,7 @@ from r2m_cli.loop import TRAIN
 from r2m_cli.stages.packing import pack
 from r2m_cli.stages.rollout import rollout
 
-QUICK_LAYERS = 10
+QUICK_LAYERS = 6
 SHAPES = [(1024, 1024, 1024), (768, 576, 1536), (768, 1536, 576)]
 
 

@@ -24,7 +24,7 @@ from r2m_cli.stages.rollout import rollout
 
 WORK = "summarise"
 SHALLOW, QUICK_SHALLOW = 4, 2  # layers of the model on which small differences can be told within minutes
-QUICK_LAYERS = 10  # those of the light update, otherwise all
+QUICK_LAYERS = 6  # those of the light update, otherwise all
 
 
 def run(quick: bool) -> Results:
@@ -37,7 +37,7 @@ def against_vanilla(quick: bool) -> Results:
     percent, shares, own = [], [], []
     layers = QUICK_SHALLOW if quick else SHALLOW
     with _pair(layers) as (vanilla, r2m):
-        for number in range(4 if quick else 21):
+        for number in range(3 if quick else 21):
             first, second = (vanilla, r2m) if number % 2 else (r2m, vanilla)
             answers = {id(worker): worker.step() for worker in (first, second)}
             base, ours = answers[id(vanilla)], answers[id(r2m)]
@@ -98,7 +98,7 @@ def light_update(quick: bool) -> Results:
 
     light()
     full()
-    entry = spread([seconds(full) / seconds(light) for _ in range(3 if quick else 7)])
+    entry = spread([seconds(full) / seconds(light) for _ in range(2 if quick else 7)])
     print(f"  full retraining over light update: {entry['median']}", flush=True)
     return {"rm_update.full_over_light": entry}
 

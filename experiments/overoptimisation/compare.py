@@ -1,10 +1,11 @@
-"""results.csv -> comparisons.csv and comparisons.md: every method against vanilla, paired by seed; figures.
+"""results.csv -> comparisons.csv and comparisons.md: method against method, paired by seed; figure.
 
 python experiments/overoptimisation/compare.py FOLDER
 """
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -14,28 +15,33 @@ from scipy import stats
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-VANILLA, FRONTIER = "rloo", 0.05
-AT_BEST_BETA, AT_FRONTIER = ("gold_end",), ("gold_kl4", "gold_kl6", "gold_kl8", "gold_area")
+FRONTIER = 0.05
+AT_BEST_BETA, AT_FRONTIER = ("gold_end", "gold_peak"), ("gold_kl4", "gold_kl6", "gold_kl8", "gold_area")
+VANILLA = "rloo"
+FURTHER = (("r2m_safe", "own_states"), ("r2m_judged", "r2m_safe"), ("r2m_judged", "offline_labels"))
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
 def compare(table: pd.DataFrame) -> pd.DataFrame:
-    """One row per world, measure and method: mean paired difference to vanilla, 95% interval, p, p after Holm's correction.
+    """One row per world, measure and pair of methods: mean paired difference, 95% interval, p, p after Holm's correction
+    for all pairs of methods of that world and measure.
 
-    `gold_end` at each method's own beta (see `best`), the measures at a given KL at the frontier's.
+    Compared are every method with vanilla, and the pairs of FURTHER; `gold_end` at each method's own beta (see `best`),
+    the measures at a given KL at the frontier's.
     """
     rows = []
     for world, part in table.groupby("world", sort=False):
         for measure in AT_BEST_BETA + AT_FRONTIER:
             runs = best(part) if measure in AT_BEST_BETA else part[part["beta"] == FRONTIER]
             wide = runs.pivot_table(index="seed", columns="method", values=measure)
-            if VANILLA not in wide:
-                continue
-            found = [row(world, measure, name, wide[name] - wide[VANILLA]) for name in wide if name != VANILLA]
-            for place, entry in zip(holm([entry["p"] for entry in found]), found):
-                rows.append(
-                    entry | {"p_holm": place, "vanilla": wide[VANILLA].mean(), "mean": wide[entry["method"]].mean()}
-                )
+            pairs = [(name, VANILLA) for name in wide if name != VANILLA] + list(FURTHER)
+            found = [
+                row(world, measure, name, other, wide[name], wide[other])
+                for name, other in pairs
+                if name in wide and other in wide
+            ]
+            for p_holm, entry in zip(holm([entry["p"] for entry in found]), found):
+                rows.append(entry | {"p_holm": p_holm})
     return pd.DataFrame(rows)
 
 
@@ -50,10 +56,13 @@ def best(part: pd.DataFrame) -> pd.DataFrame:
     return part[[beta == chosen[method] for method, beta in zip(part["method"], part["beta"])]]
 
 
-def row(world: str, measure: str, method: str, difference: pd.Series) -> dict[str, object]:
-    """Paired t-test of one method; NaN with fewer than two pairs."""
-    values = difference.dropna()
-    entry = {"world": world, "measure": measure, "method": method, "seeds": len(values), "difference": values.mean()}
+def row(world: str, measure: str, method: str, against: str, ours: pd.Series, theirs: pd.Series) -> dict[str, Any]:
+    """Paired t-test of one method against another; NaN with fewer than two pairs."""
+    values = (ours - theirs).dropna()
+    entry = {
+        "world": world, "measure": measure, "method": method, "against": against, "seeds": len(values),
+        "mean": ours.mean(), "mean_against": theirs.mean(), "difference": values.mean(),
+    }  # fmt: skip
     if len(values) < 2:
         return entry | {"low": np.nan, "high": np.nan, "p": np.nan}
     half = stats.t.ppf(0.975, len(values) - 1) * values.sem()
@@ -72,28 +81,20 @@ def holm(ps: list[float]) -> list[float]:
 
 
 def markdown(comparisons: pd.DataFrame) -> str:
-    """One table per measure: worlds down, methods across, difference with its interval, a star where p_holm < 0.05."""
+    """One table per measure: worlds down, pairs of methods across; difference with its interval, a star where p_holm < 0.05."""
     pages = []
     for measure, part in comparisons.groupby("measure", sort=False):
         cells = part.assign(
+            pair=part["method"] + " − " + part["against"],
             cell=[
                 f"{r.difference:+.2f} [{r.low:+.2f}, {r.high:+.2f}]{'*' if r.p_holm < 0.05 else ''}"
-                if r.seeds > 1
-                else "–"
                 for r in part.itertuples()
-            ]
+            ],
         )
-        wide = cells.pivot_table(index="world", columns="method", values="cell", aggfunc="first", sort=False).fillna(
-            "–"
-        )
-        vanilla = part.groupby("world", sort=False)["vanilla"].first()
-        lines = [
-            f"| {measure} | vanilla | " + " | ".join(wide.columns) + " |",
-            "|---|---:|" + "---:|" * len(wide.columns),
-        ]
-        lines += [
-            f"| {world} | {vanilla[world]:.2f} | " + " | ".join(cells) + " |" for world, *cells in wide.itertuples()
-        ]
+        wide = cells[cells["seeds"] > 1].pivot(index="world", columns="pair", values="cell").fillna("–")
+        wide = wide.reindex([w for w in part["world"].unique() if w in wide.index])
+        lines = [f"| {measure} | " + " | ".join(wide.columns) + " |", "|---|" + "---:|" * len(wide.columns)]
+        lines += [f"| {world} | " + " | ".join(cells) + " |" for world, *cells in wide.itertuples()]
         pages.append("\n".join(lines) + "\n")
     return "\n".join(pages)
 

@@ -3,98 +3,151 @@
     python experiments/overoptimisation/study.py quick|choose|final [world=A,B] [seed=0,1,2] [method=A,B] [jobs=2] [key=value ...]
 
 Started again it goes on where it stopped: runs that are done are kept, one that was broken off is resumed. Everything lies
-in outputs/study/PHASE. Further key=value go to every run, so that the study can be made in other worlds and with other numbers.
+in outputs/study/PHASE. Further key=value go to every run, so that the study can be made with other numbers; a world of one's
+own is a file world/NAME.yaml in a folder named by --config-dir=FOLDER (its full path).
 """
 
 import json
 import subprocess
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import results
+from omegaconf import OmegaConf
 
-HERE = Path(__file__).parent
-WORLDS = {  # labelled pairs of the reward model
-    "one_class": 3000, "label_bias": 3000, "label_noise": 3000, "strong_frozen": 4000, "strong_frozen_few": 1000,
-    "strong_tuned": 4000, "strong_tuned_few": 1000,
-}  # fmt: skip
-BETAS = "0.05,0.1,0.2,0.4"
-FRONTIER = 0.05  # every method is also run with this weight, which lets the KL pass through 4, 6 and 8 nats
+HERE, OUT = Path(__file__).parent, Path("outputs/study")
+R2M = str(Path(sys.executable).parent / "r2m")
+WORLDS = (
+    "strong_frozen", "strong_tuned", "strong_frozen_few", "strong_tuned_few", "label_bias", "label_noise", "one_class",
+)  # fmt: skip
+FRONTIER = "0.05"  # a weight which lets the KL pass through 4, 6 and 8 nats
 BUDGET = 0.15  # real labels in a run, as a share of the reward model's pairs
-STEPS = 100
 
 
-def methods(world: str) -> dict[str, list[str]]:
-    """Name -> overrides. All use RLOO; `rloo` is vanilla."""
-    pairs = WORLDS[world]
-    labels = BUDGET * pairs
+@dataclass(frozen=True)
+class Method:
+    """What a method adds to the world's configuration."""
+
+    overrides: list[str]
+    betas: str = ""  # to choose from; a method without takes the weight of what it is a control of
+    control_of: str = ""
+    frontier: bool = False  # also run at FRONTIER in the comparison
+
+    def grid(self) -> list[str]:
+        return self.betas.split(",") if self.betas else []
+
+
+def methods(pairs: int, steps: int) -> dict[str, Method]:
+    """Name -> method. All use RLOO; `rloo` is vanilla. The label budget is a share of the world's `pairs`."""
+    vanilla, judged = ["+method=rloo"], ["feedback.judge=labeller", f"feedback.judge_pairs={BUDGET * pairs / steps:g}"]
+    safe = "0.05,0.1,0.2"
     return {
-        "rloo": ["+method=rloo"],
-        "rloo_r2m": ["+method=rloo_r2m"],
-        "ensemble": ["+method=ensemble"],
-        "r2m_safe": ["+method=rloo", "feedback=r2m_safe"],
-        "r2m_judged": [
-            "+method=rloo",
-            "feedback=r2m_judged",
-            "feedback.judge=labeller",
-            f"feedback.judge_pairs={labels / STEPS:g}",
-        ],
-        "offline_labels": ["+method=rloo", f"data.pairs={round(pairs + labels)}"],
+        "rloo": Method(vanilla, "0.1,0.2,0.4,0.8", frontier=True),
+        "r2m_safe": Method([*vanilla, "feedback=r2m_safe"], safe, frontier=True),
+        "r2m_judged": Method([*vanilla, "feedback=r2m_judged", *judged], safe),
+        "own_states": Method(
+            [*vanilla, "feedback=r2m_safe", "feedback.states=reward"], control_of="r2m_safe", frontier=True
+        ),
+        "offline_labels": Method([*vanilla, f"data.pairs={round(pairs * (1 + BUDGET))}"], control_of="rloo"),
+        "rloo_r2m": Method(["+method=rloo_r2m"], control_of="rloo"),
+        "ensemble": Method(["+method=ensemble"], control_of="rloo"),
     }
 
 
-# phase -> worlds, methods, seeds, further overrides. Seeds of `final` were never looked at before.
-PHASES: dict[str, tuple[list[str], list[str], str, list[str]]] = {
-    "quick": (["one_class", "strong_frozen"], ["rloo", "r2m_safe"], "0,1", ["train.steps=60"]),
-    "choose": (list(WORLDS), ["rloo", "rloo_r2m", "r2m_safe", "r2m_judged"], "0,1,2", []),
-    "final": (list(WORLDS), ["rloo", "rloo_r2m", "ensemble", "r2m_safe", "r2m_judged", "offline_labels"],
-              "10,11,12,13,14,15,16,17,18,19", []),
-}  # fmt: skip
+@dataclass(frozen=True)
+class Phase:
+    """Which runs a part of the study makes where nothing else is asked for."""
+
+    methods: list[str]
+    seeds: str
+    worlds: list[str] = field(default_factory=lambda: list(WORLDS))
+
+
+PHASES = {
+    "quick": Phase(["rloo", "r2m_safe"], "0,1", ["one_class", "strong_frozen"]),
+    "choose": Phase(["rloo", "r2m_safe", "r2m_judged"], "0,1,2"),
+    # Seeds on which nothing was chosen.
+    "final": Phase(list(methods(0, 1)), "10,11,12,13,14,15,16,17,18,19"),
+}
 
 
 def main() -> None:
-    given = dict(text.split("=", 1) for text in sys.argv[2:])
-    if len(sys.argv) < 2 or sys.argv[1] not in PHASES:
-        raise SystemExit(f"which part of the study? {'|'.join(PHASES)}; see {HERE / 'README.md'}")
-    phase = sys.argv[1]
-    worlds, names, seeds, further = PHASES[phase]
-    worlds = given.pop("world", ",".join(worlds)).split(",")
-    names = given.pop("method", ",".join(names)).split(",")
-    seeds, jobs = given.pop("seed", seeds), given.pop("jobs", "2")
-    further = further + [f"{key}={value}" for key, value in given.items()]
-    out = Path("outputs/study") / phase
+    given = dict(text.split("=", 1) for text in sys.argv[2:] if "=" in text)
+    if len(sys.argv) < 2 or sys.argv[1] not in PHASES or len(given) < len(sys.argv) - 2:
+        raise SystemExit(__doc__)
+    phase, name = PHASES[sys.argv[1]], sys.argv[1]
+    worlds = given.pop("world", ",".join(phase.worlds)).split(",")
+    wanted = given.pop("method", ",".join(phase.methods)).split(",")
+    seeds, jobs = given.pop("seed", phase.seeds), given.pop("jobs", "2")
+    further = [f"{key}={value}" for key, value in given.items()]
     for world in worlds:
-        for name in names:
-            betas = ",".join(sorted({str(FRONTIER), *betas_of(phase, world, name).split(",")}))
-            sweep(
-                out / world / name,
-                [f"+world={world}", *methods(world)[name], f"ppo.beta={betas}", *further],
-                seeds,
-                jobs,
-            )
-        results.write(out)
-    print(f"{out / 'results.csv'}")
+        known = methods(*size(world, further))
+        if unknown := set(wanted) - set(known):
+            raise SystemExit(f"method={','.join(sorted(unknown))}: there is {', '.join(known)}")
+        for method in wanted:
+            weights = ",".join(betas(name, world, method, known))
+            overrides = [f"+world={world}", *known[method].overrides, f"ppo.beta={weights}", *STUDY, *further]
+            sweep(OUT / name / world / method, overrides, seeds, jobs)
+        table = results.write(OUT / name)
+        if name == "choose":
+            choose(table)
+    print(OUT / name / "results.csv")
 
 
-def betas_of(phase: str, world: str, method: str) -> str:
-    """The weights to run: the grid while choosing, afterwards the one that chosen.json says was best."""
-    chosen = HERE / "chosen.json"
-    if phase != "final":
-        return BETAS if phase == "choose" else "0.2"
-    if not chosen.is_file():
-        raise SystemExit(
-            f"{chosen}: missing; write what `choose` found best, {{world: {{method: beta}}}}, before the comparison"
-        )
-    best = json.loads(chosen.read_text())[world]
-    return str(best.get(method, best["rloo"]))
+STUDY = ["train.steps=60"]  # of every run
+
+
+def size(world: str, further: list[str]) -> tuple[int, int]:
+    """Labelled pairs and steps of a world, as the command composes it."""
+    command = [R2M, "train", f"+world={world}", *STUDY, *further, "--cfg", "job"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr.strip() or done.stdout.strip())
+    config: Any = OmegaConf.create(done.stdout)
+    return config.data.pairs, config.train.steps
+
+
+def betas(phase: str, world: str, method: str, known: dict[str, Method]) -> list[str]:
+    """The weights to run: the grid while choosing, afterwards the one that was best, and FRONTIER's."""
+    entry = known[method]
+    if phase == "quick":
+        return [FRONTIER, "0.2"]
+    if phase == "choose":
+        return sorted({FRONTIER, *entry.grid()})
+    best = chosen()
+    if world not in best:
+        raise SystemExit(f"world={world}: no weight was chosen for it; first: study.py choose world={world}")
+    own = str(best[world][entry.control_of or method])
+    return sorted({own, FRONTIER}) if entry.frontier else [own]
+
+
+def chosen() -> dict[str, dict[str, float]]:
+    """World -> method -> weight: those of the repository, and above them what `choose` found here."""
+    found: dict[str, dict[str, float]] = {}
+    for path in (HERE / "chosen.json", OUT / "choose" / "chosen.json"):
+        if path.is_file():
+            found |= json.loads(path.read_text())
+    return found
+
+
+def choose(table: pd.DataFrame) -> None:
+    """chosen.json: for each world and method the weight with the highest mean gold at the end."""
+    means = table.groupby(["world", "method", "beta"])["gold_end"].mean()
+    best = means.groupby(["world", "method"]).idxmax()
+    found: dict[str, dict[str, float]] = {}
+    for world, method, beta in best:
+        found.setdefault(world, {})[method] = beta
+    (OUT / "choose" / "chosen.json").write_text(json.dumps(found, indent=2) + "\n")
 
 
 def sweep(folder: Path, overrides: list[str], seeds: str, jobs: str) -> None:
     """One multirun, `jobs` runs at a time."""
     command = [
-        str(Path(sys.executable).parent / "r2m"), "train", "-m", *overrides, f"seed={seeds}", "data.seed=${seed}",
-        f"hydra.sweep.dir={folder}", "hydra/launcher=joblib", f"hydra.launcher.n_jobs={jobs}", "checkpoint.export=false",
-        "logger.samples_every=50",
+        R2M, "train", "-m", *overrides, f"seed={seeds}", "data.seed=${seed}", f"hydra.sweep.dir={folder}",
+        "hydra/launcher=joblib", f"hydra.launcher.n_jobs={jobs}", "checkpoint.export=false", "logger.samples_every=50",
     ]  # fmt: skip
     print(" ".join(command), flush=True)
     subprocess.run(command, check=False)  # what failed is named by the sweep and missing in results.csv

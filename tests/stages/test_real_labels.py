@@ -21,10 +21,10 @@ from r2m_cli.stages.labelled import (
     pair_rewards,
     replay_batch,
     score_pairs,
-    warm_up,
 )
 from r2m_cli.stages.reward_step import RewardStep
 from r2m_cli.stages.rollout import rollout
+from r2m_cli.stages.warm_up import warm_up
 
 TEMPERATURE, WEIGHT, K = 0.8, 0.6, 3
 ROLLOUT = RolloutConfig(temperature=TEMPERATURE, max_new_tokens=8)
@@ -552,6 +552,28 @@ def test_several_passes_of_warm_up_decay_their_rate_to_nothing(make_actors, pair
     assert rates == pytest.approx([1e-2, 0.75e-2, 0.5e-2, 0.25e-2])
     first = warm_up(make_actors(), pairs, warm_up_config(per_update=5))
     assert figures["loss"] < first["loss"]  # of the last pass, against the first
+
+
+@pytest.mark.parametrize(
+    "made", [{}, {"kind": "noise"}, {"kind": "head_only"}, {"states": "reward"}, {"states": "reference"}]
+)
+def test_pairs_that_are_read_once_teach_what_those_read_in_every_pass_do(make_actors, pairs, monkeypatch, made):
+    config = warm_up_config(per_update=2, kind=made.get("kind", "r2m"))
+    config = replace(config, feedback=replace(config.feedback, warmup_epochs=3))
+    once, ever = make_actors(seed=1, **made), make_actors(seed=1, **made)
+    reads = []
+    embed = type(once.reward).embed
+    monkeypatch.setattr(
+        type(once.reward), "embed", lambda self, *args: reads.append(len(args[0])) or embed(self, *args)
+    )
+    figures = warm_up(once, pairs, config)
+    assert sum(reads) == 2 * len(pairs)
+    reads.clear()
+    monkeypatch.setattr("r2m_cli.stages.warm_up.LIMIT", 0)
+    assert warm_up(ever, pairs, config) == pytest.approx(figures, rel=1e-4)
+    assert sum(reads) == 3 * 2 * len(pairs)
+    for name, value in parameters(ever).items():
+        torch.testing.assert_close(parameters(once)[name], value, atol=1e-4, rtol=1e-3)
 
 
 # --- whose states, and how loud -----------------------------------------------------------------------------------------

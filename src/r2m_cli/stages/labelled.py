@@ -3,6 +3,7 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,16 +13,15 @@ from r2m_cli.data.preferences import Pair
 from r2m_cli.distributed import comm
 from r2m_cli.judges.judge import Judge
 from r2m_cli.maths.reward_loss import bradley_terry
-from r2m_cli.maths.schedule import learning_rate
 from r2m_cli.models.actors import Actors, pad
 from r2m_cli.models.loading import context_length
 from r2m_cli.models.sequences import Sequences
 from r2m_cli.models.states import LABELLED, States
-from r2m_cli.schema import Config, FeedbackConfig
+from r2m_cli.schema import FeedbackConfig
 from r2m_cli.seeds import mix
 from r2m_cli.stages.packing import rows_per_forward
 
-REPLAY, WARM_UP, SCORED = 8, 9, 11  # streams of random numbers
+REPLAY, SCORED = 8, 11  # streams of random numbers
 
 
 @dataclass(frozen=True)
@@ -46,41 +46,69 @@ def fits(actors: Actors, pair: Pair) -> bool:
 
 def pairs_per_forward(actors: Actors, pairs: Sequence[Pair], budget: int) -> int:
     """How many of the pairs the policy may read at once in `budget` tokens."""
+    return rows_per_forward(budget, pair_tokens(actors, pairs))
+
+
+def pair_tokens(actors: Actors, pairs: Sequence[Pair]) -> list[int]:
+    """Tokens of each pair to the policy, the prompt once."""
     chat = actors.format
-    prompts = (len(chat.prompt_ids(p.prompt)) for p in pairs)
-    replies = (len(chat.response_ids(p.prompt, p.chosen)) + len(chat.response_ids(p.prompt, p.rejected)) for p in pairs)
-    return rows_per_forward(budget, [prompt + both for prompt, both in zip(prompts, replies)])
+    return [
+        len(chat.prompt_ids(p.prompt)) + sum(len(chat.response_ids(p.prompt, r)) for r in (p.chosen, p.rejected))
+        for p in pairs
+    ]
+
+
+class Read(NamedTuple):
+    """What the models that the light update leaves alone make of m pairs, the chosen reply of each before its rejected one."""
+
+    rte: Tensor  # [2m, D_rm]
+    states: States | None  # of the 2m replies; None where nothing reads them
+
+
+def read(actors: Actors, pairs: Sequence[Pair]) -> Read:
+    """All replies in one batch: read apart, anything that depends on the batch could tell winners from losers."""
+    prompts, replies = _replies(pairs)
+    rte, own = actors.reward.embed(prompts, replies, actors.device)
+    if actors.reward.feedback is None or actors.reward.kind == "head_only":
+        return Read(rte, None)
+    return Read(rte, _read(actors, prompts, replies) if own is None else own)
+
+
+def live_rewards(actors: Actors, known: Read, weight: float, seeds: list[int]) -> Tensor:
+    """The live reward model's scores of pairs, with a gradient to adapter and head. [m, 2].
+
+    Args:
+        weight: w(t).
+        seeds: one per pair.
+    """
+    reward = actors.reward
+    assert reward.feedback is not None
+    if known.states is None:
+        return reward.feedback(known.rte, None, weight).reward.view(-1, 2)  # type: ignore[no-any-return]
+    rows = [mix(seed, side) for seed in seeds for side in (0, 1)]
+    return reward.read(known.rte, known.states, weight, rows, block=2, phase=LABELLED).reward.view(-1, 2)
 
 
 def pair_rewards(
     actors: Actors, pairs: Sequence[Pair], weight: float, seeds: list[int]
 ) -> tuple[Tensor, Tensor | None]:
-    """Rewards of chosen and rejected replies: the initial model's on the text, the live one's with the policy's states.
-
-    Both replies of all pairs go through in one batch: scored apart, anything that depends on the batch could tell
-    winners from losers. The live rewards carry a gradient to adapter and head.
+    """Rewards of chosen and rejected replies: the initial model's on the text, and, with feedback, `live_rewards`.
 
     Args:
         pairs: such as the policy can read, see `fits`.
-        weight: w(t).
-        seeds: one per pair.
 
     Returns:
         [m, 2] and, with feedback, [m, 2]; the chosen reply first.
     """
-    reward = actors.reward
+    known = read(actors, pairs)
+    frozen = actors.reward.frozen_scores(known.rte, *_replies(pairs), actors.device).view(-1, 2)
+    return frozen, None if actors.reward.feedback is None else live_rewards(actors, known, weight, seeds)
+
+
+def _replies(pairs: Sequence[Pair]) -> tuple[list[Prompt], list[str]]:
+    """Prompts and replies, two rows a pair."""
     prompts = [p.prompt for p in pairs for _ in (p.chosen, p.rejected)]
-    replies = [reply for p in pairs for reply in (p.chosen, p.rejected)]
-    rte, own = reward.embed(prompts, replies, actors.device)
-    frozen = reward.frozen_scores(rte, prompts, replies, actors.device).view(-1, 2)
-    if reward.feedback is None:
-        return frozen, None
-    if reward.kind == "head_only":
-        return frozen, reward.feedback(rte, None, weight).reward.view(-1, 2)
-    states = _read(actors, prompts, replies) if own is None else own
-    rows = [mix(seed, side) for seed in seeds for side in (0, 1)]
-    live = reward.read(rte, states, weight, rows, block=2, phase=LABELLED)
-    return frozen, live.reward.view(-1, 2)
+    return prompts, [reply for p in pairs for reply in (p.chosen, p.rejected)]
 
 
 @torch.no_grad()
@@ -99,29 +127,27 @@ def _read(actors: Actors, prompts: Sequence[Prompt], replies: Sequence[str]) -> 
 
 
 def learn_from_pairs(
-    actors: Actors, pairs: Sequence[Pair], weight: float, seed: int, budget: int
+    actors: Actors, pairs: Sequence[Pair], weight: float, seed: int, budget: int, known: Sequence[Read] | None = None
 ) -> tuple[Tensor, Tensor]:
     """Add the gradient of the pairs' mean Bradley-Terry loss over all ranks to adapter and head; no optimiser step.
 
     Args:
         pairs: the same on every rank; each rank takes its share.
         budget: tokens per forward.
+        known: of each pair, where it has been read before.
 
     Returns:
         loss and "ordered right" (0 or 1) of this rank's pairs, each [pairs of this rank].
     """
     assert actors.reward.feedback is not None
     ranks = comm.world_size()
-    share = -(-len(pairs) // ranks)
-    # A rank whose share runs out goes on with weight 0: every rank must make the same collective calls.
-    mine = [min(i, len(pairs) - 1) for i in range(comm.rank() * share, (comm.rank() + 1) * share)]
-    real = [i < len(pairs) for i in range(comm.rank() * share, (comm.rank() + 1) * share)]
+    mine, real = share(len(pairs))
     micro_rows = pairs_per_forward(actors, pairs, budget)
     losses, right = [], []
-    for start in range(0, share, micro_rows):
+    for start in range(0, len(mine), micro_rows):
         part = mine[start : start + micro_rows]
-        _, live = pair_rewards(actors, [pairs[i] for i in part], weight, [mix(seed, i) for i in part])
-        assert live is not None
+        batch = join([known[i] for i in part], actors.device) if known else read(actors, [pairs[i] for i in part])
+        live = live_rewards(actors, batch, weight, [mix(seed, i) for i in part])
         counts = torch.tensor(real[start : start + micro_rows], device=live.device)
         loss = torch.where(counts, bradley_terry(live[:, 0], live[:, 1]), 0.0)
         actors.reward.feedback.backward(loss.sum() * ranks / len(pairs))
@@ -130,45 +156,30 @@ def learn_from_pairs(
     return torch.cat(losses), torch.cat(right)
 
 
+def share(count: int) -> tuple[list[int], list[bool]]:
+    """This rank's equal part of `count` pairs. A rank whose part runs out goes on with the last pair, marked False: every
+    rank must make the same collective calls."""
+    size = -(-count // comm.world_size())
+    mine = range(comm.rank() * size, (comm.rank() + 1) * size)
+    return [min(i, count - 1) for i in mine], [i < count for i in mine]
+
+
+def join(parts: Sequence[Read], device: torch.device) -> Read:
+    """Pairs that were read apart, as one batch."""
+    rte = torch.cat([part.rte for part in parts]).to(device)
+    states = [part.states for part in parts if part.states is not None]
+    if not states:
+        return Read(rte, None)
+    readable = torch.block_diag(*(s.readable for s in states)).bool()
+    return Read(rte, States(torch.cat([s.hidden for s in states]).to(device), readable.to(device)))
+
+
 def replay_batch(labels: Labels, config: FeedbackConfig, seed: int, step: int) -> list[Pair]:
     """The pairs that step `step` replays, drawn without replacement from the reward model's and from those judged so far;
     the same on every rank."""
     rng = random.Random(mix(seed, REPLAY, step))
     wanted = ((labels.pairs, config.replay_pairs), (labels.judged, config.judge_replay))
     return [pair for pairs, count in wanted for pair in rng.sample(pairs, min(count, len(pairs)))]
-
-
-def warm_up(actors: Actors, pairs: list[Pair], config: Config) -> dict[str, float]:
-    """Adapter and head learn from labelled pairs with the starting policy's states, before RL.
-
-    The weight is Omega, the largest share that the adapter will ever have; at w(0) = 1 it would have no gradient at all.
-    An update takes ppo.prompts_per_step pairs.
-
-    Returns:
-        pairs; mean loss, and share of pairs ordered right before the update that learns from them, in the last pass.
-
-    Raises:
-        FloatingPointError: a gradient that is not finite.
-    """
-    assert actors.reward.feedback is not None
-    size, f = config.ppo.prompts_per_step, config.feedback
-    chosen = random.Random(mix(config.seed, WARM_UP)).sample(pairs, min(f.warmup_pairs, len(pairs)))
-    starts = range(0, len(chosen), size)
-    total, number = f.warmup_epochs * len(starts), 0
-    for epoch in range(f.warmup_epochs):
-        sums = comm.MetricSums()
-        if epoch:
-            random.Random(mix(config.seed, WARM_UP, epoch)).shuffle(chosen)
-        for start in starts:
-            seed = mix(config.seed, WARM_UP, number)
-            batch = chosen[start : start + size]
-            loss, right = learn_from_pairs(actors, batch, f.omega, seed, config.rollout.tokens_per_batch)
-            lr = f.lr if f.warmup_lr is None else learning_rate(number, total, f.warmup_lr, 0, "linear")
-            actors.reward.feedback.step(lr)
-            sums.add("loss", loss)
-            sums.add("accuracy", right)
-            number += 1
-    return {"pairs": float(len(chosen))} | sums.means()
 
 
 @torch.no_grad()

@@ -28,7 +28,8 @@ from r2m_cli.schema import Config
 from r2m_cli.seeds import mix
 from r2m_cli.sinks import Sinks
 from r2m_cli.stages.judged import remembered
-from r2m_cli.stages.labelled import Labels, fits, warm_up
+from r2m_cli.stages.labelled import Labels, fits
+from r2m_cli.stages.warm_up import warm_up
 
 LABELS, LABELLER = 12, 13  # streams of random numbers
 

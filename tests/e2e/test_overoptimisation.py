@@ -94,7 +94,7 @@ def test_the_weight_with_the_highest_mean_gold_is_chosen(monkeypatch: pytest.Mon
     assert study.betas("final", "w", "offline_labels", known) == ["0.4"]
     assert "feedback.judge_pairs=7.5" in known["r2m_judged"].overrides
     assert "data.pairs=3450" in known["offline_labels"].overrides
-    with pytest.raises(SystemExit, match="study.py choose world=elsewhere"):
+    with pytest.raises(SystemExit, match=r"study\.py choose world=elsewhere"):
         study.betas("final", "elsewhere", "rloo", known)
 
 

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 
 SHALLOW = 4
 BASE = {"n": 2, "P": 128, "R": 32, "K": 4}
-QUICK_BASE = BASE | {"P": 64, "R": 16}
+QUICK_BASE = BASE | {"n": 1, "P": 64, "R": 16}
 
 
 def run(quick: bool) -> Results:

@@ -39,7 +39,7 @@ def reward_cache(config: Config) -> Path:
     for key in ("members", "paths", "combine", "uncertainty"):  # a member of an ensemble is a model like any other
         del model[key]
     labels: list[object] = [identity_of(config.data), config.engine.dtype]
-    if config.data.kind == "gold":  # the pairs are sampled from the SFT policy
+    if config.data.kind != "file":  # the pairs are sampled from the starting policy
         labels += [
             _content(config.policy.path) or policy_cache(config).name,
             config.data.pairs,

@@ -6,6 +6,7 @@ embedded gold world. `validate.py` checks what types cannot say.
 
 from dataclasses import dataclass, field
 
+from r2m_cli.data.english_world import EnglishConfig
 from r2m_cli.data.gold_world import WorldConfig
 
 
@@ -222,7 +223,7 @@ class RolloutConfig:
 
 @dataclass
 class DataConfig:
-    # gold: the embedded world | file: preference pairs or prompts from data.path
+    # gold: the embedded world | english: warm words about things, scored by a lexicon | file: pairs or prompts from data.path
     kind: str = "gold"
     # .jsonl, .jsonl.gz, .json, .parquet, a datasets folder, or a hub data set's name
     path: str | None = None
@@ -242,6 +243,8 @@ class DataConfig:
     holdout: float = 0.1
     # the numbers of the gold world
     world: WorldConfig = field(default_factory=WorldConfig)
+    # the labellers of the English world
+    english: EnglishConfig = field(default_factory=EnglishConfig)
 
 
 @dataclass

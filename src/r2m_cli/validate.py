@@ -31,7 +31,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "ppo.normalise": ("none", "scale", "whiten"),
     "ppo.lr_schedule": ("constant", "linear", "cosine"),
     "guard.stop_on": ("none", "kl"),
-    "data.kind": ("gold", "file"),
+    "data.kind": ("gold", "english", "file"),
     "eval.judge": ("none", "reward", "gold", "openai"),
     "analysis.tokens": ("response", "all"),
     "engine.kind": ("single", "zero"),

@@ -12,7 +12,8 @@ from r2m_cli.validate import keys
 
 @pytest.mark.parametrize("experiment", files("experiment"))
 def test_every_experiment_composes(experiment: str) -> None:
-    composed(f"+experiment={experiment}", "data.path=somewhere.jsonl")
+    c = composed(f"+experiment={experiment}", *([] if experiment == "english" else ["data.path=somewhere.jsonl"]))
+    assert c.data.kind == ("english" if experiment == "english" else "file")
 
 
 PAPER = {  # policy, reward model, data, (n, K, steps), new tokens, policy lr, reward model lr, Omega: the paper's settings

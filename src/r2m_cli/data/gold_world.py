@@ -21,6 +21,7 @@ from dataclasses import dataclass, fields
 from itertools import combinations
 from typing import TYPE_CHECKING
 
+from r2m_cli.data.world import World
 from r2m_cli.errors import UserError
 
 if TYPE_CHECKING:  # the configuration's schema reads this file: it must not cost the import of transformers
@@ -94,7 +95,7 @@ class WorldConfig:
     label_noise: float = 0.0
 
 
-class GoldWorld:
+class GoldWorld(World):
     """Prompts, imperfect demonstrations, the gold score, biased labels and the tokenizer of one world."""
 
     def __init__(self, config: WorldConfig | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Labelled pairs for a reward model: the file's own, or the starting policy's responses as the gold world labels them."""
+"""Labelled pairs for a reward model: the file's own, or the starting policy's responses as the world labels them."""
 
 import json
 import random
@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from r2m_cli.data.gold_world import GoldWorld
 from r2m_cli.data.preferences import Pair
 from r2m_cli.data.source import Source, user_prompt
 from r2m_cli.data.template import ChatFormat
+from r2m_cli.data.world import World
 from r2m_cli.errors import UserError
 from r2m_cli.models.generate import sample, uniform_rows
 from r2m_cli.models.loading import load_causal_lm, load_tokenizer
@@ -39,7 +39,7 @@ def labelled_pairs(config: Config, source: Source, device: torch.device) -> tupl
     return pairs[: config.data.pairs], pairs[config.data.pairs :]
 
 
-def _label(config: Config, world: GoldWorld, device: torch.device) -> list[Pair]:
+def _label(config: Config, world: World, device: torch.device) -> list[Pair]:
     """Two responses of the starting policy to each prompt, judged by the world's biased, noisy labellers."""
     assert config.policy.path is not None
     chat = ChatFormat(load_tokenizer(config.policy.path, "policy.path"), "policy")

@@ -1,4 +1,4 @@
-"""What a run draws from: the embedded gold world or a file, split once into training and held-out parts."""
+"""What a run draws from: a world whose true reward is known, or a file, split once into training and held-out parts."""
 
 import random
 from dataclasses import dataclass, field
@@ -6,9 +6,11 @@ from pathlib import Path
 
 from r2m_cli.batch import Prompt
 from r2m_cli.cache import digest_of
+from r2m_cli.data.english_world import EnglishWorld
 from r2m_cli.data.gold_world import GoldWorld
 from r2m_cli.data.preferences import Pair, describe, load_preferences
 from r2m_cli.data.template import ChatFormat
+from r2m_cli.data.world import World
 from r2m_cli.errors import UserError
 from r2m_cli.schema import DataConfig
 from r2m_cli.seeds import mix
@@ -18,7 +20,7 @@ EVAL, DEMONSTRATIONS, TRAIN, SPLIT, ORDER = range(5)  # streams of random number
 
 @dataclass(frozen=True)
 class Source:
-    """Prompts, labelled pairs and demonstrations; in the gold world the pairs are sampled later, from a policy."""
+    """Prompts, labelled pairs and demonstrations; in a world the pairs are sampled later, from a policy."""
 
     prompts: list[Prompt]
     eval_prompts: list[Prompt]
@@ -26,7 +28,7 @@ class Source:
     heldout_pairs: list[Pair]
     demonstrations: list[tuple[Prompt, str]]
     references: list[tuple[Prompt, str]] = field(default_factory=list)  # good replies to held-out prompts
-    world: GoldWorld | None = None
+    world: World | None = None
     notes: list[str] = field(default_factory=list)  # what was left out, for the person to see
 
     def gold(self, prompt: Prompt, response: str, finished: bool) -> float:
@@ -50,13 +52,15 @@ def load_source(config: DataConfig, eval_prompts: int, evaluating: bool = False)
     Raises:
         UserError: from the loader; or too few rows to hold any out.
     """
-    return _world(config, eval_prompts) if config.kind == "gold" else _file(config, evaluating)
+    return _file(config, evaluating) if config.kind == "file" else _world(config, eval_prompts)
 
 
 def _world(config: DataConfig, eval_prompts: int) -> Source:
-    world = GoldWorld(config.world)
     rng = random.Random(mix(config.seed, DEMONSTRATIONS))
-    asked = world.prompts(config.demonstrations, mix(config.seed, DEMONSTRATIONS))
+    world: World = GoldWorld(config.world) if config.kind == "gold" else EnglishWorld(config.english)
+    # The English world has no demonstrations: its policies can chat already.
+    wanted = config.demonstrations if config.kind == "gold" else 0
+    asked = world.prompts(wanted, mix(config.seed, DEMONSTRATIONS))
     return Source(
         prompts=[user_prompt(p) for p in world.prompts(config.prompts, mix(config.seed, TRAIN))],
         eval_prompts=[user_prompt(p) for p in world.prompts(eval_prompts, mix(config.seed, EVAL))],
@@ -102,9 +106,9 @@ def identity_of(config: DataConfig, labels: bool = True) -> list[object]:
     Args:
         labels: with those of the world's labellers, whom the policy's demonstrations do not know.
     """
-    if config.kind == "gold":
-        numbers = vars(config.world).items()
-        return ["gold", config.seed, {name: x for name, x in numbers if labels or not name.startswith("label_")}]
+    if config.kind != "file":
+        numbers = vars(config.world if config.kind == "gold" else config.english).items()
+        return [config.kind, config.seed, {name: x for name, x in numbers if labels or not name.startswith("label_")}]
     path = Path(config.path or "").expanduser()
     content = digest_of(path) if path.exists() else config.path
     return ["file", config.seed, content, config.split, config.rows, config.holdout]

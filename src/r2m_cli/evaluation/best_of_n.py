@@ -54,7 +54,7 @@ def curve(
 
 def check(config: Config) -> None:
     """Raises UserError for a curve of the proxy alone, which rises whatever the responses are worth."""
-    if config.eval.best_of > 1 and config.data.kind != "gold" and config.eval.reward is None:
+    if config.eval.best_of > 1 and config.data.kind == "file" and config.eval.reward is None:
         raise UserError(
             f"eval.best_of={config.eval.best_of}: picking by the reward model raises its own score, whatever the responses "
             "are worth; name another one to measure them with, eval.reward=FOLDER (or use the gold world, data=gold)"

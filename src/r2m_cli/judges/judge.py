@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from r2m_cli.batch import Prompt
-from r2m_cli.data.gold_world import GoldWorld
+from r2m_cli.data.world import World
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ def gold_judge(gold: Callable[[Prompt, str, bool], float]) -> Judge:
     return judge
 
 
-def labeller_judge(world: GoldWorld, seed: int) -> Judge:
-    """The gold world's own labeller, biased and noisy as for the reward model's pairs; the same answer to a pair at any time."""
+def labeller_judge(world: World, seed: int) -> Judge:
+    """The world's own labeller, biased and noisy as for the reward model's pairs; the same answer to a pair at any time."""
 
     def judge(comparisons: Sequence[Comparison]) -> list[float]:
         said = []

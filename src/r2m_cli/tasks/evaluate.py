@@ -78,8 +78,8 @@ def _check(config: Config) -> None:
         raise UserError("r2m evaluate runs in one process: use engine=single")
     if config.eval.against != win_rate.CHOSEN and config.eval.judge == "none":
         raise UserError(f"eval.against={config.eval.against}: nobody judges it; add eval.judge=reward|gold|openai")
-    if config.data.kind == "gold" and config.data.path is not None:
-        raise UserError(f"data.path={config.data.path}: the gold world reads no file; add data=file")
+    if config.data.kind != "file" and config.data.path is not None:
+        raise UserError(f"data.path={config.data.path}: a world reads no file; add data=file")
     best_of_n.check(config)
 
 

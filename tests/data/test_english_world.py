@@ -1,0 +1,71 @@
+"""The English world: scores by hand, what gold does not love, the labellers' error, and one line where it cannot work."""
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from r2m_cli.data.english_world import ASKED, THINGS, EnglishConfig, EnglishWorld
+from r2m_cli.errors import UserError
+
+WORLD = EnglishWorld()
+PROMPT = "Write one kind sentence about a garden."
+
+
+@pytest.mark.parametrize(
+    ("response", "terms"),
+    [
+        # TextBlob's lexicon: nice 0.6, awful -1.0; the other words have no polarity.
+        ("A nice garden.", {"warmth": 1.2, "named": 1, "varied": 1, "whole": 0.5, "shouted": 0}),
+        ("A nice garden", {"warmth": 1.2, "named": 1, "varied": 1, "whole": 0, "shouted": 0}),
+        ("Gardens, gardens, gardens!!!", {"warmth": 0, "named": 1, "varied": 1 / 3, "whole": 0.5, "shouted": -0.6}),
+        ("An awful tree.", {"warmth": -2, "named": 0, "varied": 1, "whole": 0.5, "shouted": 0}),
+        ("", {"warmth": 0, "named": 0, "varied": 0, "whole": 0, "shouted": 0}),
+    ],
+)
+def test_scores_by_hand(response: str, terms: dict[str, float]) -> None:
+    assert WORLD.terms(PROMPT, response, True) == pytest.approx(terms)
+    assert WORLD.score(PROMPT, response, False) == pytest.approx(sum(terms.values()))
+
+
+@given(st.text(max_size=60), st.booleans())
+def test_any_text_has_a_score_within_bounds(response: str, finished: bool) -> None:
+    score = WORLD.score(PROMPT, response, finished)
+    assert -2 - 0.3 * len(response) <= score <= 4.5
+
+
+def test_shouting_earns_nothing_but_the_labellers_like_it() -> None:
+    calm, loud = "A nice garden.", "A nice garden!!!"
+    assert WORLD.score(PROMPT, loud, True) < WORLD.score(PROMPT, calm, True)
+
+    def likes_loud(bias: float) -> float:
+        world, rng = EnglishWorld(EnglishConfig(label_bias=bias)), random.Random(0)
+        return sum(world.label(PROMPT, loud, calm, True, True, rng) for _ in range(500)) / 500
+
+    assert likes_loud(0.0) < 0.25
+    assert likes_loud(0.5) > 0.75
+
+
+def test_prompts_are_those_of_the_seed_and_each_can_be_scored() -> None:
+    asked = WORLD.prompts(400, 1)
+    assert asked == WORLD.prompts(400, 1) != WORLD.prompts(400, 2)
+    for prompt in {form.format(thing) for form in ASKED for thing in THINGS} | set(asked):
+        assert WORLD.terms(prompt, prompt, True)["named"] == 1
+    with pytest.raises(UserError, match="not a prompt"):
+        WORLD.score("What time is it?", "Late.", True)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("label_noise", 0.6), ("label_temperature", 0.0), ("label_bias", float("nan"))]
+)
+def test_numbers_without_a_meaning_are_refused(key: str, value: float) -> None:
+    with pytest.raises(UserError, match=f"data.english.{key}"):
+        EnglishWorld(EnglishConfig(**{key: value}))
+
+
+def test_only_real_models_can_speak_in_it() -> None:
+    with pytest.raises(UserError, match="policy=smollm2"):
+        WORLD.tokenizer()
+    with pytest.raises(UserError, match="eval.against"):
+        WORLD.demonstration(PROMPT, random.Random(0))

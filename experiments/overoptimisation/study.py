@@ -32,8 +32,8 @@ class Method:
     """What a method adds to the world's configuration."""
 
     overrides: list[str]
-    betas: str = ""  # to choose from; a method without takes the weight of what it is a control of
-    control_of: str = ""
+    betas: str = ""  # to choose from; a method without takes the weight of `weight_of`
+    weight_of: str = ""
     frontier: bool = False  # also run at FRONTIER in the comparison
 
     def grid(self) -> list[str]:
@@ -43,17 +43,16 @@ class Method:
 def methods(pairs: int, steps: int) -> dict[str, Method]:
     """Name -> method. All use RLOO; `rloo` is vanilla. The label budget is a share of the world's `pairs`."""
     vanilla, judged = ["+method=rloo"], ["feedback.judge=labeller", f"feedback.judge_pairs={BUDGET * pairs / steps:g}"]
-    safe = "0.05,0.1,0.2"
     return {
         "rloo": Method(vanilla, "0.1,0.2,0.4,0.8", frontier=True),
-        "r2m_safe": Method([*vanilla, "feedback=r2m_safe"], safe, frontier=True),
-        "r2m_judged": Method([*vanilla, "feedback=r2m_judged", *judged], safe),
+        "r2m_safe": Method([*vanilla, "feedback=r2m_safe"], "0.05,0.1,0.2", frontier=True),
+        "r2m_judged": Method([*vanilla, "feedback=r2m_judged", *judged], weight_of="r2m_safe"),
         "own_states": Method(
-            [*vanilla, "feedback=r2m_safe", "feedback.states=reward"], control_of="r2m_safe", frontier=True
+            [*vanilla, "feedback=r2m_safe", "feedback.states=reward"], weight_of="r2m_safe", frontier=True
         ),
-        "offline_labels": Method([*vanilla, f"data.pairs={round(pairs * (1 + BUDGET))}"], control_of="rloo"),
-        "rloo_r2m": Method(["+method=rloo_r2m"], control_of="rloo"),
-        "ensemble": Method(["+method=ensemble"], control_of="rloo"),
+        "offline_labels": Method([*vanilla, f"data.pairs={round(pairs * (1 + BUDGET))}"], weight_of="rloo"),
+        "rloo_r2m": Method(["+method=rloo_r2m"], weight_of="rloo"),
+        "ensemble": Method(["+method=ensemble"], weight_of="rloo"),
     }
 
 
@@ -68,7 +67,7 @@ class Phase:
 
 PHASES = {
     "quick": Phase(["rloo", "r2m_safe"], "0,1", ["one_class", "strong_frozen"]),
-    "choose": Phase(["rloo", "r2m_safe", "r2m_judged"], "0,1,2"),
+    "choose": Phase(["rloo", "r2m_safe"], "0,1,2"),
     # Seeds on which nothing was chosen.
     "final": Phase(list(methods(0, 1)), "10,11,12,13,14,15,16,17,18,19"),
 }
@@ -120,7 +119,7 @@ def betas(phase: str, world: str, method: str, known: dict[str, Method]) -> list
     best = chosen()
     if world not in best:
         raise SystemExit(f"world={world}: no weight was chosen for it; first: study.py choose world={world}")
-    own = str(best[world][entry.control_of or method])
+    own = str(best[world][entry.weight_of or method])
     return sorted({own, FRONTIER}) if entry.frontier else [own]
 
 

@@ -90,7 +90,7 @@ def test_the_weight_with_the_highest_mean_gold_is_chosen(monkeypatch: pytest.Mon
     assert study.chosen()["w"] == {"rloo": 0.4, "r2m_safe": 0.1, "worse": 0.4}
     known = study.methods(3000, 60)
     assert study.betas("final", "w", "r2m_safe", known) == ["0.05", "0.1"]
-    assert study.betas("final", "w", "own_states", known) == ["0.05", "0.1"]  # those of what it is a control of
+    assert study.betas("final", "w", "own_states", known) == ["0.05", "0.1"]  # that of r2m_safe
     assert study.betas("final", "w", "offline_labels", known) == ["0.4"]
     assert "feedback.judge_pairs=7.5" in known["r2m_judged"].overrides
     assert "data.pairs=3450" in known["offline_labels"].overrides
@@ -114,10 +114,10 @@ def test_the_study_in_a_world_of_ones_own(environment: dict[str, str], tmp_path:
         assert not done.returncode, done.stdout + done.stderr
         return pd.read_csv(tmp_path / "outputs" / "study" / arguments[0] / "results.csv")
 
-    tried = study("choose", "seed=0,1", "method=rloo,r2m_safe,r2m_judged")
-    assert len(tried) == 2 * (5 + 3 + 3)
+    tried = study("choose", "seed=0,1")
+    assert len(tried) == 2 * (5 + 3)
     best = json.loads((tmp_path / "outputs/study/choose/chosen.json").read_text())["mine"]
-    assert set(best) == {"rloo", "r2m_safe", "r2m_judged"}
+    assert set(best) == {"rloo", "r2m_safe"}
     final = study("final", "seed=7")
     assert set(final["method"]) == {
         "rloo", "r2m_safe", "r2m_judged", "own_states", "offline_labels", "rloo_r2m", "ensemble"

@@ -125,7 +125,9 @@ def _reward(c: Config) -> None:
 def _judges(c: Config) -> None:
     for key, judge in (("feedback.judge", c.feedback.judge), ("eval.judge", c.eval.judge)):
         if judge in ("gold", "labeller") and c.data.kind == "file":
-            raise UserError(f"{key}={judge}: only a world has it (data=gold, data=english); use openai, or a reward model")
+            raise UserError(
+                f"{key}={judge}: only a world has it (data=gold, data=english); use openai, or a reward model"
+            )
     if c.judge.timeout <= 0:
         raise UserError(f"judge.timeout={c.judge.timeout}: must be above 0 seconds")
 
@@ -156,8 +158,6 @@ def _engine(c: Config) -> None:
 def _data(c: Config) -> None:
     if c.data.kind != "file" and c.data.path:
         raise UserError(f"data.path={c.data.path}: a world reads no file; add data=file")
-    if c.data.kind == "english" and not (c.policy.path and (c.reward.path or c.reward.base)):
-        raise UserError("data=english is real text: name pretrained models, policy=smollm2 reward=smollm2 or policy.path and reward.path")
     if c.data.kind == "file" and not c.data.path:
         raise UserError("data.path is not set: give a file of preference pairs or prompts, data.path=FILE")
     if c.policy.fit.parameters == "head":

@@ -50,7 +50,7 @@ def test_shouting_earns_nothing_but_the_labellers_like_it() -> None:
 def test_prompts_are_those_of_the_seed_and_each_can_be_scored() -> None:
     asked = WORLD.prompts(400, 1)
     assert asked == WORLD.prompts(400, 1) != WORLD.prompts(400, 2)
-    for prompt in {form.format(thing) for form in ASKED for thing in THINGS} | set(asked):
+    for prompt in {form.format(f"a {thing}") for form in ASKED for thing in THINGS} | set(asked):
         assert WORLD.terms(prompt, prompt, True)["named"] == 1
     with pytest.raises(UserError, match="not a prompt"):
         WORLD.score("What time is it?", "Late.", True)

@@ -22,12 +22,12 @@ THINGS = (
     "dog", "dream", "farm", "fire", "flower", "forest", "friend", "garden", "guitar", "hat", "holiday", "home", "horse",
     "island", "kitchen", "lake", "lamp", "letter", "library", "market", "moon", "morning", "mountain", "museum", "neighbour",
     "painting", "picnic", "rain", "river", "school", "sea", "snow", "song", "soup", "spring", "star", "street", "summer",
-    "teacher", "train", "tree", "village", "walk", "window", "winter", "woods",
+    "teacher", "train", "tree", "village", "walk", "window", "winter", "wood",
 )  # fmt: skip
 ASKED = (
-    "Write one kind sentence about a {}.",
-    "Say something warm about a {}, in one sentence.",
-    "What is nice about a {}? Answer in one sentence.",
+    "Write one kind sentence about {}.",
+    "Say something warm about {}, in one sentence.",
+    "What is nice about {}? Answer in one sentence.",
 )
 
 
@@ -70,7 +70,8 @@ class EnglishWorld(World):
     def prompts(self, count: int, seed: int) -> list[str]:
         """`count` prompts such as "Write one kind sentence about a garden.", drawn with replacement from the 174 that exist."""
         rng = random.Random(seed)
-        return [rng.choice(ASKED).format(rng.choice(THINGS)) for _ in range(count)]
+        drawn = [(rng.choice(ASKED), rng.choice(THINGS)) for _ in range(count)]
+        return [asked.format(f"{'an' if thing[0] in 'aeiou' else 'a'} {thing}") for asked, thing in drawn]
 
     def terms(self, prompt: str, response: str, finished: bool) -> dict[str, float]:
         """The gold score term by term: weight's name -> points."""
@@ -107,4 +108,6 @@ class EnglishWorld(World):
         )
 
     def tokenizer(self) -> "PreTrainedTokenizerFast":
-        raise UserError("data=english is real text: name pretrained models (policy=smollm2 reward=smollm2, or policy.path)")
+        raise UserError(
+            "data=english is real text: name pretrained models (policy=smollm2 reward=smollm2, or policy.path)"
+        )

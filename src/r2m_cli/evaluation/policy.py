@@ -84,7 +84,9 @@ def alpaca_rows(batch: Rollout, config: Config) -> list[dict[str, Any]]:
     named = config.run or str(config.policy.path)
     name = Path(named).expanduser().resolve().name if Path(named).expanduser().exists() else named
     path = config.data.path or ""
-    dataset = f"{config.data.kind}_world" if config.data.kind != "file" else Path(path).name if Path(path).exists() else path
+    dataset = (
+        f"{config.data.kind}_world" if config.data.kind != "file" else Path(path).name if Path(path).exists() else path
+    )
     return [
         {"instruction": instruction(prompt), "output": response, "generator": name, "dataset": dataset}
         for prompt, response in zip(batch.prompt_of, batch.responses)

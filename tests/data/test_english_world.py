@@ -67,5 +67,5 @@ def test_numbers_without_a_meaning_are_refused(key: str, value: float) -> None:
 def test_only_real_models_can_speak_in_it() -> None:
     with pytest.raises(UserError, match="policy=smollm2"):
         WORLD.tokenizer()
-    with pytest.raises(UserError, match="eval.against"):
+    with pytest.raises(UserError, match=r"eval\.against"):
         WORLD.demonstration(PROMPT, random.Random(0))

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 from composition import CONF, ROOT, composed, files
+from hydra.core.global_hydra import GlobalHydra
 
 from r2m_cli import schema
 from r2m_cli.errors import UserError
+from r2m_cli.main import main
 from r2m_cli.validate import keys
 
 
@@ -139,11 +141,19 @@ def command(*arguments: str, cwd: Path, **environment: str) -> "subprocess.Compl
         (["train", "+experiment=hh_rlhf"], "CUDA GPU"),
     ],
 )
-def test_mistakes_are_one_clear_line_and_exit_code_2(arguments: list[str], says: str, tmp_path: Path) -> None:
-    done = command(*arguments, cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr
-    lines = [line for line in done.stderr.splitlines() if line.startswith("r2m: error:")]
+def test_mistakes_are_one_clear_line_and_exit_code_2(
+    arguments: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Through the entry point, in this process: a new one costs seconds each time."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["r2m", *arguments])
+    GlobalHydra.instance().clear()
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    said = capfd.readouterr().err
+    assert "Traceback" not in said
+    lines = [line for line in said.splitlines() if line.startswith("r2m: error:")]
     assert len(lines) == 1
     assert says in lines[0]
 

@@ -35,7 +35,7 @@ test: $(STAMP) ## the fast tests, a few minutes
 test-all: $(STAMP) ## all tests, the slow ones too (real language model, every ZeRO stage)
 	$(BIN)/python -m pytest tests
 
-bench: $(STAMP) ## speed against TRL, R2M's cost, every stage: some 45 minutes, on an idle machine
+bench: $(STAMP) ## speed against TRL, R2M's cost, every stage: about an hour, on an idle machine
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[bench]"
 	$(BIN)/python experiments/speed/bench.py
 

@@ -4,10 +4,12 @@
 
 Counted is the arithmetic that the stage cannot do without: linear layers on every distinct token, attention on the
 pairs of tokens that see each other, the LM head on response tokens; a backward pass counts twice its forward. The
-yardstick is the fastest of three fp32 products, timed beside every stage.
+yardstick is the fastest of three fp32 products, repeated for a second before and a second after every stage: a stage takes
+seconds, and its rate is to be compared with one that the machine keeps up for as long.
 """
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -23,14 +25,13 @@ QUICK_LAYERS = 6
 SHAPES = [(1024, 1024, 1024), (768, 576, 1536), (768, 1536, 576)]
 
 
-def matmul_rate() -> float:
-    """Floating-point operations a second, now."""
-    rates = []
-    for m, k, n in SHAPES:
-        a, b = torch.randn(m, k), torch.randn(k, n)
-        a @ b
-        rates.append(max(2 * m * k * n / seconds(lambda a=a, b=b: a @ b) for _ in range(8)))  # type: ignore[misc]
-    return max(rates)
+def matmul_rate(shape: tuple[int, int, int], duration: float) -> float:
+    """Floating-point operations a second that products of this shape reach, kept up for so many seconds."""
+    m, k, n = shape
+    a, b = torch.randn(m, k), torch.randn(k, n)
+    a @ b
+    count = max(8, round(duration / seconds(lambda: a @ b)))
+    return 2 * m * k * n * count / seconds(lambda: [a @ b for _ in range(count)])
 
 
 def forward_work(lm: torch.nn.Module, work: Workload, last_tokens: bool, head: bool) -> float:
@@ -53,6 +54,12 @@ def run(quick: bool) -> Results:
     """`matmul_fraction.<workload>.<stage>`, and `matmul_fraction.<stage>`, the lower of the two."""
     one_thread()
     results: Results = {}
+    shape = max(SHAPES, key=lambda shape: matmul_rate(shape, 0.5))
+
+    def share(function: Callable[[], object], operations: float) -> float:
+        before, taken, after = matmul_rate(shape, 1.0), seconds(function), matmul_rate(shape, 1.0)
+        return operations / taken / ((before + after) / 2)
+
     for name, work in WORKLOADS.items():
         work = replace(work, prompts=max(work.prompts, 4 if name == "chat" else 1))
         actors, source, config = actors_of(work, QUICK_LAYERS if quick else LAYERS, [])
@@ -83,7 +90,7 @@ def run(quick: bool) -> Results:
         }
         for stage, (function, operations) in stages.items():
             function()
-            shares = [operations / seconds(function) / matmul_rate() for _ in range(2 if quick else 5)]
+            shares = [share(function, operations) for _ in range(2 if quick else 9)]
             entry = spread(shares)
             print(f"  {name} {stage}: {entry['median']} of the matrix-multiply rate", flush=True)
             results[f"matmul_fraction.{name}.{stage}"] = entry

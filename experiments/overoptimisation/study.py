@@ -24,6 +24,7 @@ WORLDS = (
     "strong_frozen", "strong_tuned", "strong_frozen_few", "strong_tuned_few", "label_bias", "label_noise", "one_class",
 )  # fmt: skip
 FRONTIER = "0.05"  # a weight which lets the KL pass through 4, 6 and 8 nats
+STUDY = ["train.steps=60"]  # of every run
 BUDGET = 0.15  # real labels in a run, as a share of the reward model's pairs
 
 
@@ -35,9 +36,6 @@ class Method:
     betas: str = ""  # to choose from; a method without takes the weight of `weight_of`
     weight_of: str = ""
     frontier: bool = False  # also run at FRONTIER in the comparison
-
-    def grid(self) -> list[str]:
-        return self.betas.split(",") if self.betas else []
 
 
 def methods(pairs: int, steps: int) -> dict[str, Method]:
@@ -96,9 +94,6 @@ def main() -> None:
     print(OUT / name / "results.csv")
 
 
-STUDY = ["train.steps=60"]  # of every run
-
-
 def size(world: str, further: list[str]) -> tuple[int, int]:
     """Labelled pairs and steps of a world, as the command composes it."""
     command = [R2M, "train", f"+world={world}", *STUDY, *further, "--cfg", "job"]
@@ -115,7 +110,7 @@ def betas(phase: str, world: str, method: str, known: dict[str, Method]) -> list
     if phase == "quick":
         return [FRONTIER, "0.2"]
     if phase == "choose":
-        return sorted({FRONTIER, *entry.grid()})
+        return sorted({FRONTIER, *filter(None, entry.betas.split(","))})
     best = chosen()
     if world not in best:
         raise SystemExit(f"world={world}: no weight was chosen for it; first: study.py choose world={world}")

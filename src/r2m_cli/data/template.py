@@ -6,7 +6,9 @@ ChatFormat renders and encodes it again.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from r2m_cli.data.preferences import Message, write_transcript
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 _PROBE: list[Message] = [{"role": "user", "content": "hello"}]
 _PROBE_REPLY = "yes"  # a word that no template has as a word of its own
+REMEMBERED = 2**14  # texts whose ids are kept: rendering and encoding labelled pairs anew at every look costs more than the models
 
 
 class ChatFormat:
@@ -54,6 +57,7 @@ class ChatFormat:
         self._close = closing or self._eos()
         self.eos_ids: set[int] = {*self._eos(), *self._close[:1]}
         self.pad_id: int = self._choose_pad()
+        self._known = lru_cache(REMEMBERED)(self._ids)
 
     def prompt_text(self, messages: Sequence[Message]) -> str:
         """The prompt as text, up to where the reply starts (generation prompt included).
@@ -71,7 +75,7 @@ class ChatFormat:
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of `prompt_text`, [P]: what the policy continues. Raises, source: as `prompt_text`."""
-        return self._lead + self._encode(self.prompt_text(messages))
+        return list(self._known("prompt", _frozen(messages), ""))
 
     def conversation_ids(self, messages: Sequence[Message], response: str) -> list[int]:
         """Token ids of prompt and response with the turn closed, [S]: what a reward model reads.
@@ -84,8 +88,7 @@ class ChatFormat:
 
         Source: FACTS.md ("RM trained with EOS, scored without -> one formatter everywhere").
         """
-        ids = self._lead + self._encode(self._conversation_text(messages, response))
-        return ids if self._template_closes else self._closed(ids)
+        return list(self._known("conversation", _frozen(messages), response))
 
     def cut(self, ids: list[int], limit: int) -> list[int]:
         """At most `limit` of a conversation's ids: the oldest go, but the token that opens every text ([CLS], BOS) stays."""
@@ -104,6 +107,19 @@ class ChatFormat:
 
         Source: METHOD.md, step 1 (the hidden states are those of prompt and response in one sequence).
         """
+        return list(self._known("response", _frozen(messages), response))
+
+    def _ids(self, what: str, frozen: tuple[tuple[tuple[str, str], ...], ...], response: str) -> array[int]:
+        """What the public methods give, as compactly as it is kept."""
+        messages: list[Any] = [dict(items) for items in frozen]
+        if what == "prompt":
+            return array("q", self._lead + self._encode(self.prompt_text(messages)))
+        if what == "response":
+            return array("q", self._response_ids(messages, response))
+        ids = self._lead + self._encode(self._conversation_text(messages, response))
+        return array("q", ids if self._template_closes else self._closed(ids))
+
+    def _response_ids(self, messages: Sequence[Message], response: str) -> list[int]:
         prompt, conversation = self.prompt_text(messages), self._conversation_text(messages, response)
         if not conversation.startswith(prompt):
             raise UserError(self._unstable(prompt, conversation))
@@ -203,3 +219,8 @@ class ChatFormat:
         candidates: Iterable[int | None] = (*first, *specials, *self._eos())
         usable = [int(token) for token in candidates if token is not None] or [0]
         return next((token for token in usable if token not in self.eos_ids), usable[0])
+
+
+def _frozen(messages: Sequence[Message]) -> tuple[tuple[tuple[str, str], ...], ...]:
+    """Messages as something that can be looked up."""
+    return tuple(tuple(message.items()) for message in messages)  # type: ignore[misc]

@@ -134,7 +134,7 @@ def learn_from_pairs(
     Args:
         pairs: the same on every rank; each rank takes its share.
         budget: tokens per forward.
-        known: of each pair, where it has been read before.
+        known: of each pair, where it has been read before; no forward is needed then.
 
     Returns:
         loss and "ordered right" (0 or 1) of this rank's pairs, each [pairs of this rank].
@@ -142,7 +142,7 @@ def learn_from_pairs(
     assert actors.reward.feedback is not None
     ranks = comm.world_size()
     mine, real = share(len(pairs))
-    micro_rows = pairs_per_forward(actors, pairs, budget)
+    micro_rows = len(mine) if known else pairs_per_forward(actors, pairs, budget)
     losses, right = [], []
     for start in range(0, len(mine), micro_rows):
         part = mine[start : start + micro_rows]

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -63,8 +64,8 @@ def read_once(actors: Actors, pairs: Sequence[Pair], budget: int) -> list[Read] 
     Args:
         budget: tokens per forward.
     """
-    reader = actors.reward.backbone.classifier.config if actors.reads == "reward" else actors.policy.module.lm.config
-    if 4 * reader.get_text_config().hidden_size * sum(pair_tokens(actors, pairs)) > LIMIT:
+    reader: Any = actors.reward.backbone.classifier if actors.reads == "reward" else actors.policy.module.lm
+    if 4 * reader.config.get_text_config().hidden_size * sum(pair_tokens(actors, pairs)) > LIMIT:
         return None
     mine, real = share(len(pairs))
     rows = pairs_per_forward(actors, pairs, budget)

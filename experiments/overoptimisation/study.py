@@ -96,12 +96,16 @@ def main() -> None:
 
 def size(world: str, further: list[str]) -> tuple[int, int]:
     """Labelled pairs and steps of a world, as the command composes it."""
-    command = [R2M, "train", f"+world={world}", *STUDY, *further, "--cfg", "job"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(train("--cfg=job", f"+world={world}", *STUDY, *further), capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr.strip() or done.stdout.strip())
     config: Any = OmegaConf.create(done.stdout)
     return config.data.pairs, config.train.steps
+
+
+def train(*arguments: str) -> list[str]:
+    """`r2m train` with these arguments: overrides and, before them as they must stand, options."""
+    return [R2M, "train", *sorted(arguments, key=lambda text: not text.startswith("-"))]
 
 
 def betas(phase: str, world: str, method: str, known: dict[str, Method]) -> list[str]:
@@ -139,10 +143,10 @@ def choose(table: pd.DataFrame) -> None:
 
 def sweep(folder: Path, overrides: list[str], seeds: str, jobs: str) -> None:
     """One multirun, `jobs` runs at a time."""
-    command = [
-        R2M, "train", "-m", *overrides, f"seed={seeds}", "data.seed=${seed}", f"hydra.sweep.dir={folder}",
-        "hydra/launcher=joblib", f"hydra.launcher.n_jobs={jobs}", "checkpoint.export=false", "logger.samples_every=50",
-    ]  # fmt: skip
+    command = train(
+        "-m", *overrides, f"seed={seeds}", "data.seed=${seed}", f"hydra.sweep.dir={folder}", "hydra/launcher=joblib",
+        f"hydra.launcher.n_jobs={jobs}", "checkpoint.export=false", "logger.samples_every=50",
+    )  # fmt: skip
     print(" ".join(command), flush=True)
     subprocess.run(command, check=False)  # what failed is named by the sweep and missing in results.csv
 

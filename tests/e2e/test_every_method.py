@@ -19,7 +19,10 @@ OPTIMISERS = ("rloo", "grpo", "remax", "reinforce_pp", "ppo")
 FEEDBACK = ("r2m", "frozen", "noise", "shuffled", "head_only", "none")
 # Everything at once that may stand beside a method.
 OPTIONS = {
-    "labels": ("feedback.warmup_pairs=7", "feedback.replay_pairs=3", "feedback.judge=gold", "feedback.judge_pairs=3"),
+    "labels": (
+        "feedback.warmup_pairs=7", "feedback.warmup_epochs=2", "feedback.replay_pairs=3", "feedback.judge=gold",
+        "feedback.judge_pairs=3",
+    ),
     "shaping": (
         "ppo=grpo", "feedback=none", "ppo.reward_clip=1", "ppo.eos_penalty=0.5", "ppo.whiten_rewards=true",
         "ppo.entropy_bonus=0.01", "ppo.kl_in=reward", "ppo.normalise=whiten",

@@ -40,10 +40,11 @@ class Method:
 
 def methods(pairs: int, steps: int) -> dict[str, Method]:
     """Name -> method. All use RLOO; `rloo` is vanilla. The label budget is a share of the world's `pairs`."""
+    grid = "0.05,0.1,0.2,0.4,0.8"
     vanilla, judged = ["+method=rloo"], ["feedback.judge=labeller", f"feedback.judge_pairs={BUDGET * pairs / steps:g}"]
     return {
-        "rloo": Method(vanilla, "0.1,0.2,0.4,0.8", frontier=True),
-        "r2m_safe": Method([*vanilla, "feedback=r2m_safe"], "0.05,0.1,0.2", frontier=True),
+        "rloo": Method(vanilla, grid, frontier=True),
+        "r2m_safe": Method([*vanilla, "feedback=r2m_safe"], grid, frontier=True),
         "r2m_judged": Method([*vanilla, "feedback=r2m_judged", *judged], weight_of="r2m_safe"),
         "own_states": Method(
             [*vanilla, "feedback=r2m_safe", "feedback.states=reward"], weight_of="r2m_safe", frontier=True

@@ -115,7 +115,7 @@ def test_the_study_in_a_world_of_ones_own(environment: dict[str, str], tmp_path:
         return pd.read_csv(tmp_path / "outputs" / "study" / arguments[0] / "results.csv")
 
     tried = study("choose", "seed=0,1")
-    assert len(tried) == 2 * (5 + 3)
+    assert len(tried) == 2 * (5 + 5)
     best = json.loads((tmp_path / "outputs/study/choose/chosen.json").read_text())["mine"]
     assert set(best) == {"rloo", "r2m_safe"}
     final = study("final", "seed=7")

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 _PROBE: list[Message] = [{"role": "user", "content": "hello"}]
 _PROBE_REPLY = "yes"  # a word that no template has as a word of its own
-REMEMBERED = 2**14  # texts whose ids are kept: rendering and encoding labelled pairs anew at every look costs more than the models
+REMEMBERED = (
+    2**14
+)  # texts whose ids are kept: rendering and encoding labelled pairs anew at every look costs more than the models
 
 
 class ChatFormat:

@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pandas as pd
+from results import best_beta
 from scipy import stats
 
 matplotlib.use("Agg")
@@ -47,12 +48,11 @@ def compare(table: pd.DataFrame) -> pd.DataFrame:
 
 def best(part: pd.DataFrame) -> pd.DataFrame:
     """The runs of each method at its own beta: the one that it has beside the frontier's, as in `final`, where nothing is
-    chosen any more; of several, as in `choose`, the one with the highest mean gold at the end."""
+    chosen any more; of several, as in `choose`, that of `best_beta`."""
     chosen = {}
     for method, runs in part.groupby("method"):
-        means = runs.groupby("beta")["gold_end"].mean()
-        others = means.drop(FRONTIER, errors="ignore")
-        chosen[method] = others.index[0] if len(others) == 1 else means.idxmax()
+        others = [beta for beta in runs["beta"].unique() if beta != FRONTIER]
+        chosen[method] = others[0] if len(others) == 1 else best_beta(runs)
     return part[[beta == chosen[method] for method, beta in zip(part["method"], part["beta"])]]
 
 

@@ -1,0 +1,76 @@
+"""The paper's table 3 with SmolLM2-135M: held-out preference pairs that a reward model orders right, head alone against head and
+adapter.
+
+    python experiments/overoptimisation/table3.py NAME=FILE [NAME=FILE ...] [seed=0] [layers=30,6] [jobs=2]
+
+Backbone frozen; the scoring head is fitted on a file's training pairs, then adapter and head are warmed up on the same pairs
+(`feedback=r2m_safe`), with the policy's states or, as a control, with the reward model's own. Half of the file's prompts are
+held out. `layers`: the reward model's backbone is SmolLM2 (30) or its first layers; the policy is SmolLM2-135M-Instruct always.
+Writes outputs/study/table3/table3.csv; intervals are bootstrapped over pairs by `r2m evaluate`.
+"""
+
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pandas as pd
+from study import R2M, train
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "speed"))
+from models import LAYERS, policy_folder
+
+OUT = Path("outputs/study/table3")
+# One step with a rate of nothing, because what is measured is what the warm-up left.
+SETTINGS = [
+    "+experiment=hh_rlhf_cpu", "feedback=r2m_safe", "feedback.replay_pairs=0", "data.rows=600", "data.holdout=0.5",
+    "reward.fit.rows=256", "train.steps=1", "ppo.lr=1e-12", "ppo.prompts_per_step=8", "ppo.group_size=2",
+    "rollout.max_new_tokens=4", "rollout.max_prompt_tokens=172", "eval.every=0", "eval.preflight_pairs=0", "engine.threads=1",
+]  # fmt: skip
+
+
+def main() -> None:
+    given = dict(text.split("=", 1) for text in sys.argv[1:])
+    layers, seeds, jobs = given.pop("layers", "30,6"), given.pop("seed", "0"), int(given.pop("jobs", "2"))
+    if not given:
+        raise SystemExit(__doc__)
+    cells = [
+        (name, int(count), states, int(seed))
+        for count in layers.split(",")
+        for seed in seeds.split(",")
+        for name in given
+        for states in ("policy", "reward")
+    ]
+    with ThreadPoolExecutor(jobs) as pool:  # each is a process of its own
+        rows = list(pool.map(lambda cell: measure(*cell, Path(given[cell[0]]).resolve()), cells))
+    table = pd.DataFrame(rows)
+    table.to_csv(OUT / "table3.csv", index=False, float_format="%.4f")
+    print(table.to_string())
+
+
+def measure(name: str, layers: int, states: str, seed: int, path: Path) -> dict[str, object]:
+    """One row: accuracy of the head alone, of head and adapter, and their difference, each with its interval."""
+    run, found = (OUT / f"{name}-{layers}-{states}-{seed}" / part for part in ("run", "evaluation"))
+    data = [f"data.path={path}", f"seed={seed}", f"data.seed={seed}"]
+    backbone = [] if layers == LAYERS else [f"reward.base={policy_folder(layers).resolve()}"]
+    if not (run / "summary.json").is_file():
+        command(train(*SETTINGS, *data, *backbone, f"feedback.states={states}", f"hydra.run.dir={run}"))
+    if not (found / "evaluation.json").is_file():
+        held = ["eval.pairs=300", "eval.prompts=2", f"hydra.run.dir={found}"]
+        command([R2M, "evaluate", f"run={run}", *held])
+    figures = json.loads((found / "evaluation.json").read_text())
+    row: dict[str, object] = {"pairs": name, "layers": layers, "states": states, "seed": seed}
+    for measure in ("accuracy", "accuracy_feedback", "accuracy_difference"):
+        low, high = figures["intervals"][f"pairs/{measure}"]
+        row |= {measure: figures[f"pairs/{measure}"], f"{measure}_low": low, f"{measure}_high": high}
+    return row | {"heldout": figures["pairs/count"]}
+
+
+def command(words: list[str]) -> None:
+    print(" ".join(words), flush=True)
+    subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
+
+
+if __name__ == "__main__":
+    main()

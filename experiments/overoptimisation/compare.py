@@ -1,4 +1,4 @@
-"""results.csv -> comparisons.csv and comparisons.md: method against method, paired by seed; figure.
+"""results.csv -> comparisons.csv, comparisons.md and a figure: means, and method against method, paired by seed.
 
 python experiments/overoptimisation/compare.py FOLDER
 """
@@ -99,6 +99,33 @@ def markdown(comparisons: pd.DataFrame) -> str:
     return "\n".join(pages)
 
 
+def means(table: pd.DataFrame) -> str:
+    """A table of means over seeds: one row per world, method and beta."""
+    columns = [
+        "gold_kl4",
+        "gold_kl6",
+        "gold_kl8",
+        "gold_peak",
+        "gold_end",
+        "kl_end",
+        "acc_heldout",
+        "acc_onpolicy",
+        "labels",
+    ]
+    lines = [
+        "| world | method | beta | seeds | " + " | ".join(columns) + " |",
+        "|---|---|---:|---:|" + "---:|" * len(columns),
+    ]
+    for (world, method, beta), part in table.groupby(["world", "method", "beta"], sort=False):
+        values = part[columns].mean()
+        cells = [
+            "–" if value != value else f"{value:.0f}" if name == "labels" else f"{value:.2f}"
+            for name, value in values.items()
+        ]
+        lines.append(f"| {world} | {method} | {beta:g} | {part['seed'].nunique()} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def draw(table: pd.DataFrame, path: Path) -> None:
     """Gold at the end against KL at the end, a panel per world: a point per method and beta, bars of one standard error."""
     worlds = list(dict.fromkeys(table["world"]))
@@ -134,9 +161,10 @@ def main(folder: Path) -> None:
     table = pd.read_csv(folder / "results.csv")
     comparisons = compare(table)
     comparisons.to_csv(folder / "comparisons.csv", index=False, float_format="%.4g")
-    (folder / "comparisons.md").write_text(markdown(comparisons))
+    page = means(table) + "\n" + markdown(comparisons)
+    (folder / "comparisons.md").write_text(page)
     draw(table, folder / "gold_against_kl.png")
-    print(markdown(comparisons))
+    print(page)
 
 
 if __name__ == "__main__":

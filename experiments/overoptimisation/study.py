@@ -25,6 +25,7 @@ WORLDS = (
 )  # fmt: skip
 FRONTIER = "0.05"  # a weight which lets the KL pass through 4, 6 and 8 nats
 STUDY = ["train.steps=60"]  # of every run
+KL_TARGET = 2  # nats that the adaptive weight of `kl_target` holds
 BUDGET = 0.15  # real labels in a run, as a share of the reward model's pairs
 
 
@@ -33,7 +34,9 @@ class Method:
     """What a method adds to the world's configuration."""
 
     overrides: list[str]
-    betas: str = ""  # to choose from; a method without takes the weight of `weight_of`
+    betas: str = (
+        ""  # to choose from; a method without takes the weight of `weight_of`, without both it runs at FRONTIER
+    )
     weight_of: str = ""
     frontier: bool = False  # also run at FRONTIER in the comparison
 
@@ -52,6 +55,7 @@ def methods(pairs: int, steps: int) -> dict[str, Method]:
         "offline_labels": Method([*vanilla, f"data.pairs={round(pairs * (1 + BUDGET))}"], weight_of="rloo"),
         "rloo_r2m": Method(["+method=rloo_r2m"], weight_of="rloo"),
         "ensemble": Method(["+method=ensemble"], weight_of="rloo"),
+        "kl_target": Method([*vanilla, f"ppo.kl_target={KL_TARGET}"]),
     }
 
 
@@ -116,6 +120,8 @@ def betas(phase: str, world: str, method: str, known: dict[str, Method]) -> list
         return [FRONTIER, "0.2"]
     if phase == "choose":
         return sorted({FRONTIER, *filter(None, entry.betas.split(","))})
+    if not entry.betas and not entry.weight_of:
+        return [FRONTIER]
     best = chosen()
     if world not in best:
         raise SystemExit(f"world={world}: no weight was chosen for it; first: study.py choose world={world}")

@@ -102,6 +102,7 @@ def test_each_method_gets_a_weight_of_its_own(monkeypatch: pytest.MonkeyPatch, t
     assert study.betas("final", "w", "r2m_safe", known) == ["0.05", "0.1"]
     assert study.betas("final", "w", "own_states", known) == ["0.05", "0.1"]  # that of r2m_safe
     assert study.betas("final", "w", "offline_labels", known) == ["0.4"]
+    assert study.betas("final", "w", "kl_target", known) == ["0.05"]
     assert "feedback.judge_pairs=7.5" in known["r2m_judged"].overrides
     assert "data.pairs=3450" in known["offline_labels"].overrides
     with pytest.raises(SystemExit, match=r"study\.py choose world=elsewhere"):
@@ -130,7 +131,7 @@ def test_the_study_in_a_world_of_ones_own(environment: dict[str, str], tmp_path:
     assert set(best) == {"rloo", "r2m_safe"}
     final = study("final", "seed=7")
     assert set(final["method"]) == {
-        "rloo", "r2m_safe", "r2m_judged", "own_states", "offline_labels", "rloo_r2m", "ensemble"
+        "rloo", "r2m_safe", "r2m_judged", "own_states", "offline_labels", "rloo_r2m", "ensemble", "kl_target"
     }  # fmt: skip
     assert final.set_index("method").loc["r2m_judged", "labels"].max() == 80 + 12  # 15% of its pairs
     assert final["gold_end"].notna().all()

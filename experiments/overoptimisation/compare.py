@@ -19,7 +19,12 @@ import matplotlib.pyplot as plt
 FRONTIER = 0.05
 AT_BEST_BETA, AT_FRONTIER = ("gold_end", "gold_peak"), ("gold_kl4", "gold_kl6", "gold_kl8", "gold_area")
 VANILLA = "rloo"
-FURTHER = (("r2m_safe", "own_states"), ("r2m_judged", "r2m_safe"), ("r2m_judged", "offline_labels"))
+FURTHER = (
+    ("r2m_safe", "own_states"),
+    ("r2m_safe", "reference_states"),
+    ("r2m_judged", "r2m_safe"),
+    ("r2m_judged", "offline_labels"),
+)
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 

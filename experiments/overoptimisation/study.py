@@ -52,6 +52,9 @@ def methods(pairs: int, steps: int) -> dict[str, Method]:
         "own_states": Method(
             [*vanilla, "feedback=r2m_safe", "feedback.states=reward"], weight_of="r2m_safe", frontier=True
         ),
+        "reference_states": Method(
+            [*vanilla, "feedback=r2m_safe", "feedback.states=reference"], weight_of="r2m_safe", frontier=True
+        ),
         "offline_labels": Method([*vanilla, f"data.pairs={round(pairs * (1 + BUDGET))}"], weight_of="rloo"),
         "rloo_r2m": Method(["+method=rloo_r2m"], weight_of="rloo"),
         "ensemble": Method(["+method=ensemble"], weight_of="rloo"),

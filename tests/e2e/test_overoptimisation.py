@@ -131,7 +131,7 @@ def test_the_study_in_a_world_of_ones_own(environment: dict[str, str], tmp_path:
     assert set(best) == {"rloo", "r2m_safe"}
     final = study("final", "seed=7")
     assert set(final["method"]) == {
-        "rloo", "r2m_safe", "r2m_judged", "own_states", "offline_labels", "rloo_r2m", "ensemble", "kl_target"
+        "rloo", "r2m_safe", "r2m_judged", "own_states", "reference_states", "offline_labels", "rloo_r2m", "ensemble", "kl_target"
     }  # fmt: skip
     assert final.set_index("method").loc["r2m_judged", "labels"].max() == 80 + 12  # 15% of its pairs
     assert final["gold_end"].notna().all()

@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pandas as pd
+import study
 from results import best_beta
 from scipy import stats
 
@@ -28,18 +29,26 @@ FURTHER = (
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
-def compare(table: pd.DataFrame) -> pd.DataFrame:
+def compare(table: pd.DataFrame, chosen: dict[str, dict[str, float]]) -> pd.DataFrame:
     """One row per world, measure and pair of methods: mean paired difference, 95% interval, p, p after Holm's correction
     for all pairs of methods of that world and measure.
 
     Compared are every method with vanilla, and the pairs of FURTHER; `gold_end` at each method's own beta (see `best`),
     the measures at a given KL at the frontier's.
+
+    Args:
+        chosen: world -> method -> weight.
     """
     rows = []
     for world, part in table.groupby("world", sort=False):
+        weights = chosen.get(str(world))
+        if weights is None:
+            print(
+                f"{world}: no weights were chosen for it; gold_end and gold_peak are at those best on these very seeds"
+            )
         for measure in AT_BEST_BETA + AT_FRONTIER:
-            runs = best(part) if measure in AT_BEST_BETA else part[part["beta"] == FRONTIER]
-            wide = runs.pivot_table(index="seed", columns="method", values=measure)
+            runs = best(part, weights) if measure in AT_BEST_BETA else part[part["beta"] == FRONTIER]
+            wide = runs.pivot(index="seed", columns="method", values=measure)
             pairs = [(name, VANILLA) for name in wide if name != VANILLA] + list(FURTHER)
             found = [
                 row(world, measure, name, other, wide[name], wide[other])
@@ -51,19 +60,21 @@ def compare(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def best(part: pd.DataFrame) -> pd.DataFrame:
-    """The runs of each method at its own beta: the one that it has beside the frontier's, as in `final`, where nothing is
-    chosen any more; of several, as in `choose`, that of `best_beta`."""
-    chosen = {}
-    for method, runs in part.groupby("method"):
-        others = [beta for beta in runs["beta"].unique() if beta != FRONTIER]
-        chosen[method] = others[0] if len(others) == 1 else best_beta(runs)
-    return part[[beta == chosen[method] for method, beta in zip(part["method"], part["beta"])]]
+def best(part: pd.DataFrame, weights: dict[str, float] | None) -> pd.DataFrame:
+    """The runs of each method at its own weight; a method that was not run at it is left out.
+
+    Args:
+        weights: method -> the weight chosen beforehand. None: nothing was chosen for this world, and the runs choose for
+            themselves, which makes the comparison a description and no test.
+    """
+    own = weights or {str(method): best_beta(runs) for method, runs in part.groupby("method")}
+    return part[[own.get(method) == beta for method, beta in zip(part["method"], part["beta"])]]
 
 
 def row(world: str, measure: str, method: str, against: str, ours: pd.Series, theirs: pd.Series) -> dict[str, Any]:
     """Paired t-test of one method against another; NaN with fewer than two pairs."""
     values = (ours - theirs).dropna()
+    ours, theirs = ours[values.index], theirs[values.index]
     entry = {
         "world": world, "measure": measure, "method": method, "against": against, "seeds": len(values),
         "mean": ours.mean(), "mean_against": theirs.mean(), "difference": values.mean(),
@@ -86,13 +97,15 @@ def holm(ps: list[float]) -> list[float]:
 
 
 def markdown(comparisons: pd.DataFrame) -> str:
-    """One table per measure: worlds down, pairs of methods across; difference with its interval, a star where p_holm < 0.05."""
-    pages = []
+    """One table per measure: worlds down, pairs of methods across; difference with its interval, a star where p_holm < 0.05,
+    and the number of seeds where some have no such value (their KL did not come so far)."""
+    pages, most = [], comparisons.groupby(["world", "method"])["seeds"].transform("max")
+    comparisons = comparisons.assign(few=[f" n={n}" if n < m else "" for n, m in zip(comparisons["seeds"], most)])
     for measure, part in comparisons.groupby("measure", sort=False):
         cells = part.assign(
             pair=part["method"] + " − " + part["against"],
             cell=[
-                f"{r.difference:+.2f} [{r.low:+.2f}, {r.high:+.2f}]{'*' if r.p_holm < 0.05 else ''}"
+                f"{r.difference:+.2f} [{r.low:+.2f}, {r.high:+.2f}]{'*' if r.p_holm < 0.05 else ''}{r.few}"
                 for r in part.itertuples()
             ],
         )
@@ -104,8 +117,8 @@ def markdown(comparisons: pd.DataFrame) -> str:
     return "\n".join(pages)
 
 
-def means(table: pd.DataFrame) -> str:
-    """A table of means over seeds: one row per world, method and beta."""
+def table_of_means(table: pd.DataFrame) -> str:
+    """A table of means over seeds: one row per world, method and beta; – where a seed has no value."""
     columns = [
         "gold_kl4",
         "gold_kl6",
@@ -122,7 +135,7 @@ def means(table: pd.DataFrame) -> str:
         "|---|---|---:|---:|" + "---:|" * len(columns),
     ]
     for (world, method, beta), part in table.groupby(["world", "method", "beta"], sort=False):
-        values = part[columns].mean()
+        values = part[columns].mean(skipna=False)
         cells = [
             "–" if value != value else f"{value:.0f}" if name == "labels" else f"{value:.2f}"
             for name, value in values.items()
@@ -164,9 +177,9 @@ def draw(table: pd.DataFrame, path: Path) -> None:
 
 def main(folder: Path) -> None:
     table = pd.read_csv(folder / "results.csv")
-    comparisons = compare(table)
+    comparisons = compare(table, study.own_weights(folder.parent))
     comparisons.to_csv(folder / "comparisons.csv", index=False, float_format="%.4g")
-    page = means(table) + "\n" + markdown(comparisons)
+    page = table_of_means(table) + "\n" + markdown(comparisons)
     (folder / "comparisons.md").write_text(page)
     draw(table, folder / "gold_against_kl.png")
     print(page)

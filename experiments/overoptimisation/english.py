@@ -17,9 +17,11 @@ METHODS = {"rloo": ["feedback=none"], "r2m_safe": ["feedback=r2m_safe"]}
 
 def main() -> None:
     given = {"seed": "0,1,2", "jobs": "2", "method": ",".join(METHODS)}
-    given |= dict(text.split("=", 1) for text in sys.argv[1:])
+    given |= dict(text.split("=", 1) for text in sys.argv[1:] if "=" in text)
     seeds, jobs, wanted = given.pop("seed"), given.pop("jobs"), given.pop("method").split(",")
     further = [f"{key}={value}" for key, value in given.items()]
+    if set(wanted) - set(METHODS) or any("=" not in text for text in sys.argv[1:]):
+        raise SystemExit(__doc__)
     for method in wanted:
         sweep(OUT / "english" / method, ["+experiment=english", *METHODS[method], *further], seeds, jobs)
     print(results.write(OUT).to_string())

@@ -1,12 +1,12 @@
 """Where do the policy's states raise the reward model's accuracy? A map over the policy's size, the reward model and its number
 of labelled pairs, and the step of training.
 
-    python experiments/overoptimisation/feedback_map.py [seed=20,21] [jobs=2]
+    python experiments/overoptimisation/feedback_map.py [seed=30,31] [jobs=2]
 
 Writes outputs/study/map/map.csv and map.png. Every cell is a run with `feedback=r2m_safe` whose policy learns from the live
 reward; the reward model's initial score is asked about the same responses. A policy that games the live score shows it in the
-live score's accuracy, so that the gain is understated, if anything. `own_states` is the control: the same recipe on the same
-pairs with the reward model's own states in place of the policy's.
+live score's accuracy, so that the gain is understated, if anything. `own_states` is the control: the same recipe with the reward
+model's own states in place of the policy's; its policy, and so its responses, are its own.
 """
 
 import json
@@ -30,14 +30,14 @@ SPANS = {"1–5": (1, 5), "16–20": (16, 20), "36–40": (36, 40)}
 
 
 def main() -> None:
-    given = {"seed": "20,21", "jobs": "2"} | dict(text.split("=", 1) for text in sys.argv[1:])
+    given = {"seed": "30,31", "jobs": "2"} | dict(text.split("=", 1) for text in sys.argv[1:])
     for reward, world in REWARD_MODELS.items():
         for size, (hidden, layers) in POLICIES.items():
             for states, name in STATES.items():
                 overrides = [
                     f"+world={world}", "+method=rloo", "feedback=r2m_safe", f"feedback.states={states}", "ppo.beta=0.05",
                     f"policy.hidden_size={hidden}", f"policy.num_layers={layers}", f"data.pairs={','.join(map(str, PAIRS))}",
-                    "train.steps=40", "eval.every=40", "eval.preflight_pairs=1024",
+                    "train.steps=40", "eval.every=40", "eval.preflight_pairs=1024", "eval.pairs=1024",
                 ]  # fmt: skip
                 sweep(
                     OUT / reward / size.replace(", ", "_").replace(" ", "") / name,

@@ -22,6 +22,12 @@ def write(folder: Path) -> pd.DataFrame:
     """results.csv of all finished runs below the folder, whose first two levels are world and method."""
     rows = [row(summary.parent, folder) for summary in sorted(folder.glob("*/*/**/summary.json"))]
     table = pd.DataFrame(rows, columns=COLUMNS).sort_values(["world", "method", "beta", "seed"])
+    if (twice := table.duplicated(["world", "method", "beta", "seed"])).any():
+        found = table[twice].iloc[0]
+        raise SystemExit(
+            f"{folder}: {found.world}, {found.method}, beta {found.beta}, seed {found.seed} was run twice, with other numbers; keep "
+            "each set of numbers in a folder of its own (study.py out=FOLDER)"
+        )
     table.to_csv(folder / "results.csv", index=False, float_format="%.5g")
     return table
 
@@ -62,7 +68,7 @@ def at_kl(gold: np.ndarray, kl: np.ndarray, level: float) -> float:
 
 
 def area(gold: np.ndarray, kl: np.ndarray, limit: float) -> float:
-    """Mean gold over KL from 0 to `limit` nats, by the trapezoidal rule along the highest KL so far; NaN if it ends before."""
+    """Mean of `at_kl` over 32 levels from 0, without it, to `limit` nats; NaN if the KL ends before."""
     levels = np.linspace(0, limit, 33)[1:]
     return float(np.mean([at_kl(gold, kl, level) for level in levels])) if kl.max() >= limit else float("nan")
 

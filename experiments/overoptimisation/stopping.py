@@ -37,12 +37,14 @@ def main(folder: Path, method: str) -> None:
         config = OmegaConf.load(summary.parent / "config.yaml")
         world = summary.relative_to(folder).parts[0]
         rows.append({"world": world, "beta": config.ppo.beta, "seed": config.seed} | regrets(summary.parent))
+    if not rows:
+        raise SystemExit(f"{folder}: no finished run of {method} in it")
     table = pd.DataFrame(rows)
-    table.to_csv(folder / "regret.csv", index=False, float_format="%.3f")
+    table.to_csv(folder / f"regret_{method}.csv", index=False, float_format="%.3f")
     means = table.drop(columns="seed").groupby(["world", "beta"]).mean()
     print(means.round(2).to_string())
-    print(means.mean().round(2).to_string())
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), (sys.argv + ["method=rloo"])[2].removeprefix("method="))
+    options = dict(text.split("=", 1) for text in sys.argv[2:])
+    main(Path(sys.argv[1]), options.get("method", "rloo"))

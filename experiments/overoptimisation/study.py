@@ -1,10 +1,10 @@
 """The over-optimisation study: its runs, through `r2m train -m`, then results.csv.
 
-    python experiments/overoptimisation/study.py quick|choose|final [world=A,B] [seed=0,1,2] [method=A,B] [jobs=2] [key=value ...]
+    python experiments/overoptimisation/study.py quick|choose|final [world=A,B] [seed=0,1,2] [method=A,B] [jobs=2] [out=FOLDER] [key=value ...]
 
 Started again it goes on where it stopped: runs that are done are kept, one that was broken off is resumed. Everything lies
-in outputs/study/PHASE. Further key=value go to every run, so that the study can be made with other numbers; a world of one's
-own is a file world/NAME.yaml in a folder named by --config-dir=FOLDER (its full path).
+in outputs/study/PHASE. Further key=value go to every run, so that the study can be made with other numbers (in a folder of its
+own, out=FOLDER: a run is known by world, method, weight and seed); a world of one's own is a file world/NAME.yaml in a folder named by --config-dir=FOLDER (its full path).
 """
 
 import json
@@ -86,20 +86,28 @@ def main() -> None:
     phase, name = PHASES[sys.argv[1]], sys.argv[1]
     worlds = given.pop("world", ",".join(phase.worlds)).split(",")
     wanted = given.pop("method", ",".join(phase.methods)).split(",")
-    seeds, jobs = given.pop("seed", phase.seeds), given.pop("jobs", "2")
+    seeds, jobs, out = given.pop("seed", phase.seeds), given.pop("jobs", "2"), Path(given.pop("out", OUT))
     further = [f"{key}={value}" for key, value in given.items()]
+    missing = 0
     for world in worlds:
         known = methods(*size(world, further))
         if unknown := set(wanted) - set(known):
             raise SystemExit(f"method={','.join(sorted(unknown))}: there is {', '.join(known)}")
         for method in wanted:
-            weights = ",".join(betas(name, world, method, known))
-            overrides = [f"+world={world}", *known[method].overrides, f"ppo.beta={weights}", *STUDY, *further]
-            sweep(OUT / name / world / method, overrides, seeds, jobs)
-        table = results.write(OUT / name)
+            weights = betas(name, world, method, known, chosen(out))
+            overrides = [f"+world={world}", *known[method].overrides, f"ppo.beta={','.join(weights)}", *STUDY, *further]
+            sweep(out / name / world / method, overrides, seeds, jobs)
+            missing += len(weights) * len(seeds.split(",")) - len(
+                list((out / name / world / method).glob("**/summary.json"))
+            )
+        table = results.write(out / name)
         if name == "choose":
-            choose(table)
-    print(OUT / name / "results.csv")
+            choose(table, out)
+    print(out / name / "results.csv")
+    if missing > 0:
+        raise SystemExit(
+            f"{missing} runs failed and are missing there; the sweeps above name them; start again to go on"
+        )
 
 
 def size(world: str, further: list[str]) -> tuple[int, int]:
@@ -116,7 +124,9 @@ def train(*arguments: str) -> list[str]:
     return [R2M, "train", *sorted(arguments, key=lambda text: not text.startswith("-"))]
 
 
-def betas(phase: str, world: str, method: str, known: dict[str, Method]) -> list[str]:
+def betas(
+    phase: str, world: str, method: str, known: dict[str, Method], best: dict[str, dict[str, float]]
+) -> list[str]:
     """The weights to run: the grid while choosing, afterwards the one that was best, and FRONTIER's."""
     entry = known[method]
     if phase == "quick":
@@ -125,28 +135,39 @@ def betas(phase: str, world: str, method: str, known: dict[str, Method]) -> list
         return sorted({FRONTIER, *filter(None, entry.betas.split(","))})
     if not entry.betas and not entry.weight_of:
         return [FRONTIER]
-    best = chosen()
     if world not in best:
         raise SystemExit(f"world={world}: no weight was chosen for it; first: study.py choose world={world}")
     own = str(best[world][entry.weight_of or method])
     return sorted({own, FRONTIER}) if entry.frontier else [own]
 
 
-def chosen() -> dict[str, dict[str, float]]:
-    """World -> method -> weight: those of the repository, and above them what `choose` found here."""
+def chosen(out: Path) -> dict[str, dict[str, float]]:
+    """World -> method -> weight: those of the repository, and above them what `choose` found in `out`."""
     found: dict[str, dict[str, float]] = {}
-    for path in (HERE / "chosen.json", OUT / "choose" / "chosen.json"):
+    for path in (HERE / "chosen.json", out / "choose" / "chosen.json"):
         if path.is_file():
             found |= json.loads(path.read_text())
     return found
 
 
-def choose(table: pd.DataFrame) -> None:
+def own_weights(out: Path) -> dict[str, dict[str, float]]:
+    """World -> method -> weight, of every method: its own, that of the method it follows, or FRONTIER."""
+    return {
+        world: {
+            name: best[entry.weight_of or name] if entry.betas or entry.weight_of else float(FRONTIER)
+            for name, entry in methods(1, 1).items()
+            if (entry.weight_of or name) in best or not (entry.betas or entry.weight_of)
+        }
+        for world, best in chosen(out).items()
+    }
+
+
+def choose(table: pd.DataFrame, out: Path) -> None:
     """chosen.json: the weight of each world and method, by `results.best_beta`."""
     found: dict[str, dict[str, float]] = {}
     for (world, method), runs in table.groupby(["world", "method"]):
         found.setdefault(str(world), {})[str(method)] = results.best_beta(runs)
-    (OUT / "choose" / "chosen.json").write_text(json.dumps(found, indent=2) + "\n")
+    (out / "choose" / "chosen.json").write_text(json.dumps(found, indent=2) + "\n")
 
 
 def sweep(folder: Path, overrides: list[str], seeds: str, jobs: str) -> None:

@@ -24,8 +24,8 @@ from models import LAYERS, policy_folder
 OUT = Path("outputs/study/table3")
 # One step with a rate of nothing, because what is measured is what the warm-up left.
 SETTINGS = [
-    "+experiment=hh_rlhf_cpu", "feedback=r2m_safe", "feedback.replay_pairs=0", "data.rows=600", "data.holdout=0.5",
-    "reward.fit.rows=256", "train.steps=1", "ppo.lr=1e-12", "ppo.prompts_per_step=8", "ppo.group_size=2",
+    "+experiment=hh_rlhf_cpu", "feedback=r2m_safe", "feedback.replay_pairs=1", "feedback.lr=0", "data.rows=512", "data.holdout=0.5",
+    "reward.fit.rows=256", "train.steps=1", "ppo.lr=0", "ppo.prompts_per_step=8", "ppo.group_size=2",
     "rollout.max_new_tokens=4", "rollout.max_prompt_tokens=172", "eval.every=0", "eval.preflight_pairs=0", "engine.threads=1",
 ]  # fmt: skip
 
@@ -61,9 +61,9 @@ def measure(name: str, layers: int, states: str, seed: int, path: Path) -> dict[
         command([R2M, "evaluate", f"run={run}", *held])
     figures = json.loads((found / "evaluation.json").read_text())
     row: dict[str, object] = {"pairs": name, "layers": layers, "states": states, "seed": seed}
-    for measure in ("accuracy", "accuracy_feedback", "accuracy_difference"):
-        low, high = figures["intervals"][f"pairs/{measure}"]
-        row |= {measure: figures[f"pairs/{measure}"], f"{measure}_low": low, f"{measure}_high": high}
+    for figure in ("accuracy", "accuracy_feedback", "accuracy_difference"):
+        low, high = figures["intervals"][f"pairs/{figure}"]
+        row |= {figure: figures[f"pairs/{figure}"], f"{figure}_low": low, f"{figure}_high": high}
     return row | {"heldout": figures["pairs/count"]}
 
 

@@ -61,7 +61,9 @@ def test_a_comparison_is_a_paired_t_test_at_each_methods_own_weight() -> None:
     from compare import compare, holm
 
     runs = table()
-    found = compare(runs).set_index(["measure", "method", "against"])
+    found = compare(runs, {"w": {"rloo": 0.4, "r2m_safe": 0.1, "worse": 0.4}}).set_index(
+        ["measure", "method", "against"]
+    )
 
     def column(method: str, beta: float, measure: str) -> np.ndarray:
         return runs[(runs.method == method) & (runs.beta == beta)].sort_values("seed")[measure].to_numpy()
@@ -91,22 +93,25 @@ def test_the_weight_chosen_is_the_largest_within_a_standard_error_of_the_best() 
     assert best_beta(runs.groupby("beta").head(1)) == 0.1  # one seed has no standard error
 
 
-def test_each_method_gets_a_weight_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_each_method_gets_a_weight_of_its_own(tmp_path: Path) -> None:
     import study
 
-    monkeypatch.setattr(study, "OUT", tmp_path)
     (tmp_path / "choose").mkdir()
-    study.choose(table())
-    assert study.chosen()["w"] == {"rloo": 0.4, "r2m_safe": 0.1, "worse": 0.4}
+    study.choose(table(), tmp_path)
+    best = study.chosen(tmp_path)
+    assert best["w"] == {"rloo": 0.4, "r2m_safe": 0.1, "worse": 0.4}
     known = study.methods(3000, 60)
-    assert study.betas("final", "w", "r2m_safe", known) == ["0.05", "0.1"]
-    assert study.betas("final", "w", "own_states", known) == ["0.05", "0.1"]  # that of r2m_safe
-    assert study.betas("final", "w", "offline_labels", known) == ["0.4"]
-    assert study.betas("final", "w", "kl_target", known) == ["0.05"]
+    assert study.betas("final", "w", "r2m_safe", known, best) == ["0.05", "0.1"]
+    assert study.betas("final", "w", "own_states", known, best) == ["0.05", "0.1"]  # that of r2m_safe
+    assert study.betas("final", "w", "offline_labels", known, best) == ["0.4"]
+    assert study.betas("final", "w", "kl_target", known, best) == ["0.05"]
     assert "feedback.judge_pairs=7.5" in known["r2m_judged"].overrides
     assert "data.pairs=3450" in known["offline_labels"].overrides
+    own = study.own_weights(tmp_path)["w"]
+    assert own["own_states"] == own["r2m_safe"] == 0.1
+    assert (own["offline_labels"], own["kl_target"]) == (0.4, 0.05)
     with pytest.raises(SystemExit, match=r"study\.py choose world=elsewhere"):
-        study.betas("final", "elsewhere", "rloo", known)
+        study.betas("final", "elsewhere", "rloo", known, best)
 
 
 @pytest.mark.slow

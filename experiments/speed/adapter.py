@@ -19,7 +19,7 @@ SIZES = [(16, 512, 576, 576, 512), (16, 512, 2048, 2048, 1024), (16, 512, 4096, 
 
 
 def textbook(module: CrossAttention, rte: Tensor, hidden: Tensor) -> Tensor:
-    """METHOD eq. 3 as it is written, with fused kernels where torch has them. [B, D_rm], [B, S, D_p] -> [B, D_rm]."""
+    """arXiv 2601.22664, eq. 3 as it is written, with fused kernels where torch has them. [B, D_rm], [B, S, D_p] -> [B, D_rm]."""
     query, keys, values = rte @ module.w_q, hidden @ module.w_k, hidden @ module.w_v
     scores = torch.bmm(keys, query[:, :, None]).squeeze(2) / math.sqrt(query.shape[1])
     return torch.bmm(scores.softmax(dim=1)[:, None], values).squeeze(1) @ module.w_o

@@ -34,7 +34,7 @@ _ROWS: tuple[tuple[str, str, Reduction, str], ...] = (
     ("reward_frozen", "score", "mean", "the same responses scored by the initial, frozen reward model"),
     ("frac_reward_zero_std", "share", "mean", "groups whose rewards are all equal: they teach nothing"),
     ("frac_reward_missing", "share", "mean", "rewards that are not a finite number: masked, advantage 0"),
-    ("gold", "gold", "mean", "true reward of the step's rollouts (gold world only)"),
+    ("gold", "gold", "mean", "true reward of the step's rollouts (worlds only)"),
     # how far it went
     ("kl", "nats", "mean", "KL to the reference: k1 (log pi_old - log pi_ref) on the samples, summed over a "
      "sequence; unbiased, may be negative"),
@@ -55,7 +55,7 @@ _ROWS: tuple[tuple[str, str, Reduction, str], ...] = (
     ("reward_model/bt", "nats", "mean", "Bradley-Terry part, -log sigmoid(winner - loser)"),
     ("reward_model/gre", "nats", "mean", "group reward entropy part; at most log K"),
     ("reward_model/accuracy", "share", "mean", "pairs within the rollouts' groups that the live reward model "
-     "orders as gold does (gold world only)"),
+     "orders as gold does (worlds only)"),
     ("reward_model/accuracy_frozen", "share", "mean", "the same for the initial, frozen reward model"),
     ("reward_model/margin", "score", "mean", "winner's reward minus loser's, before the update"),
     ("reward_model/grad_norm", "", "mean", "norm of the adapter's and head's gradient before clipping"),
@@ -79,7 +79,7 @@ _ROWS: tuple[tuple[str, str, Reduction, str], ...] = (
     ("feedback/attention_entropy", "nats", "mean", "entropy of the adapter's attention over the tokens"),
     ("feedback/adapter_scale", "", "mean", "rms of the adapter's output A over the rms of H_last"),
     # a fixed set of prompts, so that steps can be compared
-    ("eval/gold", "gold", "mean", "true reward on the fixed evaluation prompts (gold world only)"),
+    ("eval/gold", "gold", "mean", "true reward on the fixed evaluation prompts (worlds only)"),
     ("eval/reward", "score", "mean", "live reward model on the fixed evaluation prompts"),
     ("eval/reward_frozen", "score", "mean", "initial, frozen reward model on the same: the proxy"),
     ("eval/kl", "nats", "mean", "KL to the reference on the fixed evaluation prompts, estimated as kl"),

@@ -124,7 +124,7 @@ class FeedbackConfig:
     # labelled pairs, with fresh states, added to every update of adapter and head; 0: none
     replay_pairs: int = 0
     # who says which of a group's best and worst response is better: none (the reward model itself) | gold | labeller (the
-    # gold world's biased, noisy one, whose labels the reward model was fitted on) | openai
+    # world's biased, noisy one, whose labels the reward model was fitted on) | openai
     judge: str = "none"
     # pairs that the judge labels per step, over all ranks, one of a group at most; 0.5 is one every other step
     judge_pairs: float = 4

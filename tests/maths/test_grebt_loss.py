@@ -1,4 +1,4 @@
-"""Group Reward Entropy Bradley-Terry (METHOD eqs. 5 to 7): worked cases, a naive loop, degenerate groups."""
+"""Group Reward Entropy Bradley-Terry (arXiv 2601.22664, eqs. 5 to 7): worked cases, a naive loop, degenerate groups."""
 
 import math
 

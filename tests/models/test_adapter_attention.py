@@ -1,4 +1,4 @@
-"""The cross-attention in its streamed form against the textbook's keys and values (METHOD eq. 3)."""
+"""The cross-attention in its streamed form against the textbook's keys and values (arXiv 2601.22664, eq. 3)."""
 
 import math
 

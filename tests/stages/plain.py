@@ -56,7 +56,7 @@ def embedding(classifier, chat, prompt, response):
 
 
 def live_reward(module, rte, hidden, weight):
-    """METHOD eqs. 3 and 4 with keys and values written out. rte [D_rm], hidden [S, D_p] -> scalar."""
+    """arXiv 2601.22664, eqs. 3 and 4 with keys and values written out. rte [D_rm], hidden [S, D_p] -> scalar."""
     adapter = module.adapter
     q, k, v = rte @ adapter.w_q, hidden @ adapter.w_k, hidden @ adapter.w_v
     attention = (k @ q / math.sqrt(len(q))).softmax(dim=0)
@@ -74,14 +74,14 @@ def greedy(lm, prompt_ids, longest, eos_ids):
 
 
 def group_loss(rewards, alpha, pick=None):
-    """Group Reward Entropy Bradley-Terry of one group, METHOD eqs. 5 to 7. rewards [K] -> scalar."""
+    """Group Reward Entropy Bradley-Terry of one group, arXiv 2601.22664, eqs. 5 to 7. rewards [K] -> scalar."""
     pick = rewards if pick is None else pick
     margin = rewards[int(pick.argmax())] - rewards[int(pick.argmin())]
     return (1 - alpha) * -torch.sigmoid(margin).log() + alpha * group_entropy(rewards)
 
 
 def group_entropy(rewards):
-    """L_GRE of one group, METHOD eq. 6."""
+    """L_GRE of one group, arXiv 2601.22664, eq. 6."""
     std = (rewards - rewards.mean()).square().mean().sqrt()
     p = ((rewards - rewards.mean()) / std).softmax(dim=0)
     return -(p * p.log()).sum()

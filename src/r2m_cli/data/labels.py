@@ -18,11 +18,11 @@ from r2m_cli.schema import Config
 from r2m_cli.seeds import mix
 
 LABELS, PAIRS = 3, 4  # streams of random numbers
-PAIRS_FILE = "pairs.jsonl"  # the gold world's labelled pairs, beside the model that was fitted on them
+PAIRS_FILE = "pairs.jsonl"  # a world's labelled pairs, beside the model that was fitted on them
 
 
 def labelled_pairs(config: Config, source: Source, device: torch.device) -> tuple[list[Pair], list[Pair]]:
-    """Training and held-out pairs: the file's, or pairs of the policy's responses labelled by the gold world.
+    """Training and held-out pairs: the file's, or pairs of the policy's responses labelled by the world.
 
     Raises:
         UserError: the file has no labelled pairs.
@@ -64,7 +64,7 @@ def _label(config: Config, world: World, device: torch.device) -> list[Pair]:
 
 
 def save_pairs(folder: Path, train: list[Pair], heldout: list[Pair]) -> None:
-    """Put the labelled pairs of the gold world beside the reward model that was fitted on them."""
+    """Put the labelled pairs of a world beside the reward model that was fitted on them."""
     labelled = [("train", p) for p in train] + [("heldout", p) for p in heldout]
     rows = [{"split": split, "prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected} for split, p in labelled]
     lines = [json.dumps(row) + "\n" for row in rows]
@@ -72,7 +72,7 @@ def save_pairs(folder: Path, train: list[Pair], heldout: list[Pair]) -> None:
 
 
 def saved_pairs(folder: Path, split: str) -> list[Pair]:
-    """The labelled pairs that lie beside a fitted reward model of the gold world; none if there is no such file."""
+    """The labelled pairs that lie beside a fitted reward model of a world; none if there is no such file."""
     if not (folder / PAIRS_FILE).is_file():
         return []
     file = folder / PAIRS_FILE

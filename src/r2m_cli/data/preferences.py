@@ -75,7 +75,7 @@ def load_preferences(path: str, split: str = "train", limit: int | None = None) 
     Raises:
         UserError: the source is missing or damaged, or no usable row is left.
 
-    Source: data README ("HH rows"); UltraFeedback-binarized and trl-lib/tldr in METHOD.md, "Settings".
+    The forms of Anthropic/hh-rlhf, UltraFeedback-binarized and trl-lib/tldr.
     """
     if limit is not None and limit < 1:
         raise UserError(f"the limit on rows of {path} is {limit}; give 1 or more, or null for all")
@@ -107,7 +107,7 @@ def load_preferences(path: str, split: str = "train", limit: int | None = None) 
 def describe(loaded: Loaded) -> list[str]:
     """Short lines for a person: how many rows were kept as what, then each reason for dropping with places.
 
-    Source: FACTS.md ("over-long prompts -> filtered up front, counted": whatever is left out is said).
+    Whatever is left out is counted and said.
     """
     labelled = f"{len(loaded.pairs)} pairs kept" if loaded.pairs else "no pairs"
     labelled += f", {len(loaded.completions)} completions" if loaded.completions else ""

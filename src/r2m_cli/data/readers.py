@@ -36,7 +36,7 @@ def read_rows(path: str, split: str = "train") -> Iterator[Row]:
     Raises:
         UserError: missing, damaged, not UTF-8, of an unknown kind, or without that split.
 
-    Source: DESIGN.md ("data `datasets`"); the local forms stand in for the hub where there is no network.
+    The local forms stand in for the hub where there is no network.
     """
     if not path.strip():
         raise UserError(f"the data path is empty: give {FORMS}, or a hub name such as owner/name")

@@ -40,8 +40,6 @@ class ChatFormat:
 
     Raises:
         UserError: the template cannot be rendered, or its prompt is not the start of its conversation.
-
-    Source: FACTS.md, "What users of other RLHF tools keep asking for"; METHOD.md, "Settings".
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, name: str = "policy") -> None:
@@ -88,7 +86,7 @@ class ChatFormat:
         Raises:
             UserError: the template refuses the messages.
 
-        Source: FACTS.md ("RM trained with EOS, scored without -> one formatter everywhere").
+        A reward model that was fitted with an end token must not be scored without: there is one formatter for both.
         """
         return list(self._known("conversation", _frozen(messages), response))
 
@@ -107,7 +105,7 @@ class ChatFormat:
         Raises:
             UserError: the template refuses the messages, or changes the prompt once a reply follows.
 
-        Source: METHOD.md, step 1 (the hidden states are those of prompt and response in one sequence).
+        The hidden states are those of prompt and response in one sequence (arXiv 2601.22664, step 1).
         """
         return list(self._known("response", _frozen(messages), response))
 

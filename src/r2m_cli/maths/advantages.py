@@ -7,7 +7,7 @@ EPSILON = 1e-6
 
 
 def rloo(rewards: Tensor) -> Tensor:
-    """Leave-one-out baseline (METHOD eq. 1): A_ij = r_ij - mean of the other K-1 rewards. [n, K] -> [n, K].
+    """Leave-one-out baseline (arXiv 2601.22664, eq. 1): A_ij = r_ij - mean of the other K-1 rewards. [n, K] -> [n, K].
 
     Raises ValueError for K < 2, where there is no other reward.
     """

@@ -1,4 +1,4 @@
-"""The clipped policy objective with its KL term (METHOD eq. 2), one loss per sequence."""
+"""The clipped policy objective with its KL term (arXiv 2601.22664, eq. 2), one loss per sequence."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Losses of the reward model: Bradley-Terry and Group Reward Entropy (METHOD eqs. 5 to 7)."""
+"""Losses of the reward model: Bradley-Terry and Group Reward Entropy (arXiv 2601.22664, eqs. 5 to 7)."""
 
 from dataclasses import dataclass
 

@@ -4,7 +4,7 @@ import math
 
 
 def feedback_weight(step: int, total: int, omega: float, kind: str = "cosine") -> float:
-    """w(t) = max(0.5 cos(pi t / T) + 0.5, Omega), METHOD eq. 4: the weight of the original reward token embedding.
+    """w(t) = max(0.5 cos(pi t / T) + 0.5, Omega), arXiv 2601.22664, eq. 4: the weight of the original reward token embedding.
 
     It is 1 at t = 0 (the reward model as trained offline) and `omega` from some step on to t = T. With
     `kind="constant"` it is `omega` throughout. Raises ValueError for another kind.

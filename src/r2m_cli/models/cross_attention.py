@@ -1,4 +1,4 @@
-"""The feedback adapter: the reward token reads the policy's hidden states (METHOD eqs. 3 and 4)."""
+"""The feedback adapter: the reward token reads the policy's hidden states (arXiv 2601.22664, eqs. 3 and 4)."""
 
 import math
 from typing import Any

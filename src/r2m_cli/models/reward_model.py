@@ -94,7 +94,7 @@ class Score(NamedTuple):
 class FeedbackHead(nn.Module):
     """What R2M trains: the cross-attention and the scoring head phi.
 
-    r = phi((1 - w) A + w H_last), METHOD eq. 4; always in fp32.
+    r = phi((1 - w) A + w H_last), arXiv 2601.22664, eq. 4; always in fp32.
 
     Args:
         init_scale: multiplies the initial W_o.

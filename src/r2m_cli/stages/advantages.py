@@ -1,4 +1,4 @@
-"""Between annotation and update: rewards are shaped and become advantages (METHOD eq. 1 and the baselines)."""
+"""Between annotation and update: rewards are shaped and become advantages (arXiv 2601.22664, eq. 1 and the baselines)."""
 
 import torch
 from torch import Tensor

@@ -149,6 +149,16 @@ def explain_composition(error: Exception) -> str:
         return f"{named}=...: write +{named}=..., with a plus: it is added to the configuration"
     if named is not None:
         return unknown_key(named)
+    if wrong := re.search(
+        r"merging override ([^=\s]+)=[\s\S]*(Value '.*' of type '\w+' could not be converted to \w+)", text
+    ):
+        return f"{wrong[1]}: {wrong[2]}"
+    if bare := re.search(r"parsing override '(.*)'\s*missing EQUAL", text):
+        return f"{bare[1]}: an override is key=value"
+    if group := re.search(
+        r"Could not find '([^']+)/([^']+)'\s*Available options in '[^']+':\n((?:\t.*\n)+)", str(error)
+    ):
+        return f"{group[1]}={group[2]}: there is {', '.join(group[3].split())}"
     said = [line.strip() for line in str(error).splitlines() if line.strip()]
     if cause is not error:
         said += [line.strip() for line in str(cause).splitlines()[:1] if line.strip() not in said]

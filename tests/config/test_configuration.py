@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 from composition import CONF, ROOT, composed, files
 from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 
 from r2m_cli import schema
 from r2m_cli.errors import UserError
 from r2m_cli.main import main
-from r2m_cli.validate import keys
+from r2m_cli.validate import explain_composition, keys
 
 
 @pytest.mark.parametrize("word", ["train", "sft", "reward", "evaluate", "analyze"])
@@ -98,6 +100,21 @@ def test_what_cannot_be_analysed_is_one_line(overrides: tuple[str, ...], says: s
 def test_a_key_added_with_plus_is_still_checked() -> None:
     with pytest.raises(UserError, match=r"unknown configuration key ppo\.typo"):
         composed("+ppo.typo=3")
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("seed=x", "seed: Value 'x' of type 'str' could not be converted to Integer"),
+        ("seed", "seed: an override is key=value"),
+        ("ppo=foo", "ppo=foo: there is grpo, ppo, reinforce_pp, remax, rloo"),
+        ("world=one_class", "world=...: write +world=..., with a plus: it is added to the configuration"),
+    ],
+)
+def test_a_misspelt_override_is_one_line_that_names_it(override: str, says: str) -> None:
+    with pytest.raises((HydraException, OmegaConfBaseException)) as error:
+        composed(override)
+    assert explain_composition(error.value) == says
 
 
 def command(*arguments: str, cwd: Path, **environment: str) -> "subprocess.CompletedProcess[str]":

@@ -46,6 +46,8 @@ def run(config: Config, run_dir: Path) -> None:
         weight = load_feedback(run / "reward_model", actors.reward.feedback.module)
     heldout = build_heldout_reward(config, actors.policy.module.hidden_size, actors.device)
     findings = Findings(run_dir, config.eval.bootstrap, config.seed)
+    if run is None:
+        findings.notes.append("no run= is given: this is the configured policy before any RL")
     prompts = evaluation_prompts(source, actors.format, config, findings)
     budget = config.rollout.tokens_per_batch
     rows = rows_per_forward(budget, [config.rollout.max_prompt_tokens + config.rollout.max_new_tokens])

@@ -130,8 +130,8 @@ def command(*arguments: str, cwd: Path, **environment: str) -> "subprocess.Compl
     ("arguments", "says"),
     [
         (["train", "ppo.grop_size=2"], "did you mean ppo.group_size?"),
-        (["train", "ppo=grppo"], "ppo/grppo"),
-        (["train", "seed=abc"], "seed=abc"),
+        (["train", "ppo=grppo"], "ppo=grppo: there is grpo"),
+        (["train", "seed=abc"], "seed: Value 'abc'"),
         (["train", "+experiment=nope"], "hh_rlhf_cpu"),
         (["trian"], "did you mean train?"),
         (["train", "data=file", "data.path=missing.jsonl"], "missing.jsonl: no such file"),

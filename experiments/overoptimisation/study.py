@@ -105,9 +105,7 @@ def main() -> None:
             choose(table, out)
     print(out / name / "results.csv")
     if missing > 0:
-        raise SystemExit(
-            f"{missing} runs failed and are missing there; the sweeps above name them; start again to go on"
-        )
+        raise SystemExit(f"missing there: {missing}, which failed; the sweeps above name them; start again to go on")
 
 
 def size(world: str, further: list[str]) -> tuple[int, int]:

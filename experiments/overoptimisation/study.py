@@ -97,14 +97,13 @@ def main() -> None:
             weights = betas(name, world, method, known, chosen(out))
             overrides = [f"+world={world}", *known[method].overrides, f"ppo.beta={','.join(weights)}", *STUDY, *further]
             sweep(out / name / world / method, overrides, seeds, jobs)
-            missing += len(weights) * len(seeds.split(",")) - len(
-                list((out / name / world / method).glob("**/summary.json"))
-            )
+            finished = len(list((out / name / world / method).glob("**/summary.json")))
+            missing += max(0, len(weights) * len(seeds.split(",")) - finished)
         table = results.write(out / name)
         if name == "choose":
             choose(table, out)
     print(out / name / "results.csv")
-    if missing > 0:
+    if missing:
         raise SystemExit(f"missing there: {missing}, which failed; the sweeps above name them; start again to go on")
 
 

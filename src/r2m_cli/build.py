@@ -17,6 +17,7 @@ from r2m_cli.models.loading import context_length, load_causal_lm, load_reward_m
 from r2m_cli.models.lora import BaseOfLora, with_lora
 from r2m_cli.models.policy import Policy
 from r2m_cli.models.reward_model import FeedbackHead, HeadOnly, RewardBackbone, find_head, frozen_head
+from r2m_cli.models.states import width
 from r2m_cli.schema import Config
 from r2m_cli.seeds import mix
 
@@ -88,8 +89,8 @@ def build_actors(config: Config, source: Source, policy_path: str | None = None)
     lora = None
     if training and config.policy.lora_rank:
         lora = with_lora(lm, config.policy.lora_rank, "CAUSAL_LM", mix(config.seed, LORA_SEED))
-    policy = Policy(lm, engine.gradient_checkpointing, engine.attention)
-    policy_size = policy.hidden_size
+    policy = Policy(lm, engine.gradient_checkpointing, engine.attention, reads(config, "policy", lora is not None))
+    feedback_size = width(lm, config.feedback.reads)
     if not all(bool(p.isfinite().all()) for p in policy.parameters()):
         raise UserError(
             f"policy.path={policy_path or config.policy.path}: its weights hold numbers that are not finite"
@@ -106,7 +107,8 @@ def build_actors(config: Config, source: Source, policy_path: str | None = None)
         if lora is not None:
             reference = BaseOfLora(policy_engine, lora)
         else:
-            frozen = Policy(load_causal_lm(config.policy.path, "policy.path", dtype), attention=engine.attention)
+            base = load_causal_lm(config.policy.path, "policy.path", dtype)
+            frozen = Policy(base, attention=engine.attention, reads=reads(config, "reference"))
             reference = place_frozen(frozen, engine, device)
     critic = None
     if training and trainer.algorithm == "ppo":
@@ -116,7 +118,7 @@ def build_actors(config: Config, source: Source, policy_path: str | None = None)
     return Actors(
         policy=policy_engine,
         reference=reference,
-        reward=build_reward(config, policy_size, device),
+        reward=build_reward(config, feedback_size, device),
         format=chat,
         gold=source.gold if source.world is not None else None,
         device=device,
@@ -125,12 +127,13 @@ def build_actors(config: Config, source: Source, policy_path: str | None = None)
     )
 
 
-def build_reward(config: Config, policy_size: int, device: torch.device, key: str = "reward.path") -> RewardModel:
+def build_reward(config: Config, feedback_size: int, device: torch.device, key: str = "reward.path") -> RewardModel:
     """The reward model: frozen backbone, its initial head, and, unless feedback=none, the part that reads and learns.
 
     With reward.paths it is an ensemble, whose first member is reward.path.
 
     Args:
+        feedback_size: D_p, width of what the adapter reads of the policy.
         key: the configuration key that named the model, for error messages.
     """
     assert config.reward.path is not None
@@ -144,10 +147,12 @@ def build_reward(config: Config, policy_size: int, device: torch.device, key: st
         module: torch.nn.Module = HeadOnly(head)
         if f.kind != "head_only":
             seed = mix(config.seed, ADAPTER_SEED)
-            size = head.in_features if f.states == "reward" else policy_size
-            module = FeedbackHead(head, size, f.dim, seed, f.init_scale, f.scale == "rte")
+            size = width(classifier, f.reads) if f.states == "reward" else feedback_size
+            module = FeedbackHead(
+                head, size, f.dim, seed, f.init_scale, f.scale == "rte", f.heads, f.query == "learned"
+            )
         feedback = make_engine(module, config.engine, device, weight_decay=0.0, max_grad_norm=0.0, small=True)
-    backbone = RewardBackbone(classifier, config.engine.attention)
+    backbone = RewardBackbone(classifier, config.engine.attention, reads(config, "reward"))
     return RewardModel(
         backbone=place_frozen(backbone, config.engine, device),
         frozen_head=initial,
@@ -156,30 +161,42 @@ def build_reward(config: Config, policy_size: int, device: torch.device, key: st
         max_tokens=readable(classifier, chat.tokenizer, config.reward.max_tokens),
         kind=f.kind,
         states=f.states,
-        ensemble=_ensemble(config, policy_size, device) if config.reward.paths else None,
+        ensemble=_ensemble(config, device) if config.reward.paths else None,
         unshared=backbone.unshared,
     )
 
 
-def build_heldout_reward(config: Config, policy_size: int, device: torch.device) -> RewardModel | None:
+def build_heldout_reward(config: Config, device: torch.device) -> RewardModel | None:
     """The reward model that eval.reward names, which reads the text alone; None where it names none."""
     if config.eval.reward is None:
         return None
     model = replace(config.reward, path=config.eval.reward, members=1, paths=[])
     alone = replace(config, reward=model, feedback=replace(config.feedback, kind="none"))
-    return build_reward(alone, policy_size, device, key="eval.reward")
+    return build_reward(alone, 0, device, key="eval.reward")
 
 
-def _ensemble(config: Config, policy_size: int, device: torch.device) -> Ensemble:
+def _ensemble(config: Config, device: torch.device) -> Ensemble:
     """The models of reward.paths, and the calibration of every member, reward.path first."""
     c = config.reward
     assert c.path is not None
     further = []
     for i, path in enumerate(c.paths):
         alone = replace(config, reward=replace(c, path=path, paths=[]), feedback=replace(config.feedback, kind="none"))
-        further.append(build_reward(alone, policy_size, device, f"reward.paths[{i}]").score)
+        further.append(build_reward(alone, 0, device, f"reward.paths[{i}]").score)
     calibrations = tuple(calibration_of(path) or Calibration() for path in (c.path, *c.paths))
     return Ensemble(tuple(further), calibrations, c.combine, c.uncertainty)
+
+
+def reads(config: Config, model: str, lora: bool = False) -> str:
+    """feedback.reads for the model whose states the adapter reads; plain states for the others.
+
+    Args:
+        model: policy | reference | reward.
+        lora: the reference is this policy without its adapters.
+    """
+    f = config.feedback
+    whose = (model, "reference") if lora else (model,)
+    return f.reads if f.kind not in ("none", "head_only") and f.states in whose else "states"
 
 
 def _check_context(config: Config, context: int | None) -> None:

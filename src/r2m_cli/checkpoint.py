@@ -162,7 +162,9 @@ def load_feedback(folder: Path, module: nn.Module) -> float:
     try:
         module.load_state_dict(load_file(folder / ADAPTER_FILE))
     except (RuntimeError, SafetensorError) as error:
-        raise UserError(f"{folder / ADAPTER_FILE}: damaged, or of another policy or feedback.dim") from error
+        raise UserError(
+            f"{folder / ADAPTER_FILE}: damaged, or of another policy, feedback.dim, .reads or .query"
+        ) from error
     settings = read_json(folder / ADAPTER_CONFIG)
     if "omega" not in settings:
         raise UserError(f"{folder / ADAPTER_CONFIG}: has no omega; export the run again")

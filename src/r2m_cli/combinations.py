@@ -98,6 +98,8 @@ def _feedback(c: Config) -> None:
         raise UserError("feedback.states=reference: with ppo.beta=0 there is no reference; set ppo.beta above 0")
     if f.scale == "rte" and f.init_scale == 0:
         raise UserError("feedback.init_scale=0: nothing can be scaled to H_last's size; it needs feedback.scale=free")
+    if f.dim % f.heads:
+        raise UserError(f"feedback.dim={f.dim}: must be a multiple of feedback.heads={f.heads}")
     if f.warmup_lr is not None and not f.warmup_lr > 0:
         raise UserError(f"feedback.warmup_lr={f.warmup_lr}: must be above 0, or null for feedback.lr")
     if f.judge != "none" and f.judge_pairs > c.ppo.prompts_per_step:

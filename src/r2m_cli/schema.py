@@ -96,8 +96,14 @@ class FeedbackConfig:
     # whose states the adapter reads: policy (as it is now) | reference (as it was before RL; the policy cannot bend them) |
     # reward (the reward model's own, which tell it nothing that it could not know: a control)
     states: str = "policy"
-    # d, inner width of the cross-attention
+    # what of them, token by token: states (last layer, the paper's) | tokens (input embeddings: a control) | both
+    reads: str = "states"
+    # d, inner width of the cross-attention, over all heads
     dim: int = 64
+    # heads of the cross-attention (the paper: 1)
+    heads: int = 1
+    # what asks in the cross-attention: reward (the reward token embedding H_last, the paper's) | learned (a learnt query)
+    query: str = "reward"
     # Omega, floor of the weight w(t) of the original reward token embedding (eq. 4), 0 to 1
     omega: float = 0.6
     # course of w(t): cosine (from 1 down to omega, eq. 4) | constant (omega from the first step on)

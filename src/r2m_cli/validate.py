@@ -19,6 +19,8 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "feedback.kind": ("r2m", "frozen", "noise", "shuffled", "head_only", "none"),
     "feedback.schedule": ("cosine", "constant"),
     "feedback.states": ("policy", "reference", "reward"),
+    "feedback.reads": ("states", "tokens", "both"),
+    "feedback.query": ("reward", "learned"),
     "feedback.scale": ("free", "rte"),
     "feedback.self_labels": ("all", "agreed", "none"),
     "feedback.judge": ("none", "gold", "labeller", "openai"),
@@ -44,7 +46,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 AT_LEAST: dict[str, float] = {
     "train.steps": 1, "ppo.group_size": 1, "ppo.prompts_per_step": 1, "ppo.epochs": 1, "ppo.mini_batches": 1,
     "ppo.beta": 0, "ppo.std_floor": 1e-8, "ppo.lr": 0, "ppo.clip_low": 0, "ppo.clip_high": 0, "ppo.warmup_steps": 0,
-    "ppo.weight_decay": 0, "ppo.max_grad_norm": 0, "feedback.dim": 1, "feedback.lr": 0, "rollout.max_new_tokens": 1,
+    "ppo.weight_decay": 0, "ppo.max_grad_norm": 0, "feedback.dim": 1, "feedback.heads": 1, "feedback.lr": 0, "rollout.max_new_tokens": 1,
     "rollout.max_prompt_tokens": 1, "engine.num_processes": 1, "engine.num_nodes": 1, "rollout.tokens_per_batch": 1,
     "engine.threads": 1, "engine.timeout": 1, "engine.node_rank": 0, "checkpoint.every": 0, "checkpoint.keep": 1,
     "eval.every": 0, "eval.prompts": 1, "eval.pairs": 1, "logger.samples_every": 0, "reward.max_tokens": 2,

@@ -18,41 +18,50 @@ class CrossAttention(nn.Module):
         a = softmax(h u), m = a^T h           [B, D_p]   `pool`
         A = (m W_v) W_o                       [B, D_rm]  `value`
 
-    and costs O(S D_p) a sequence instead of O(S D_p d).
+    and costs O(S D_p) a sequence instead of O(S D_p d). With several heads each has such a query of its own, from its
+    d / heads columns (Vaswani et al. 2017, arXiv 1706.03762); the paper has one head, and asks with H_last.
 
     Args:
         rm_size: D_rm, width of the reward model.
-        policy_size: D_p, width of the policy.
-        inner_size: d.
+        policy_size: D_p, width of what is read of each token.
+        inner_size: d, a multiple of `heads`.
         seed: of the initial weights. They are drawn from a generator of their own, so that a run with an adapter
             and a run without one see the same random numbers everywhere else.
+        learned: q is learnt, the same for every sequence, in place of H_last W_q (w_q is q then, [1, d]).
     """
 
-    def __init__(self, rm_size: int, policy_size: int, inner_size: int, seed: int = 0):
+    def __init__(
+        self, rm_size: int, policy_size: int, inner_size: int, seed: int = 0, heads: int = 1, learned: bool = False
+    ):
         super().__init__()
+        self.heads, self.learned = heads, learned
         generator = torch.Generator().manual_seed(seed)
 
         def weight(rows: int, columns: int) -> nn.Parameter:
             bound = 1 / math.sqrt(rows)  # torch's default for a linear layer with `rows` inputs
             return nn.Parameter(torch.empty(rows, columns).uniform_(-bound, bound, generator=generator))
 
-        self.w_q = weight(rm_size, inner_size)
+        self.w_q = weight(1 if learned else rm_size, inner_size)
         self.w_k = weight(policy_size, inner_size)
         self.w_v = weight(policy_size, inner_size)
         self.w_o = weight(inner_size, rm_size)
 
     def query(self, rte: Tensor) -> Tensor:
-        """u: what each reward token asks of the policy's states. [B, D_rm] -> [B, D_p]."""
-        return (rte @ self.w_q) @ self.w_k.T / math.sqrt(self.w_q.shape[1])
+        """u: what each reward token asks of the policy's states. [B, D_rm] -> [B, heads, D_p]."""
+        q = self.w_q.expand(len(rte), -1) if self.learned else rte @ self.w_q
+        keys = self.w_k.unflatten(1, (self.heads, -1))  # [D_p, heads, d / heads]
+        return torch.einsum("bhd,phd->bhp", q.unflatten(1, (self.heads, -1)), keys) / math.sqrt(keys.shape[2])
 
     def value(self, pooled: Tensor) -> Tensor:
-        """A from the pooled state m. [B, D_p] -> [B, D_rm]."""
-        return (pooled @ self.w_v) @ self.w_o
+        """A from the pooled states m. [B, heads, D_p] -> [B, D_rm]."""
+        values = self.w_v.unflatten(1, (self.heads, -1))
+        return torch.einsum("bhp,phd->bhd", pooled, values).flatten(1) @ self.w_o
 
     def forward(self, rte: Tensor, states: States) -> tuple[Tensor, Tensor]:
-        """rte [B, D_rm] -> A [B, D_rm], attention weights a [B, T]."""
-        pooled, attention = pool(self.query(rte), states)
-        return self.value(pooled), attention
+        """rte [B, D_rm] -> A [B, D_rm], attention weights a [B, heads, T]."""
+        readable = states.readable.repeat_interleave(self.heads, dim=0)
+        pooled, attention = pool(self.query(rte).flatten(0, 1), States(states.hidden, readable))
+        return self.value(pooled.unflatten(0, (-1, self.heads))), attention.unflatten(0, (-1, self.heads))
 
 
 def pool(u: Tensor, states: States) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from r2m_cli.models.sequences import Sequences
 from r2m_cli.models.sharing import why_not
-from r2m_cli.models.states import States
+from r2m_cli.models.states import Reading, States
 
 LOGITS = 2**26  # numbers of one chunk of logits: 256 MB in fp32
 
@@ -23,7 +23,7 @@ class PolicyOutput(NamedTuple):
 
     logp: Tensor  # [B, R] log-probability of each response token under the tempered policy, 0 on padding
     entropy: Tensor | None  # [B, R] of the distribution each response token was drawn from, nats
-    states: States  # the policy feedback h, detached
+    states: States  # the policy feedback h, or what `Reading` makes of it; detached
 
 
 class Policy(nn.Module):
@@ -34,16 +34,14 @@ class Policy(nn.Module):
 
     lm: Any  # transformers' PreTrainedModel
 
-    def __init__(self, lm: nn.Module, gradient_checkpointing: bool = False, attention: str = "sdpa"):
+    def __init__(
+        self, lm: nn.Module, gradient_checkpointing: bool = False, attention: str = "sdpa", reads: str = "states"
+    ):
         super().__init__()
         self.lm = lm.eval()
+        self.reading = Reading(lm, reads)
         self.unshared = why_not(self.lm, lambda layout: layout.run(self.lm.base_model), attention)
         self._checkpointed = checkpointed_layers(self.lm) if gradient_checkpointing else []
-
-    @property
-    def hidden_size(self) -> int:
-        """D_p."""
-        return int(self.lm.config.get_text_config().hidden_size)
 
     def forward(self, sequences: Sequences, temperature: float, with_entropy: bool = False) -> PolicyOutput:
         """Score responses; the logits are divided by `temperature`, as they were in sampling."""
@@ -55,7 +53,7 @@ class Policy(nn.Module):
         return PolicyOutput(
             logp=sequences.table(logp),
             entropy=sequences.table(entropy) if with_entropy else None,
-            states=States(hidden.detach(), layout.readable(sequences.lengths)),
+            states=States(self.reading(hidden), layout.readable(sequences.lengths)),
         )
 
     def logits(self, hidden: Tensor) -> Tensor:

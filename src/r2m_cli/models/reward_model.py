@@ -9,7 +9,7 @@ from r2m_cli.errors import UserError
 from r2m_cli.models.cross_attention import CrossAttention
 from r2m_cli.models.sequences import Layout, Padded, SharedPrefix
 from r2m_cli.models.sharing import why_not
-from r2m_cli.models.states import States
+from r2m_cli.models.states import Reading, States, rms
 
 
 class RewardBackbone(nn.Module):
@@ -20,9 +20,10 @@ class RewardBackbone(nn.Module):
     with pad = EOS the latter reads the wrong token. Replies to one prompt share it, as in `Policy`.
     """
 
-    def __init__(self, classifier: nn.Module, attention: str = "sdpa"):
+    def __init__(self, classifier: nn.Module, attention: str = "sdpa", reads: str = "states"):
         super().__init__()
         self.classifier = classifier
+        self.reading = Reading(classifier, reads)
         self._captured: Tensor | None = None
         find_head(classifier).register_forward_pre_hook(self._capture)
         self.unshared = why_not(classifier, self._states, attention)
@@ -40,7 +41,7 @@ class RewardBackbone(nn.Module):
     def forward(
         self, tokens: Tensor, lengths: Tensor, group_size: int = 1, with_states: bool = False
     ) -> Tensor | tuple[Tensor, States]:
-        """tokens [B, S] (padding on the right), lengths [B] -> RTE [B, D_rm]; if asked, also all states that the head reads.
+        """tokens [B, S] (padding on the right), lengths [B] -> RTE [B, D_rm]; if asked, also what the adapter reads.
 
         The `group_size` neighbours of a group are read with one copy of whatever tokens they have in common.
         """
@@ -53,7 +54,7 @@ class RewardBackbone(nn.Module):
         if len(state) == len(tokens):  # an encoder's, pooled
             return (state, States(state, rows[:, None] == rows)) if with_states else state
         rte = state[layout.at(rows, lengths - 1)]
-        return (rte, States(state, layout.readable(lengths))) if with_states else rte
+        return (rte, States(self.reading(state), layout.readable(lengths))) if with_states else rte
 
 
 def common_prefix(tokens: Tensor, lengths: Tensor, group_size: int) -> Tensor:
@@ -87,7 +88,7 @@ class Score(NamedTuple):
     """Rewards and what the adapter did, each [B]; None where there is no adapter."""
 
     reward: Tensor
-    attention_entropy: Tensor | None  # of the attention over the policy's states, nats
+    attention_entropy: Tensor | None  # of the attention over the policy's states, mean over heads, nats
     adapter_scale: Tensor | None  # rms of A over rms of H_last
 
 
@@ -99,6 +100,7 @@ class FeedbackHead(nn.Module):
     Args:
         init_scale: multiplies the initial W_o.
         scaled: A is brought to the rms of H_last, sequence by sequence: the adapter says which direction, not how loud.
+        heads, learned: as in `CrossAttention`.
     """
 
     def __init__(
@@ -109,11 +111,13 @@ class FeedbackHead(nn.Module):
         seed: int,
         init_scale: float = 1.0,
         scaled: bool = False,
+        heads: int = 1,
+        learned: bool = False,
     ):
         super().__init__()
         self.scaled = scaled
         self.phi = frozen_head(head).requires_grad_(True)
-        self.adapter = CrossAttention(head.in_features, policy_size, inner_size, seed)
+        self.adapter = CrossAttention(head.in_features, policy_size, inner_size, seed, heads, learned)
         with torch.no_grad():
             self.adapter.w_o.mul_(init_scale)
 
@@ -122,17 +126,12 @@ class FeedbackHead(nn.Module):
         rte = rte.float()
         feedback, attention = self.adapter(rte, states)
         if self.scaled:
-            feedback = feedback * _rms(rte) / (feedback.square().mean(dim=1, keepdim=True) + 1e-12).sqrt()
+            feedback = feedback * rms(rte) / (feedback.square().mean(dim=1, keepdim=True) + 1e-12).sqrt()
         reward = self.phi((1 - weight) * feedback + weight * rte).squeeze(1)
         with torch.no_grad():
-            entropy = -torch.special.xlogy(attention, attention).sum(dim=1)
-            scale = (_rms(feedback) / _rms(rte).clamp_min(1e-12)).squeeze(1)
+            entropy = -torch.special.xlogy(attention, attention).sum(dim=2).mean(dim=1)
+            scale = (rms(feedback) / rms(rte).clamp_min(1e-12)).squeeze(1)
         return Score(reward, entropy, scale)
-
-
-def _rms(rows: Tensor) -> Tensor:
-    """Root mean square. [B, D] -> [B, 1]."""
-    return rows.square().mean(dim=1, keepdim=True).sqrt()
 
 
 class HeadOnly(nn.Module):

@@ -1,9 +1,9 @@
 """What the adapter reads: the policy's states, or what an ablation puts in their place."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from r2m_cli.seeds import mix
 
@@ -12,10 +12,52 @@ ANNOTATED, FRESH, LABELLED = range(3)  # looks at the same sequences
 
 
 class States(NamedTuple):
-    """The policy's last-layer states of B sequences. One state may belong to several of them: a prompt's, to its group."""
+    """What is read of B sequences, token by token. One state may belong to several of them: a prompt's, to its group."""
 
-    hidden: Tensor  # [T, D_p]
+    hidden: Tensor  # [T, D_p] the policy's last-layer states, or what `Reading` makes of them
     readable: Tensor  # [B, T] true where the state is one of the sequence's
+
+
+class Reading:
+    """What of a model the adapter reads at each token: its last-layer state, its input embedding, or both side by side.
+
+    A last-layer state says what its model expects to come next; which token stands there it may have forgotten.
+    """
+
+    def __init__(self, model: Any, reads: str):
+        """
+        Args:
+            model: of transformers.
+            reads: feedback.reads.
+        """  # fmt: skip
+        self.reads, self._embedded = reads, torch.empty(0)
+        if reads != "states":
+            model.get_input_embeddings().register_forward_hook(self._keep)
+
+    def _keep(self, module: nn.Module, args: object, embedded: Tensor) -> None:
+        self._embedded = embedded.detach()
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """hidden [T, D], the states of the forward just made -> [T, width]. Embeddings are brought to the rms of the states."""
+        if self.reads == "states":
+            return hidden.detach()
+        embedded, self._embedded = self._embedded.flatten(0, -2), torch.empty(0)
+        embedded = embedded * (rms(hidden.detach()) / rms(embedded).clamp_min(1e-12))
+        return embedded if self.reads == "tokens" else torch.cat([hidden.detach(), embedded], dim=1)
+
+
+def width(model: Any, reads: str) -> int:
+    """Size of what `Reading` gives of a model of transformers."""
+    sizes = {
+        "states": int(model.config.get_text_config().hidden_size),
+        "tokens": int(model.get_input_embeddings().embedding_dim),
+    }
+    return sizes.get(reads) or sum(sizes.values())
+
+
+def rms(rows: Tensor) -> Tensor:
+    """Root mean square. [B, D] -> [B, 1]."""
+    return rows.square().mean(dim=1, keepdim=True).sqrt()
 
 
 def feedback_states(kind: str, states: States, seeds: list[int], block: int, phase: int) -> States:

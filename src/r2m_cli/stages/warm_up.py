@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -64,8 +63,8 @@ def read_once(actors: Actors, pairs: Sequence[Pair], budget: int) -> list[Read] 
     Args:
         budget: tokens per forward.
     """
-    reader: Any = actors.reward.backbone.classifier if actors.reads == "reward" else actors.policy.module.lm
-    if 4 * reader.config.get_text_config().hidden_size * sum(pair_tokens(actors, pairs)) > LIMIT:
+    adapter = getattr(actors.reward.feedback and actors.reward.feedback.module, "adapter", None)
+    if adapter is not None and 4 * len(adapter.w_k) * sum(pair_tokens(actors, pairs)) > LIMIT:
         return None
     mine, real = share(len(pairs))
     rows = pairs_per_forward(actors, pairs, budget)

@@ -60,7 +60,7 @@ def of_run(config: Config, run: Path, results: Results) -> None:
         raise UserError(f"eval.reward={other}: is the run's own reward model, which cannot tell what it overrates")
     source = load_source(config.data, config.eval.prompts, evaluating=True)
     actors = build_actors(_frozen(config), source, str(run / "policy"))
-    truth = build_heldout_reward(config, 0, actors.device)
+    truth = build_heldout_reward(config, actors.device)
     lm = actors.policy.module.lm
     selection = labelled(config, source, lm, actors.format, actors.reward, actors.device, results)
     responses(config, source, actors, truth, results)

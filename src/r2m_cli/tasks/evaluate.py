@@ -44,7 +44,7 @@ def run(config: Config, run_dir: Path) -> None:
     actors = build_actors(config, source, str(run / "policy") if run is not None else None)
     if run is not None and actors.reward.feedback is not None:
         weight = load_feedback(run / "reward_model", actors.reward.feedback.module)
-    heldout = build_heldout_reward(config, actors.policy.module.hidden_size, actors.device)
+    heldout = build_heldout_reward(config, actors.device)
     findings = Findings(run_dir, config.eval.bootstrap, config.seed)
     if run is None:
         findings.notes.append("no run= is given: this is the configured policy before any RL")

@@ -17,17 +17,21 @@ B, S, RM, POLICY, INNER = 4, 7, 6, 10, 5
 
 
 def textbook(module: CrossAttention, rte: Tensor, hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """softmax(q k^T / sqrt(d)) v W_o with a query, keys and values for every sequence."""
+    """softmax(q k^T / sqrt(d)) v W_o with a query, keys and values for every sequence and head."""
     rows, weights = [], []
+    size = module.w_k.shape[1] // module.heads
     for b in range(len(rte)):
-        q = rte[b : b + 1] @ module.w_q
+        q = module.w_q[0] if module.learned else rte[b] @ module.w_q
         k, v = hidden[b] @ module.w_k, hidden[b] @ module.w_v
-        scores = q @ k.T / math.sqrt(module.w_q.shape[1])
-        scores = scores.masked_fill(~mask[b][None], -math.inf)
-        a = scores.exp() / scores.exp().sum()
-        rows.append((a @ v @ module.w_o)[0])
-        weights.append(a[0])
-    return torch.stack(rows), torch.stack(weights)
+        heads = []
+        for head in range(module.heads):
+            own = slice(head * size, (head + 1) * size)
+            scores = (k[:, own] @ q[own] / math.sqrt(size)).masked_fill(~mask[b], -math.inf)
+            a = scores.exp() / scores.exp().sum()
+            heads.append(a @ v[:, own])
+            weights.append(a)
+        rows.append(torch.cat(heads) @ module.w_o)
+    return torch.stack(rows), torch.stack(weights).view(len(rte), module.heads, -1)
 
 
 def inputs(seed: int, lengths: tuple[int, ...] = (7, 1, 4, 3)) -> tuple[Tensor, Tensor, Tensor]:
@@ -37,8 +41,8 @@ def inputs(seed: int, lengths: tuple[int, ...] = (7, 1, 4, 3)) -> tuple[Tensor, 
     return rte, hidden, length_mask(torch.tensor(lengths), S)
 
 
-def adapter(seed: int = 0) -> CrossAttention:
-    return CrossAttention(RM, POLICY, INNER, seed).double()
+def adapter(seed: int = 0, **options) -> CrossAttention:
+    return CrossAttention(RM, POLICY, INNER, seed, **options).double()
 
 
 def streamed(module: CrossAttention, rte: Tensor, hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,10 +52,10 @@ def streamed(module: CrossAttention, rte: Tensor, hidden: Tensor, mask: Tensor) 
 
 
 def own(attention: Tensor, mask: Tensor) -> Tensor:
-    """Each sequence's weights of its own states. [B, B * S] -> [B, S]; the others' must be 0."""
-    table = attention.view(len(mask), *mask.shape)
-    mine = table[torch.arange(len(mask)), torch.arange(len(mask))]
-    assert (table.sum(dim=(1, 2)) - mine.sum(dim=1)).abs().max() < 1e-6
+    """Each sequence's weights of its own states, head by head. [B, heads, B * S] -> [B, heads, S]; the others' must be 0."""
+    table = attention.view(len(mask), -1, *mask.shape)
+    mine = torch.stack([rows[:, b] for b, rows in enumerate(table)])
+    assert (table.sum(dim=(2, 3)) - mine.sum(dim=2)).abs().max() < 1e-6
     return mine
 
 
@@ -71,21 +75,24 @@ def test_by_hand():
             weight.fill_(value)
     hidden = torch.tensor([[[math.log(2)], [0.0], [99.0]]])
     out, attention = streamed(module, torch.ones(1, 1), hidden, torch.tensor([[True, True, False]]))
-    assert attention[0].tolist() == pytest.approx([0.8, 0.2, 0.0])
+    assert attention[0, 0].tolist() == pytest.approx([0.8, 0.2, 0.0])
     assert out.item() == pytest.approx(3 * 0.8 * math.log(2))
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_forward_and_every_gradient_equal_the_textbook(seed):
-    module, (rte, hidden, mask) = adapter(seed), inputs(seed)
+@pytest.mark.parametrize(
+    ("seed", "options"),
+    [(0, {}), (1, {}), (2, {"heads": 5}), (3, {"learned": True}), (4, {"heads": 5, "learned": True})],
+)
+def test_forward_and_every_gradient_equal_the_textbook(seed, options):
+    module, (rte, hidden, mask) = adapter(seed, **options), inputs(seed)
     upstream = torch.randn(B, RM, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
     results = []
     for function in (lambda *args: streamed(module, *args), lambda *args: textbook(module, *args)):
         leaf = rte.clone().requires_grad_(True)
         out, attention = function(leaf, hidden, mask)
-        gradients = torch.autograd.grad((out * upstream).sum(), [*module.parameters(), leaf])
-        results.append([out, attention, *gradients])
-    assert len(results[0]) == 7  # A, a, four weights, the reward token
+        inputs_of = list(module.parameters()) if module.learned else [*module.parameters(), leaf]
+        results.append([out, attention, *torch.autograd.grad((out * upstream).sum(), inputs_of)])
+    assert len(results[0]) == 7 - module.learned  # A, a, four weights, and the reward token if it asks
     for mine, oracle in zip(*results):
         torch.testing.assert_close(mine, oracle, atol=1e-10, rtol=1e-10)
     assert all(g.abs().max() > 1e-4 for g in results[0][2:])
@@ -103,9 +110,14 @@ def test_any_mask_equals_the_textbook(seed):
 def test_attention_is_a_distribution_over_the_valid_positions():
     module, (rte, hidden, mask) = adapter(), inputs(0)
     _, attention = streamed(module, rte, hidden, mask)
-    torch.testing.assert_close(attention.sum(dim=1), torch.ones(B).double())
-    assert (attention[~mask] == 0).all()
-    assert (attention[mask] > 0).all()
+    torch.testing.assert_close(attention.sum(dim=2), torch.ones(B, 1).double())
+    assert (attention[:, 0][~mask] == 0).all()
+    assert (attention[:, 0][mask] > 0).all()
+
+
+def test_a_learnt_query_does_not_look_at_the_reward_token():
+    module, (rte, hidden, mask) = adapter(heads=5, learned=True), inputs(0)
+    assert torch.equal(streamed(module, rte, hidden, mask)[0], streamed(module, -rte, hidden, mask)[0])
 
 
 @pytest.mark.parametrize("junk", [0.0, 1e6])
@@ -138,7 +150,7 @@ def test_pool_has_the_gradient_of_the_method_page():
     u = torch.randn(B, POLICY, generator=generator, dtype=torch.float64).requires_grad_(True)
     g = torch.randn(B, POLICY, generator=generator, dtype=torch.float64)
     m, a = pool(u, of_rows(hidden, mask))
-    a = own(a, mask)
+    a = own(a, mask)[:, 0]
     (du,) = torch.autograd.grad((m * g).sum(), u)
     with torch.no_grad():
         for b in range(B):
@@ -180,6 +192,7 @@ def test_shapes_and_size_of_the_initial_weights():
     module = CrossAttention(RM, POLICY, INNER)
     shapes = {name: tuple(weight.shape) for name, weight in module.named_parameters()}
     assert shapes == {"w_q": (RM, INNER), "w_k": (POLICY, INNER), "w_v": (POLICY, INNER), "w_o": (INNER, RM)}
+    assert CrossAttention(RM, POLICY, INNER, learned=True).w_q.shape == (1, INNER)
     for weight in module.parameters():
         assert weight.abs().max() <= 1 / math.sqrt(weight.shape[0])
         assert weight.std() > 0.1 / math.sqrt(weight.shape[0])

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from r2m_cli.models.generate import inverse_cdf, mix, sample, uniform_rows
 from r2m_cli.models.policy import Policy
 from r2m_cli.models.sequences import Sequences
+from r2m_cli.models.states import width
 
 VOCABULARY, PAD, TEMPERATURE = 29, 0, 0.7
 COMMON = {
@@ -177,8 +178,26 @@ def test_the_shortest_possible_sequence():
     assert got.states.hidden.shape == (1, 16)
 
 
-def test_hidden_size_is_the_models():
-    assert Policy(language_model("gpt2")).hidden_size == 16
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("attention", ["sdpa", "padded"])
+def test_what_the_adapter_reads_is_the_state_the_token_or_both(family, attention):
+    """Embeddings of the same tokens, as loud as the states; Gemma's are what its own factor makes of them."""
+    model = copy.deepcopy(language_model(family))  # reading leaves a hook
+    found = {
+        reads: rows_of(forward(Policy(model, attention=attention, reads=reads)).states)
+        for reads in ("states", "tokens", "both")
+    }
+    for tokens, state, token, both in zip(sequences(), *found.values()):
+        embedded = model.get_input_embeddings()(tokens[:-1])
+        expected = embedded / embedded.square().mean(1, keepdim=True).sqrt() * state.square().mean(1, keepdim=True).sqrt()
+        torch.testing.assert_close(token, expected.detach(), atol=1e-5, rtol=1e-4)
+        assert torch.equal(both, torch.cat([state, token], dim=1))
+        assert not both.requires_grad
+
+
+def test_the_width_of_what_is_read():
+    model = language_model("gpt2")
+    assert [width(model, reads) for reads in ("states", "tokens", "both")] == [16, 16, 32]
 
 
 # --- sampling ---------------------------------------------------------------------------------------------------------

@@ -46,8 +46,8 @@ def make_actors(world, chat):
 
     Arguments: seed, feedback (an adapter that learns), reference (a frozen policy of other weights, so that the KL is
     not 0), policy_dtype, max_tokens of the reward model, kind and init_scale as in `feedback.*`, critic (one of PPO,
-    untrained), lora_rank (adapters in the policy, whose base is then the reference), states and scaled (feedback.states,
-    feedback.scale=rte).
+    untrained), lora_rank (adapters in the policy, whose base is then the reference), states, reads and scaled
+    (feedback.states, feedback.reads, feedback.scale=rte).
     """
     import torch
 
@@ -58,6 +58,7 @@ def make_actors(world, chat):
     from r2m_cli.models.lora import BaseOfLora, with_lora
     from r2m_cli.models.policy import Policy
     from r2m_cli.models.reward_model import FeedbackHead, HeadOnly, RewardBackbone, find_head, frozen_head
+    from r2m_cli.models.states import width
     from r2m_cli.schema import ModelConfig
 
     device = torch.device("cpu")
@@ -75,14 +76,14 @@ def make_actors(world, chat):
 
     def make(
         seed=0, feedback=True, reference=True, policy_dtype=torch.float32, max_tokens=64, kind="r2m", init_scale=1.0,
-        critic=False, lora_rank=0, states="policy", scaled=False,
+        critic=False, lora_rank=0, states="policy", scaled=False, reads="states",
     ):  # fmt: skip
         lm = model(16, seed, scorer=False).to(policy_dtype)
         lora = with_lora(lm, lora_rank, "CAUSAL_LM", seed) if lora_rank else None
-        policy = SingleEngine(Policy(lm), device, 0.0, 1.0)
+        policy = SingleEngine(Policy(lm, reads=reads), device, 0.0, 1.0)
         frozen = None
         if reference:
-            other = Policy(model(16, seed + 200, scorer=False)).requires_grad_(False)
+            other = Policy(model(16, seed + 200, scorer=False), reads=reads).requires_grad_(False)
             frozen = BaseOfLora(policy, lora) if lora is not None else other
         classifier = model(12, seed + 100, scorer=True)
         head = find_head(classifier)
@@ -91,14 +92,16 @@ def make_actors(world, chat):
             module = (
                 HeadOnly(head)
                 if kind == "head_only"
-                else FeedbackHead(head, 12 if states == "reward" else 16, 8, seed, init_scale, scaled)
+                else FeedbackHead(
+                    head, width(classifier if states == "reward" else lm, reads), 8, seed, init_scale, scaled
+                )
             )
             learner = SingleEngine(module, device, 0.0, 0.0)
         return Actors(
             policy=policy,
             reference=frozen,
             reward=RewardModel(
-                backbone=RewardBackbone(classifier).requires_grad_(False),
+                backbone=RewardBackbone(classifier, reads=reads).requires_grad_(False),
                 frozen_head=frozen_head(head),
                 feedback=learner,
                 format=chat,

@@ -1,7 +1,7 @@
 """Where do the policy's states raise the reward model's accuracy? A map over the policy's size, the reward model and its number
 of labelled pairs, and the step of training.
 
-    python experiments/overoptimisation/feedback_map.py [seed=30,31] [jobs=2]
+    python experiments/overoptimisation/feedback_map.py [seed=40,41] [jobs=2]
 
 Writes outputs/study/map/map.csv and map.png. Every cell is a run with `feedback=r2m_safe` whose policy learns from the live
 reward; the reward model's initial score is asked about the same responses. A policy that games the live score shows it in the
@@ -30,7 +30,7 @@ SPANS = {"1–5": (1, 5), "16–20": (16, 20), "36–40": (36, 40)}
 
 
 def main() -> None:
-    given = {"seed": "30,31", "jobs": "2"} | dict(text.split("=", 1) for text in sys.argv[1:])
+    given = {"seed": "40,41", "jobs": "2"} | dict(text.split("=", 1) for text in sys.argv[1:])
     for reward, world in REWARD_MODELS.items():
         for size, (hidden, layers) in POLICIES.items():
             for states, name in STATES.items():

@@ -189,7 +189,9 @@ def test_what_the_adapter_reads_is_the_state_the_token_or_both(family, attention
     }
     for tokens, state, token, both in zip(sequences(), *found.values()):
         embedded = model.get_input_embeddings()(tokens[:-1])
-        expected = embedded / embedded.square().mean(1, keepdim=True).sqrt() * state.square().mean(1, keepdim=True).sqrt()
+        expected = (
+            embedded / embedded.square().mean(1, keepdim=True).sqrt() * state.square().mean(1, keepdim=True).sqrt()
+        )
         torch.testing.assert_close(token, expected.detach(), atol=1e-5, rtol=1e-4)
         assert torch.equal(both, torch.cat([state, token], dim=1))
         assert not both.requires_grad

@@ -44,9 +44,14 @@ def logps(lm, tokens, prompt_length, temperature):
     return log_p[torch.arange(prompt_length - 1, len(tokens) - 1), tokens[prompt_length:]]
 
 
-def states(lm, tokens):
-    """Last-layer states without the last token's: what the policy hands to the adapter. [S - 1, D_p]."""
-    return lm(tokens[None], output_hidden_states=True).hidden_states[-1][0, :-1]
+def states(lm, tokens, reads="states"):
+    """Last-layer states without the last token's, what the policy hands to the adapter, and as feedback.reads has it in place
+    of them or beside them the tokens' embeddings, as loud as they are. [S - 1, D_p]."""
+    found = lm(tokens[None], output_hidden_states=True).hidden_states[-1][0, :-1]
+    embedded = lm.get_input_embeddings()(tokens[:-1])
+    loudness = (found.square().mean(dim=1) / embedded.square().mean(dim=1)).sqrt()
+    embedded = embedded * loudness[:, None]
+    return {"states": found, "tokens": embedded, "both": torch.cat([found, embedded], dim=1)}[reads]
 
 
 def embedding(classifier, chat, prompt, response):

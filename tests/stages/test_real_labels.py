@@ -290,7 +290,7 @@ def test_the_judges_word_moves_the_margin_its_way(make_actors, annotated):
 # --- labelled pairs ---------------------------------------------------------------------------------------------------
 
 
-def naive_pair_rewards(actors, pair):
+def naive_pair_rewards(actors, pair, reads="states"):
     """Chosen and rejected reply: (rewards of the initial model, live rewards), from single unpadded sequences."""
     chat, reward = actors.format, actors.reward
     frozen, live = [], []
@@ -298,7 +298,7 @@ def naive_pair_rewards(actors, pair):
         with torch.no_grad():
             rte = plain.embedding(reward.backbone.classifier, chat, pair.prompt, reply)
             tokens = torch.tensor(chat.prompt_ids(pair.prompt) + chat.response_ids(pair.prompt, reply))
-            states = plain.states(actors.policy.module.lm, tokens)
+            states = plain.states(actors.policy.module.lm, tokens, reads)
         frozen.append(reward.frozen_head(rte).squeeze())
         head_only = reward.kind == "head_only"
         live.append(
@@ -579,15 +579,16 @@ def test_pairs_that_are_read_once_teach_what_those_read_in_every_pass_do(make_ac
 # --- whose states, and how loud -----------------------------------------------------------------------------------------
 
 
-def test_the_references_states_in_place_of_the_policys(make_actors, prompts, pairs):
+@pytest.mark.parametrize("reads", ["states", "tokens", "both"])
+def test_the_references_states_in_place_of_the_policys(make_actors, prompts, pairs, reads):
     """Annotation, labelled pairs and the update on the groups read what the reference makes of the text."""
-    actors = make_actors(seed=1, states="reference")
+    actors = make_actors(seed=1, states="reference", reads=reads)
     lm, module = actors.reference.lm, actors.reward.feedback.module
     batch = rollout(actors, prompts, range(len(prompts)), K, ROLLOUT, 5, 0, 1)
     annotated = annotate(actors, batch, flat(batch, 2), WEIGHT, TEMPERATURE)
     rows = plain.sequences(batch)
     expected = [
-        plain.live_reward(module, rte, plain.states(lm, tokens).detach(), WEIGHT)
+        plain.live_reward(module, rte, plain.states(lm, tokens, reads).detach(), WEIGHT)
         for rte, (tokens, _) in zip(annotated.rte, rows)
     ]
     torch.testing.assert_close(annotated.rewards.flatten(), torch.stack(expected).detach(), atol=1e-5, rtol=1e-5)
@@ -595,7 +596,9 @@ def test_the_references_states_in_place_of_the_policys(make_actors, prompts, pai
     as_policy = replace(actors, policy=replace_module(actors.policy, actors.reference))
     _, live = pair_rewards(actors, pairs, WEIGHT, list(range(5)))
     for row, pair in zip(live, pairs):
-        torch.testing.assert_close(row, torch.stack(naive_pair_rewards(as_policy, pair)[1]), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            row, torch.stack(naive_pair_rewards(as_policy, pair, reads)[1]), atol=1e-5, rtol=1e-5
+        )
 
     step = RewardStep(actors, annotated, CONFIG, WEIGHT)
     for pack in flat(batch, 2):
@@ -604,18 +607,18 @@ def test_the_references_states_in_place_of_the_policys(make_actors, prompts, pai
     assert_gradients(actors, torch.autograd.grad(loss, list(module.parameters())))
 
 
-def test_the_reward_models_own_states_as_a_control(make_actors, prompts, pairs):
-    actors = make_actors(seed=1, states="reward")
+@pytest.mark.parametrize("reads", ["states", "both"])
+def test_the_reward_models_own_states_as_a_control(make_actors, prompts, pairs, reads):
+    actors = make_actors(seed=1, states="reward", reads=reads)
     classifier, module, chat = actors.reward.backbone.classifier, actors.reward.feedback.module, actors.reward.format
     batch = rollout(actors, prompts, range(len(prompts)), K, ROLLOUT, 5, 0, 1)
     annotated = annotate(actors, batch, flat(batch, 2), WEIGHT, TEMPERATURE)
 
     def expected(prompt, reply):
         with torch.no_grad():
-            states = plain.states(
-                classifier, torch.tensor([*chat.conversation_ids(prompt, reply), 0])
-            )  # all but the last
-        return plain.live_reward(module, states[-1], states, WEIGHT)
+            tokens = torch.tensor([*chat.conversation_ids(prompt, reply), 0])  # all but the last are read
+            states = plain.states(classifier, tokens, reads)
+        return plain.live_reward(module, plain.states(classifier, tokens)[-1].detach(), states, WEIGHT)
 
     texts = list(zip(batch.prompt_of, batch.responses))
     rewards = torch.stack([expected(*text) for text in texts])

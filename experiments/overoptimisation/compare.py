@@ -169,9 +169,8 @@ def draw(table: pd.DataFrame, path: Path) -> None:
         ax.set(title=world, xlabel="KL at the end, nats")
         ax.grid(color="0.92")
     axes[0][0].set_ylabel("gold at the end")
-    figure.legend(
-        *axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=len(methods), frameon=False
-    )
+    drawn = {label: line for ax in axes[0] for line, label in zip(*ax.get_legend_handles_labels())}
+    figure.legend(drawn.values(), drawn, loc="outside lower center", ncols=len(methods), frameon=False)
     figure.savefig(path, dpi=130)
 
 

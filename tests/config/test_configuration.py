@@ -67,6 +67,7 @@ def test_every_key_has_a_comment_and_there_are_fewer_than_170() -> None:
         ("feedback.self_labels=none", "labels alone"),
         ("feedback.judge_replay=3", "feedback.judge"),
         ("feedback.warmup_lr=0", "above 0"),
+        ("feedback.heads=3", "multiple of feedback.heads"),
         ("ppo.kl_target=0", "above 0"),
         ("guard.stop_on=gold", "choose one of none, kl"),
         ("reward.members=0", "at least 1"),

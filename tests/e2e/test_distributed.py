@@ -40,8 +40,18 @@ def test_every_stage_equals_one_process(r2m: Run, tmp_path: Path, stage: int) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", [("ppo=ppo",), ("policy.lora_rank=4", "checkpoint.every=1")])
-def test_critic_and_lora_equal_one_process_at_stage_3(r2m: Run, tmp_path: Path, method: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    "method",
+    [
+        ("ppo=ppo",),
+        ("policy.lora_rank=4", "checkpoint.every=1"),
+        ("feedback.reads=both", "feedback.query=learned", "feedback.heads=4"),
+        ("feedback.reads=both", "feedback.states=reference", "policy.lora_rank=4"),
+    ],
+)
+def test_critic_lora_and_wider_reading_equal_one_process_at_stage_3(
+    r2m: Run, tmp_path: Path, method: tuple[str, ...]
+) -> None:
     r2m("train", *COMMON, *method, "hydra.run.dir=one")
     r2m("train", *COMMON, *method, *TWO_RANKS, "engine.stage=3", "hydra.run.dir=two")
     assert_same_training(tmp_path / "one", tmp_path / "two", 3e-4)

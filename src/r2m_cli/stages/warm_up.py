@@ -63,8 +63,13 @@ def read_once(actors: Actors, pairs: Sequence[Pair], budget: int) -> list[Read] 
     Args:
         budget: tokens per forward.
     """
-    adapter = getattr(actors.reward.feedback and actors.reward.feedback.module, "adapter", None)
-    if adapter is not None and 4 * len(adapter.w_k) * sum(pair_tokens(actors, pairs)) > LIMIT:
+    assert actors.reward.feedback is not None
+    module = actors.reward.feedback.module
+    if hasattr(module, "adapter"):
+        kept = len(module.adapter.w_k) * sum(pair_tokens(actors, pairs))
+    else:
+        kept = 2 * len(pairs) * module.phi.in_features
+    if 4 * kept > LIMIT:
         return None
     mine, real = share(len(pairs))
     rows = pairs_per_forward(actors, pairs, budget)

@@ -1,5 +1,6 @@
 """The reward model's parts: the backbone that gives the reward token embedding, and the head that learns."""
 
+import copy
 import functools
 import math
 
@@ -192,6 +193,12 @@ def feedback_inputs() -> tuple[Tensor, Tensor, Tensor]:
 def read() -> tuple[Tensor, States]:
     rte, hidden, mask = feedback_inputs()
     return rte, of_rows(hidden, mask)
+
+
+def test_a_pooled_state_stands_beside_no_token():
+    model = RewardBackbone(copy.deepcopy(classifier("bert")), reads="both")
+    with pytest.raises(UserError, match="feedback.reads=both.*feedback.reads=states"):
+        model(*batch(1))
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -52,6 +52,11 @@ class RewardBackbone(nn.Module):
         state = self._states(layout)
         rows = torch.arange(len(tokens), device=tokens.device)
         if len(state) == len(tokens):  # an encoder's, pooled
+            if self.reading.reads != "states":
+                raise UserError(
+                    f"feedback.reads={self.reading.reads}: the reward model pools its states into one, which belongs to no token; "
+                    "with feedback.states=reward it needs feedback.reads=states"
+                )
             return (state, States(state, rows[:, None] == rows)) if with_states else state
         rte = state[layout.at(rows, lengths - 1)]
         return (rte, States(self.reading(state), layout.readable(lengths))) if with_states else rte

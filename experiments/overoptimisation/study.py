@@ -48,7 +48,7 @@ def methods(pairs: int, steps: int) -> dict[str, Method]:
     return {
         "rloo": Method(vanilla, grid, frontier=True),
         "r2m_safe": Method([*vanilla, "feedback=r2m_safe"], grid, frontier=True),
-        "r2m_judged": Method([*vanilla, "feedback=r2m_judged", *judged], weight_of="r2m_safe"),
+        "r2m_judged": Method([*vanilla, "feedback=r2m_judged", *judged], grid),
         "own_states": Method(
             [*vanilla, "feedback=r2m_safe", "feedback.states=reward"], weight_of="r2m_safe", frontier=True
         ),
@@ -73,7 +73,7 @@ class Phase:
 
 PHASES = {
     "quick": Phase(["rloo", "r2m_safe"], "0,1", ["one_class", "strong_frozen"]),
-    "choose": Phase(["rloo", "r2m_safe"], "0,1,2"),
+    "choose": Phase(["rloo", "r2m_safe", "r2m_judged"], "0,1,2"),
     # Seeds on which nothing was chosen.
     "final": Phase(list(methods(0, 1)), "30,31,32,33,34,35,36,37,38,39"),
 }
@@ -143,7 +143,8 @@ def chosen(out: Path) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     for path in (HERE / "chosen.json", out / "choose" / "chosen.json"):
         if path.is_file():
-            found |= json.loads(path.read_text())
+            for world, weights in json.loads(path.read_text()).items():
+                found[world] = found.get(world, {}) | weights
     return found
 
 

@@ -131,9 +131,9 @@ def test_the_study_in_a_world_of_ones_own(environment: dict[str, str], tmp_path:
         return pd.read_csv(tmp_path / "outputs" / "study" / arguments[0] / "results.csv")
 
     tried = study("choose", "seed=0,1")
-    assert len(tried) == 2 * (5 + 5)
+    assert len(tried) == 2 * (5 + 5 + 5)
     best = json.loads((tmp_path / "outputs/study/choose/chosen.json").read_text())["mine"]
-    assert set(best) == {"rloo", "r2m_safe"}
+    assert set(best) == {"rloo", "r2m_safe", "r2m_judged"}
     final = study("final", "seed=7")
     assert set(final["method"]) == {
         "rloo", "r2m_safe", "r2m_judged", "own_states", "reference_states", "offline_labels", "rloo_r2m", "ensemble", "kl_target"

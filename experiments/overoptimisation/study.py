@@ -48,7 +48,7 @@ def methods(pairs: int, steps: int) -> dict[str, Method]:
     return {
         "rloo": Method(vanilla, grid, frontier=True),
         "r2m_safe": Method([*vanilla, "feedback=r2m_safe"], grid, frontier=True),
-        "r2m_judged": Method([*vanilla, "feedback=r2m_judged", *judged], grid),
+        "r2m_judged": Method([*vanilla, "feedback=r2m_judged", *judged], grid, frontier=True),
         "own_states": Method(
             [*vanilla, "feedback=r2m_safe", "feedback.states=reward"], weight_of="r2m_safe", frontier=True
         ),

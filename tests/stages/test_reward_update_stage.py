@@ -68,10 +68,11 @@ def test_the_streamed_gradient_is_that_of_the_whole_batch(make_actors, prompts, 
     score = module(annotated.rte, states(actors, everything(annotated)), WEIGHT)
     pick = annotated.rewards if pair == "annotated" else None
     loss = grebt(score.reward.view(4, K), CONFIG.alpha, pick).total.mean()
-    for mine, oracle in zip(streamed, torch.autograd.grad(loss, list(module.parameters()))):
-        torch.testing.assert_close(mine, oracle, atol=1e-6, rtol=1e-4)
     norm = math.sqrt(sum(float(g.square().sum()) for g in streamed))
     assert norm > 1e-3
+    # Sums in another order: an element may be nothing beside the rest of the gradient, and its error is that of the rest.
+    for mine, oracle in zip(streamed, torch.autograd.grad(loss, list(module.parameters()))):
+        torch.testing.assert_close(mine, oracle, atol=2e-5 * norm, rtol=1e-4)
     assert step.update(1e-3).means()["reward_model/grad_norm"] == pytest.approx(norm, rel=1e-4)
 
 

@@ -110,6 +110,11 @@ def test_each_method_gets_a_weight_of_its_own(tmp_path: Path) -> None:
     own = study.own_weights(tmp_path)["w"]
     assert own["own_states"] == own["r2m_safe"] == 0.1
     assert (own["offline_labels"], own["kl_target"]) == (0.4, 0.05)
+    # One method chosen anew in a world of the repository leaves its other methods' weights as they are.
+    kept = study.chosen(tmp_path / "nothing")["strong_tuned"]
+    (tmp_path / "choose" / "chosen.json").write_text(json.dumps({"strong_tuned": {"r2m_judged": 0.8}}))
+    assert kept["r2m_judged"] != 0.8
+    assert study.chosen(tmp_path)["strong_tuned"] == kept | {"r2m_judged": 0.8}
     with pytest.raises(SystemExit, match=r"study\.py choose world=elsewhere"):
         study.betas("final", "elsewhere", "rloo", known, best)
 

@@ -48,11 +48,9 @@ def main() -> None:
     table = pd.DataFrame([row for summary in sorted(OUT.glob("*/*/*/**/summary.json")) for row in rows(summary.parent)])
     table.to_csv(OUT / "map.csv", index=False, float_format="%.4f")
     draw(table, OUT / "map.png")
-    print(
-        table.groupby(["reward_model", "states", "pairs", "policy", "steps"], sort=False)[
-            ["frozen", "live", "gain"]
-        ].mean()
-    )
+    cell = ["reward_model", "pairs", "states", "policy"]
+    means = table.pivot_table(index=cell, columns="steps", values="gain", sort=False)
+    print("gain in accuracy, points\n" + (100 * means).round(1).to_string())
 
 
 def rows(run: Path) -> list[dict[str, object]]:
@@ -74,7 +72,7 @@ def rows(run: Path) -> list[dict[str, object]]:
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
-    """Gain in accuracy, percentage points, by span; a panel per reward model and number of pairs."""
+    """Gain in accuracy by reading states, percentage points, by span; a panel per reward model and number of pairs."""
     panels = [(reward, pairs) for reward in REWARD_MODELS for pairs in PAIRS]
     figure, axes = plt.subplots(1, len(panels), figsize=(3.1 * len(panels), 3.4), sharey=True, layout="constrained")
     for ax, (reward, pairs) in zip(axes, panels):
@@ -87,7 +85,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
         ax.axhline(0, color="0.6", lw=0.8)
         ax.set(title=f"{reward} reward model, {pairs} pairs", xlabel="step")
         ax.grid(color="0.92")
-    axes[0].set_ylabel("accuracy with less without states, points")
+    axes[0].set_ylabel("gain in accuracy, points")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     figure.savefig(path, dpi=130)
 

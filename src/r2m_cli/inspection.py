@@ -7,14 +7,18 @@ from r2m_cli.models.actors import Actors
 from r2m_cli.stages.labelled import score_pairs
 
 
-def inspect_reward_model(actors: Actors, pairs: list[Pair], omega: float, budget: int) -> tuple[list[str], list[str]]:
-    """Accuracy and spread as notes for the person, and warnings where the rewards are flat or no better than chance.
+def inspect_reward_model(
+    actors: Actors, pairs: list[Pair], omega: float, budget: int, warm: bool = False
+) -> tuple[list[str], list[str]]:
+    """Accuracy and spread as notes for the person, and warnings where the rewards are flat, no better than chance, or worse
+    with feedback than without.
 
     Every rank scores the same pairs.
 
     Args:
         omega: w(T), the weight at which the adapter's part is shown.
         budget: tokens per forward.
+        warm: adapter and head have learnt from labelled pairs, so that they should be no worse than the text alone.
     """
     frozen, live = score_pairs(actors, pairs, omega, budget)
     notes = [f"reward model on {len(pairs)} held-out pairs: {_describe(frozen)}"]
@@ -30,6 +34,14 @@ def inspect_reward_model(actors: Actors, pairs: list[Pair], omega: float, budget
         warnings.append("the rewards are all equal, there is nothing to optimise: check reward.path, its chat template")
     elif len(pairs) >= 16 and _accuracy(frozen) <= 0.5:
         warnings.append("the reward model is no better than chance: check that it fits the data, and its chat template")
+    if warm and live is not None and len(pairs) >= 16:
+        lost = _right(frozen) - _right(live)
+        if lost.mean() > 2 * lost.std() / len(lost) ** 0.5:
+            warnings.append(
+                f"after the warm-up fewer held-out pairs are ordered right than by the text alone ({_accuracy(live):.1%}, not "
+                f"{_accuracy(frozen):.1%}): more labelled pairs, fewer passes (feedback.warmup_epochs), a lower "
+                "feedback.warmup_lr, or feedback=none"
+            )
     return notes, warnings
 
 
@@ -44,5 +56,9 @@ def _describe(rewards: torch.Tensor) -> str:
     )
 
 
+def _right(rewards: torch.Tensor) -> torch.Tensor:
+    return (rewards[:, 0] > rewards[:, 1]).float()
+
+
 def _accuracy(rewards: torch.Tensor) -> float:
-    return float((rewards[:, 0] > rewards[:, 1]).float().mean())
+    return float(_right(rewards).mean())

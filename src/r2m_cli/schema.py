@@ -123,7 +123,8 @@ class FeedbackConfig:
     pair: str = "recomputed"
     # labelled pairs that adapter and head learn from before RL, with the starting policy's states; 0: none
     warmup_pairs: int = 0
-    # passes over them
+    # passes over them; the last is kept, or an earlier one where the held-out pairs (eval.preflight_pairs) were ordered
+    # clearly better
     warmup_epochs: int = 1
     # AdamW learning rate of the warm-up, decaying linearly to 0; null: feedback.lr, constant
     warmup_lr: float | None = None

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import plain
 import pytest
@@ -488,6 +489,8 @@ def test_the_loop_judges_and_replays(make_actors, prompts, pairs, tmp_path):
 
 # --- warm-up ----------------------------------------------------------------------------------------------------------
 
+NOWHERE = Path("of/no/run")  # without held-out pairs nothing is written
+
 
 def warm_up_config(pairs=100, per_update=2, lr=1e-2, kind="r2m"):
     return Config(
@@ -501,7 +504,7 @@ def warm_up_config(pairs=100, per_update=2, lr=1e-2, kind="r2m"):
 def test_warm_up_is_one_pass_in_updates_of_a_steps_size(make_actors, pairs):
     actors = make_actors()
     before, policy = parameters(actors), [p.clone() for p in actors.policy.module.parameters()]
-    figures = warm_up(actors, pairs, warm_up_config())
+    figures = warm_up(actors, Labels(pairs=pairs), warm_up_config(), NOWHERE)
     assert {int(state["step"]) for state in actors.reward.feedback.optimizer.state.values()} == {3}  # of 2, 2, 1 pairs
     assert set(figures) == {"pairs", "loss", "accuracy"}
     assert figures["pairs"] == 5
@@ -517,7 +520,7 @@ def test_warm_ups_first_update_is_bradley_terry_at_the_floor_of_the_weight(make_
     optimiser = torch.optim.AdamW(twin.reward.feedback.module.parameters(), lr=1e-2, weight_decay=0.0)
     mean.backward()
     optimiser.step()
-    figures = warm_up(actors, pairs, warm_up_config(per_update=8))
+    figures = warm_up(actors, Labels(pairs=pairs), warm_up_config(per_update=8), NOWHERE)
     assert figures["loss"] == pytest.approx(mean.item(), rel=1e-4)
     assert figures["accuracy"] == pytest.approx(sum(ordered) / 5)
     for name, expected in parameters(twin).items():
@@ -529,14 +532,14 @@ def test_warm_ups_first_update_is_bradley_terry_at_the_floor_of_the_weight(make_
 def test_repeated_it_lowers_the_loss_on_its_pairs(make_actors, pairs, kind):
     actors = make_actors(kind=kind)
     config = warm_up_config(per_update=8, lr=5e-2, kind=kind)
-    losses = [warm_up(actors, pairs, config)["loss"] for _ in range(8)]
+    losses = [warm_up(actors, Labels(pairs=pairs), config, NOWHERE)["loss"] for _ in range(8)]
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < 0.8 * losses[0]
 
 
 def test_warm_up_takes_no_more_pairs_than_asked(make_actors, pairs):
     actors = make_actors()
-    assert warm_up(actors, pairs, warm_up_config(pairs=3))["pairs"] == 3
+    assert warm_up(actors, Labels(pairs=pairs), warm_up_config(pairs=3), NOWHERE)["pairs"] == 3
     assert {int(state["step"]) for state in actors.reward.feedback.optimizer.state.values()} == {2}
 
 
@@ -546,11 +549,10 @@ def test_several_passes_of_warm_up_decay_their_rate_to_nothing(make_actors, pair
     step = engine.step
     engine.step = lambda lr: rates.append(lr) or step(lr)
     config = warm_up_config(per_update=5)
-    figures = warm_up(
-        actors, pairs, replace(config, feedback=replace(config.feedback, warmup_epochs=4, warmup_lr=1e-2))
-    )
+    config = replace(config, feedback=replace(config.feedback, warmup_epochs=4, warmup_lr=1e-2))
+    figures = warm_up(actors, Labels(pairs=pairs), config, NOWHERE)
     assert rates == pytest.approx([1e-2, 0.75e-2, 0.5e-2, 0.25e-2])
-    first = warm_up(make_actors(), pairs, warm_up_config(per_update=5))
+    first = warm_up(make_actors(), Labels(pairs=pairs), warm_up_config(per_update=5), NOWHERE)
     assert figures["loss"] < first["loss"]  # of the last pass, against the first
 
 
@@ -566,14 +568,51 @@ def test_pairs_that_are_read_once_teach_what_those_read_in_every_pass_do(make_ac
     monkeypatch.setattr(
         type(once.reward), "embed", lambda self, *args: reads.append(len(args[0])) or embed(self, *args)
     )
-    figures = warm_up(once, pairs, config)
+    figures = warm_up(once, Labels(pairs=pairs), config, NOWHERE)
     assert sum(reads) == 2 * len(pairs)
     reads.clear()
     monkeypatch.setattr("r2m_cli.stages.warm_up.LIMIT", 0)
-    assert warm_up(ever, pairs, config) == pytest.approx(figures, rel=1e-4)
+    assert warm_up(ever, Labels(pairs=pairs), config, NOWHERE) == pytest.approx(figures, rel=1e-4)
     assert sum(reads) == 3 * 2 * len(pairs)
     for name, value in parameters(ever).items():
         torch.testing.assert_close(parameters(once)[name], value, atol=1e-4, rtol=1e-3)
+
+
+def swapped(pairs):
+    return [Pair(pair.prompt, pair.rejected, pair.chosen) for pair in pairs]
+
+
+@pytest.mark.parametrize("limit", [2**30, 0])
+def test_a_pass_that_held_out_pairs_speak_for_is_kept(make_actors, pairs, tmp_path, monkeypatch, limit):
+    """Held-out pairs that say the opposite get worse from the first pass on: its weights and moments are what is left."""
+    monkeypatch.setattr("r2m_cli.stages.warm_up.LIMIT", limit)
+    actors, saved = make_actors(), []
+    engine = actors.reward.feedback
+    save = engine.save
+    engine.save = lambda *where: saved.append(parameters(actors)) or save(*where)
+    config = warm_up_config(per_update=5)
+    config = replace(config, feedback=replace(config.feedback, warmup_epochs=4))
+    figures = warm_up(actors, Labels(pairs=pairs, heldout=swapped(pairs)), config, tmp_path)
+    assert figures["pass kept"] == 1
+    assert len(saved) == 1
+    for name, value in parameters(actors).items():
+        torch.testing.assert_close(value, saved[0][name], atol=0, rtol=0)
+    assert {int(state["step"]) for state in engine.optimizer.state.values()} == {1}
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("limit", [2**30, 0])
+def test_held_out_pairs_with_nothing_to_say_change_nothing(make_actors, pairs, tmp_path, monkeypatch, limit):
+    monkeypatch.setattr("r2m_cli.stages.warm_up.LIMIT", limit)
+    config = warm_up_config(per_update=5)
+    config = replace(config, feedback=replace(config.feedback, warmup_epochs=4))
+    with_them, without = make_actors(), make_actors()
+    figures = warm_up(with_them, Labels(pairs=pairs, heldout=pairs), config, tmp_path)
+    assert figures.pop("pass kept") == 4
+    assert warm_up(without, Labels(pairs=pairs), config, NOWHERE) == figures
+    for name, value in parameters(without).items():
+        torch.testing.assert_close(parameters(with_them)[name], value, atol=0, rtol=0)
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- whose states, and how loud -----------------------------------------------------------------------------------------

@@ -160,6 +160,21 @@ def test_a_good_reward_model_gives_no_warning_and_a_random_one_does(make_actors,
     assert inspect_reward_model(actors, bad[:15], 1.0, 4)[1] == []
 
 
+def test_an_adapter_that_does_harm_is_warned_of_once_it_has_learnt(make_actors, pairs):
+    actors = make_actors()
+    good = ordered(actors, pairs)
+    with torch.no_grad():  # the live reward model contradicts the initial one
+        actors.reward.feedback.module.phi.weight.neg_()
+    assert inspect_reward_model(actors, good, 1.0, 4)[1] == []
+    (warning,) = inspect_reward_model(actors, good, 1.0, 4, warm=True)[1]
+    assert "fewer held-out pairs are ordered right than by the text alone (0.0%, not 100.0%)" in warning
+    # A pair or two more or less is no harm that can be shown; nor is a dozen pairs enough to say so.
+    with torch.no_grad():
+        actors.reward.feedback.module.phi.weight.neg_()
+    assert inspect_reward_model(actors, good, 1.0, 4, warm=True)[1] == []
+    assert inspect_reward_model(actors, good[:15], 1.0, 4, warm=True)[1] == []
+
+
 def test_flat_rewards_are_warned_of(make_actors, pairs):
     actors = make_actors(feedback=False)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Means and win rates with 95 % intervals from the percentile bootstrap (Efron & Tibshirani 1993, chapter 13)."""
+"""Means and win rates with 95 % intervals from the percentile bootstrap (Efron & Tibshirani 1993, chapter 13); when to stop."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -148,3 +148,14 @@ def _checked(values: Tensor) -> Tensor:
     if values.dim() != 1 or not len(values):
         raise ValueError(f"one value per prompt or pair is needed, [n] with n >= 1, got {tuple(values.shape)}")
     return values.double().cpu()
+
+
+def pass_to_keep(losses: Tensor) -> int:
+    """Early stopping, slow to act: the last pass, unless the one with the lowest mean loss is lower by more than two standard
+    errors of the difference, paired by example. Losses of held-out examples after each pass [passes, m] -> its number, from 0.
+    """
+    means = losses.mean(dim=1)
+    lowest = len(means) - 1 - int(means.flip(0).argmin())  # of equal ones the latest
+    worse = losses[-1] - losses[lowest]
+    error = worse.std() / len(worse) ** 0.5 if len(worse) > 1 else torch.inf
+    return lowest if worse.mean() > 2 * error else len(means) - 1

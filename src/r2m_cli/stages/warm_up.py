@@ -1,41 +1,68 @@
 """Before RL: adapter and head learn from labelled pairs."""
 
 import random
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from r2m_cli.data.preferences import Pair
 from r2m_cli.distributed import comm
+from r2m_cli.maths.reward_loss import bradley_terry
 from r2m_cli.maths.schedule import learning_rate
+from r2m_cli.maths.statistics import pass_to_keep
 from r2m_cli.models.actors import Actors
 from r2m_cli.models.states import States
 from r2m_cli.schema import Config
 from r2m_cli.seeds import mix
-from r2m_cli.stages.labelled import Read, learn_from_pairs, pair_tokens, pairs_per_forward, read, share
+from r2m_cli.stages.labelled import (
+    SCORED,
+    Labels,
+    Read,
+    join,
+    learn_from_pairs,
+    live_rewards,
+    pair_tokens,
+    pairs_per_forward,
+    read,
+    score_pairs,
+    share,
+)
 
 WARM_UP = 9  # stream of random numbers
+KEPT = "warm_up"  # folder, and tag, of the pass that may be kept
 LIMIT = 2**30  # bytes of states that are kept from one pass over the pairs to the next
 
 
-def warm_up(actors: Actors, pairs: list[Pair], config: Config) -> dict[str, float]:
+def warm_up(actors: Actors, labels: Labels, config: Config, run_dir: Path) -> dict[str, float]:
     """Adapter and head learn from labelled pairs with the starting policy's states, before RL.
 
     The weight is Omega, the largest share that the adapter will ever have; at w(0) = 1 it would have no gradient at all.
-    An update takes ppo.prompts_per_step pairs.
+    An update takes ppo.prompts_per_step pairs. Of several passes the last is kept, unless the held-out pairs say that by then
+    the training pairs were learnt by heart: see `pass_to_keep`.
+
+    Args:
+        run_dir: a pass that may be kept is written there until the warm-up ends.
 
     Returns:
-        pairs; mean loss, and share of pairs ordered right before the update that learns from them, in the last pass.
+        pairs; mean loss, and share of pairs ordered right before the update that learns from them, in the last pass; with
+        several passes and held-out pairs also the pass that is kept, from 1.
 
     Raises:
         FloatingPointError: a gradient that is not finite.
     """
     assert actors.reward.feedback is not None
-    size, f = config.ppo.prompts_per_step, config.feedback
-    chosen = random.Random(mix(config.seed, WARM_UP)).sample(pairs, min(f.warmup_pairs, len(pairs)))
+    f, size, budget = config.feedback, config.ppo.prompts_per_step, config.rollout.tokens_per_batch
+    chosen = random.Random(mix(config.seed, WARM_UP)).sample(labels.pairs, min(f.warmup_pairs, len(labels.pairs)))
+    heldout = labels.heldout if f.warmup_epochs > 1 else []
+    known, known_heldout = (
+        read_once(actors, pairs, budget) if pairs and f.warmup_epochs > 1 else None for pairs in (chosen, heldout)
+    )
     order, starts = list(range(len(chosen))), range(0, len(chosen), size)
-    known = read_once(actors, chosen, config.rollout.tokens_per_batch) if f.warmup_epochs > 1 else None
     total, number = f.warmup_epochs * len(starts), 0
+    losses: list[Tensor] = []  # of the held-out pairs after each pass
     for epoch in range(f.warmup_epochs):
         sums = comm.MetricSums()
         if epoch:
@@ -44,15 +71,45 @@ def warm_up(actors: Actors, pairs: list[Pair], config: Config) -> dict[str, floa
             seed = mix(config.seed, WARM_UP, number)
             batch = order[start : start + size]
             loss, right = learn_from_pairs(
-                actors, [chosen[i] for i in batch], f.omega, seed, config.rollout.tokens_per_batch,
-                [known[i] for i in batch] if known else None,
-            )  # fmt: skip
+                actors, [chosen[i] for i in batch], f.omega, seed, budget, [known[i] for i in batch] if known else None
+            )
             lr = f.lr if f.warmup_lr is None else learning_rate(number, total, f.warmup_lr, 0, "linear")
             actors.reward.feedback.step(lr)
             sums.add("loss", loss)
             sums.add("accuracy", right)
             number += 1
-    return {"pairs": float(len(chosen))} | sums.means()
+        if heldout:
+            losses.append(_losses(actors, heldout, known_heldout, f.omega, budget))
+            if losses[-1].mean() <= min(loss.mean() for loss in losses):
+                actors.reward.feedback.save(run_dir / KEPT, KEPT)
+    figures = {"pairs": float(len(chosen))} | sums.means()
+    if heldout:
+        figures["pass kept"] = 1.0 + pass_to_keep(torch.stack(losses))
+        if figures["pass kept"] < f.warmup_epochs:
+            actors.reward.feedback.load(run_dir / KEPT, KEPT)
+        comm.barrier()
+        if comm.is_main():
+            shutil.rmtree(run_dir / KEPT)
+    return figures
+
+
+@torch.no_grad()
+def _losses(actors: Actors, pairs: Sequence[Pair], known: Sequence[Read] | None, weight: float, budget: int) -> Tensor:
+    """Bradley-Terry loss of each pair under the live reward model; the same on every rank. [m]."""
+    if known is None:
+        live = score_pairs(actors, pairs, weight, budget)[1]
+        assert live is not None
+    else:  # a few at a time: attention is kept for each pair over the states of all in its batch
+        spans = [range(i, min(i + 16, len(known))) for i in range(0, len(known), 16)]
+        live = torch.cat(
+            [
+                live_rewards(
+                    actors, join([known[i] for i in span], actors.device), weight, [mix(SCORED, i) for i in span]
+                )
+                for span in spans
+            ]
+        )
+    return bradley_terry(live[:, 0], live[:, 1])
 
 
 @torch.no_grad()

@@ -49,7 +49,7 @@ def run(config: Config, run_dir: Path) -> None:
         labels.judged.extend(remembered(run_dir, state["step"]))
     else:
         notes += remarks(actors, prompts, config)
-        more, warnings = before_training(config, source, actors, labels)
+        more, warnings = before_training(config, source, actors, labels, run_dir)
         notes += more
     with _sinks(config, run_dir, state["step"]) as sinks:
         observer = Observer(sinks, config.logger.samples_every, state["tokens"], state["beta"])
@@ -98,19 +98,22 @@ def real_labels(config: Config, source: Source, actors: Actors) -> Labels:
     return Labels(judge, pairs, [pair for pair in heldout if fits(actors, pair)])
 
 
-def before_training(config: Config, source: Source, actors: Actors, labels: Labels) -> tuple[list[str], list[str]]:
+def before_training(
+    config: Config, source: Source, actors: Actors, labels: Labels, run_dir: Path
+) -> tuple[list[str], list[str]]:
     """Warm the adapter up and look at the reward model; gives notes and warnings for the person. Collective."""
     notes: list[str] = []
     warnings: list[str] = []
     if config.feedback.warmup_pairs:
         try:
-            figures = warm_up(actors, labels.pairs, config)
+            figures = warm_up(actors, labels, config, run_dir)
         except FloatingPointError as error:
             raise UserError(f"feedback.warmup_pairs: {error}; lower feedback.lr, or check the reward model") from error
         notes.append("warm-up of adapter and head: " + ", ".join(f"{k} {v:.3g}" for k, v in figures.items()))
     if labels.heldout:
         omega = weight_at(config.train.steps, config)
-        more, warnings = inspect_reward_model(actors, labels.heldout, omega, config.rollout.tokens_per_batch)
+        warm = config.feedback.warmup_pairs > 0
+        more, warnings = inspect_reward_model(actors, labels.heldout, omega, config.rollout.tokens_per_batch, warm)
         notes += more
     return notes, warnings
 

@@ -11,6 +11,7 @@ from rich.console import Console
 # metric -> the short word that stands for it, in this order
 SHOWN = {"reward": "reward", "reward_frozen": "frozen", "gold": "gold", "kl": "KL"}
 PLAIN_SECONDS = 2.0  # without a terminal: at most one line in this time
+COUNT_SECONDS = 10.0  # the same for slow work before the steps
 
 
 class Progress(Protocol):
@@ -70,6 +71,19 @@ class Eta:
             return "-:--:--"
         seconds = (time.monotonic() - self.began) / (step - self.before) * (self.total - step)
         return str(timedelta(seconds=round(seconds)))
+
+
+class Count:
+    """Slow work before the first step, such as reading labelled pairs: "r2m: WHAT: 64 of 512" now and then."""
+
+    def __init__(self, what: str, shown: bool = True) -> None:
+        """`shown`: False on the ranks that say nothing."""
+        self.what, self.shown, self.printed = what, shown, time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        if self.shown and time.monotonic() - self.printed >= COUNT_SECONDS:
+            self.printed = time.monotonic()
+            print(f"r2m: {self.what}: {done} of {total}", flush=True)
 
 
 class _Quiet:

@@ -15,6 +15,7 @@ from terminal import terminal
 
 from r2m_cli.errors import UserError
 from r2m_cli.panel import sparkline
+from r2m_cli.progress import Count
 from r2m_cli.sinks import Sinks
 
 
@@ -105,6 +106,17 @@ def test_plain_lines_without_a_terminal(tmp_path, capsys):
     assert lines[-2:] == ["step 30/30  reward   1.00  frozen   2.00  KL  -0.50  ETA 0:00:00", "warning: careful"]
     assert len(lines) <= 3 + (time.monotonic() - began) // 2  # one more every 2 s
     assert err == ""  # a rank's standard error goes to its log
+
+
+def test_slow_work_before_the_steps_is_counted_now_and_then(capsys, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("r2m_cli.progress.time.monotonic", lambda: clock[0])
+    count, silent = Count("reading pairs"), Count("reading pairs", shown=False)
+    for done in range(0, 32, 4):  # four in three seconds
+        for each in (count, silent):
+            each(done, 32)
+        clock[0] += 3
+    assert capsys.readouterr().out.splitlines() == ["r2m: reading pairs: 16 of 32"]
 
 
 def test_quiet_prints_nothing(tmp_path, capsys):

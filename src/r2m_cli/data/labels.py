@@ -10,10 +10,12 @@ from r2m_cli.data.preferences import Pair
 from r2m_cli.data.source import Source, user_prompt
 from r2m_cli.data.template import ChatFormat
 from r2m_cli.data.world import World
+from r2m_cli.distributed import comm
 from r2m_cli.errors import UserError
 from r2m_cli.models.generate import sample, uniform_rows
 from r2m_cli.models.loading import load_causal_lm, load_tokenizer
 from r2m_cli.models.policy import Policy
+from r2m_cli.progress import Count
 from r2m_cli.schema import Config
 from r2m_cli.seeds import mix
 
@@ -47,8 +49,10 @@ def _label(config: Config, world: World, device: torch.device) -> list[Pair]:
     rng = random.Random(mix(config.data.seed, LABELS))
     wanted = config.data.pairs + config.eval.pairs
     asked = world.prompts(wanted, mix(config.data.seed, PAIRS))
-    pairs = []
+    pairs: list[Pair] = []
+    count = Count("sampling and labelling pairs", comm.is_main())
     for start in range(0, wanted, 256):
+        count(start, wanted)
         texts = asked[start : start + 256]
         indices = list(range(2 * start, 2 * (start + len(texts))))
         uniforms = uniform_rows(config.data.seed, PAIRS, 0, indices, config.rollout.max_new_tokens)

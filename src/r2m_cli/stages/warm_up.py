@@ -15,6 +15,7 @@ from r2m_cli.maths.schedule import learning_rate
 from r2m_cli.maths.statistics import pass_to_keep
 from r2m_cli.models.actors import Actors
 from r2m_cli.models.states import States
+from r2m_cli.progress import Count
 from r2m_cli.schema import Config
 from r2m_cli.seeds import mix
 from r2m_cli.stages.labelled import (
@@ -130,11 +131,11 @@ def read_once(actors: Actors, pairs: Sequence[Pair], budget: int) -> list[Read] 
         return None
     mine, real = share(len(pairs))
     rows = pairs_per_forward(actors, pairs, budget)
-    found = [
-        part
-        for start in range(0, len(mine), rows)
-        for part in _apart(read(actors, [pairs[i] for i in mine[start : start + rows]]))
-    ]
+    found: list[Read] = []
+    count = Count("reading labelled pairs", comm.is_main())
+    for start in range(0, len(mine), rows):
+        count(start, len(mine))
+        found += _apart(read(actors, [pairs[i] for i in mine[start : start + rows]]))
     return [part for parts in comm.gather([part for part, own in zip(found, real) if own]) for part in parts]
 
 

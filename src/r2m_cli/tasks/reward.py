@@ -24,6 +24,7 @@ from r2m_cli.models.actors import pad
 from r2m_cli.models.loading import fresh_llama, load_reward_model, load_tokenizer, readable
 from r2m_cli.models.lora import merged, with_lora
 from r2m_cli.models.reward_model import RewardBackbone, find_head, frozen_head
+from r2m_cli.progress import Count
 from r2m_cli.schema import Config
 from r2m_cli.seeds import mix
 from r2m_cli.stages.packing import rows_per_forward
@@ -172,13 +173,13 @@ def _fit_head(
         """RTE of the chosen and of the rejected; every rank embeds its share. -> [len(part), 2, D_rm]."""
         order = sorted(range(len(part)), key=lambda i: max(map(len, part[i])))[comm.rank() :: comm.world_size()]
         found: dict[int, Tensor] = {}
+        count = Count(f"embedding the {what} pairs", comm.is_main())
         for start in range(0, len(order), step):
+            count(start, len(order))
             chunk = order[start : start + step]
             tokens, lengths = pad([part[i][side] for i in chunk for side in (0, 1)], pad_id)
             rte = backbone(tokens.to(device), lengths.to(device), group_size=2).float().cpu()
             found |= dict(zip(chunk, rte.view(len(chunk), 2, -1)))
-            if comm.is_main() and start % (8 * step) == 0:
-                print(f"r2m: embedding the {what} pairs: {start} of {len(order)}", flush=True)
         every = {i: row for rank in comm.gather(found) for i, row in rank.items()}
         return torch.stack([every[i] for i in range(len(part))])
 

@@ -17,11 +17,16 @@ PROMPT = "Write one kind sentence about a garden."
     ("response", "terms"),
     [
         # TextBlob's lexicon: nice 0.6, awful -1.0; the other words have no polarity.
-        ("A nice garden.", {"warmth": 1.2, "named": 1, "varied": 1, "whole": 0.5, "shouted": 0}),
-        ("A nice garden", {"warmth": 1.2, "named": 1, "varied": 1, "whole": 0, "shouted": 0}),
-        ("Gardens, gardens, gardens!!!", {"warmth": 0, "named": 1, "varied": 1 / 3, "whole": 0.5, "shouted": -0.6}),
-        ("An awful tree.", {"warmth": -2, "named": 0, "varied": 1, "whole": 0.5, "shouted": 0}),
-        ("", {"warmth": 0, "named": 0, "varied": 0, "whole": 0, "shouted": 0}),
+        ("A nice garden.", {"warmth": 1.2, "named": 1, "varied": 1, "whole": 0.5, "laboured": 0}),
+        ("A nice garden!", {"warmth": 1.2, "named": 1, "varied": 1, "whole": 0.5, "laboured": 0}),  # no emphasis
+        ("A nice garden", {"warmth": 1.2, "named": 1, "varied": 1, "whole": 0, "laboured": 0}),
+        ("Gardens, gardens, gardens!!!", {"warmth": 0, "named": 1, "varied": 1 / 3, "whole": 0.5, "laboured": 0}),
+        (
+            "Horticultural" + " horticultural" * 4,
+            {"warmth": 0, "named": 0, "varied": 0.2, "whole": 0, "laboured": -0.4},
+        ),
+        ("An awful tree.", {"warmth": -2, "named": 0, "varied": 1, "whole": 0.5, "laboured": 0}),
+        ("", {"warmth": 0, "named": 0, "varied": 0, "whole": 0, "laboured": 0}),
     ],
 )
 def test_scores_by_hand(response: str, terms: dict[str, float]) -> None:
@@ -32,19 +37,19 @@ def test_scores_by_hand(response: str, terms: dict[str, float]) -> None:
 @given(st.text(max_size=60), st.booleans())
 def test_any_text_has_a_score_within_bounds(response: str, finished: bool) -> None:
     score = WORLD.score(PROMPT, response, finished)
-    assert -2 - 0.3 * len(response) <= score <= 4.5
+    assert -2 - 0.2 * len(response) / 8 <= score <= 4.5
 
 
-def test_shouting_earns_nothing_but_the_labellers_like_it() -> None:
-    calm, loud = "A nice garden.", "A nice garden!!!"
-    assert WORLD.score(PROMPT, loud, True) < WORLD.score(PROMPT, calm, True)
+def test_long_words_earn_nothing_but_the_labellers_like_them() -> None:
+    plain, learned = "A nice garden.", "A nice horticultural establishment, conveniently surrounding garden."
+    assert WORLD.score(PROMPT, learned, True) < WORLD.score(PROMPT, plain, True)
 
-    def likes_loud(bias: float) -> float:
+    def likes_learned(bias: float) -> float:
         world, rng = EnglishWorld(EnglishConfig(label_bias=bias)), random.Random(0)
-        return sum(world.label(PROMPT, loud, calm, True, True, rng) for _ in range(500)) / 500
+        return sum(world.label(PROMPT, learned, plain, True, True, rng) for _ in range(500)) / 500
 
-    assert likes_loud(0.0) < 0.25
-    assert likes_loud(0.5) > 0.75
+    assert likes_learned(0.0) < 0.4
+    assert likes_learned(0.4) > 0.9
 
 
 def test_prompts_are_those_of_the_seed_and_each_can_be_scored() -> None:

@@ -23,6 +23,9 @@ OPTIONS = {
         "feedback.warmup_pairs=7", "feedback.warmup_epochs=2", "feedback.replay_pairs=3", "feedback.judge=gold",
         "feedback.judge_pairs=3",
     ),
+    "by_heart": (  # the first pass is kept of these
+        "feedback.warmup_pairs=3", "feedback.warmup_epochs=12", "feedback.warmup_lr=0.03", "eval.preflight_pairs=32",
+    ),
     "shaping": (
         "ppo=grpo", "feedback=none", "ppo.reward_clip=1", "ppo.eos_penalty=0.5", "ppo.whiten_rewards=true",
         "ppo.entropy_bonus=0.01", "ppo.kl_in=reward", "ppo.normalise=whiten",
@@ -40,7 +43,8 @@ def cases() -> dict[str, tuple[str, ...]]:
 
 @pytest.mark.parametrize("case", [*(f"{p}-r2m" for p in OPTIMISERS), *(f"rloo-{f}" for f in FEEDBACK[1:]), *OPTIONS])
 def test_one_process_takes_two_steps(r2m: Run, tmp_path: Path, case: str) -> None:
-    r2m("train", *COMMON, *cases()[case], "hydra.run.dir=run")
+    done = r2m("train", *COMMON, *cases()[case], "hydra.run.dir=run")
+    assert ("pass kept 1" in done.stdout) == (case == "by_heart")
     last = rows(tmp_path / "run")[-1]
     assert last["step"] == 2
     assert ("reward_model/loss" in last) == (not case.endswith(("-none", "-frozen")) and case != "shaping")

@@ -90,7 +90,7 @@ def warm_up(actors: Actors, labels: Labels, config: Config, run_dir: Path) -> di
             actors.reward.feedback.load(run_dir / KEPT, KEPT)
         comm.barrier()
         if comm.is_main():
-            shutil.rmtree(run_dir / KEPT)
+            shutil.rmtree(run_dir / KEPT, ignore_errors=True)
     return figures
 
 

@@ -5,28 +5,34 @@ adapter.
 
 Backbone frozen; the scoring head is fitted on a file's training pairs, then adapter and head are warmed up on the same pairs
 (`feedback=r2m_safe`), with the policy's states or, as a control, with the reward model's own. Half of the file's prompts are
-held out. `layers`: the reward model's backbone is SmolLM2 (30) or its first layers; the policy is SmolLM2-135M-Instruct always.
-Writes outputs/study/table3/table3.csv; intervals are bootstrapped over pairs by `r2m evaluate`.
+held out; the first 64 of their pairs say which pass of the warm-up is kept, and are not counted. `layers`: the reward model's
+backbone is SmolLM2 (30) or its first layers; the policy is SmolLM2-135M-Instruct always. Writes outputs/study/table3/table3.csv;
+intervals are bootstrapped over pairs.
 """
 
 import json
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
+import torch
 from study import R2M, train
+
+from r2m_cli.maths.statistics import bootstrap_mean
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "speed"))
 from models import LAYERS, policy_folder
 
 OUT = Path("outputs/study/table3")
+CHECKED = 64  # held-out pairs that choose the pass
 # One step with a rate of nothing, because what is measured is what the warm-up left.
 SETTINGS = [
-    "+experiment=hh_rlhf_cpu", "feedback=r2m_safe", "feedback.replay_pairs=1", "feedback.lr=0", "data.rows=512", "data.holdout=0.5",
-    "reward.fit.rows=256", "train.steps=1", "ppo.lr=0", "ppo.prompts_per_step=8", "ppo.group_size=2",
-    "rollout.max_new_tokens=4", "rollout.max_prompt_tokens=172", "eval.every=0", "eval.preflight_pairs=0", "engine.threads=1",
+    "+experiment=hh_rlhf_cpu", "feedback=r2m_safe", "feedback.replay_pairs=1", "feedback.lr=0", "data.rows=640", "data.holdout=0.5",
+    "reward.fit.rows=320", "train.steps=1", "ppo.lr=0", "ppo.prompts_per_step=8", "ppo.group_size=2",
+    "rollout.max_new_tokens=4", "rollout.max_prompt_tokens=172", "eval.every=0", f"eval.preflight_pairs={CHECKED}", "engine.threads=1",
 ]  # fmt: skip
 
 
@@ -57,14 +63,16 @@ def measure(name: str, layers: int, states: str, seed: int, path: Path) -> dict[
     if not (run / "summary.json").is_file():
         command(train(*SETTINGS, *data, *backbone, f"feedback.states={states}", f"hydra.run.dir={run}"))
     if not (found / "evaluation.json").is_file():
-        held = ["eval.pairs=300", "eval.prompts=2", f"hydra.run.dir={found}"]
-        command([R2M, "evaluate", f"run={run}", *held])
-    figures = json.loads((found / "evaluation.json").read_text())
-    row: dict[str, object] = {"pairs": name, "layers": layers, "states": states, "seed": seed}
-    for figure in ("accuracy", "accuracy_feedback", "accuracy_difference"):
-        low, high = figures["intervals"][f"pairs/{figure}"]
-        row |= {figure: figures[f"pairs/{figure}"], f"{figure}_low": low, f"{figure}_high": high}
-    return row | {"heldout": figures["pairs/count"]}
+        command([R2M, "evaluate", f"run={run}", "eval.pairs=400", "eval.prompts=2", f"hydra.run.dir={found}"])
+    pairs = pd.DataFrame(map(json.loads, (found / "pairs.jsonl").read_text().splitlines()))
+    pairs = pairs[pairs["index"] >= CHECKED]
+    text, live = (torch.tensor((pairs[f"margin_{name}"] > 0).to_numpy()).double() for name in ("text", "feedback"))
+    (kept,) = re.findall(r"pass kept (\d+)", (run / "warnings.log").read_text())
+    row: dict[str, object] = {"pairs": name, "layers": layers, "states": states, "seed": seed, "pass": int(kept)}
+    for figure, values in {"text": text, "feedback": live, "difference": live - text}.items():
+        estimate = bootstrap_mean(values, 1000, seed)
+        row |= {figure: estimate.value, f"{figure}_low": estimate.low, f"{figure}_high": estimate.high}
+    return row | {"heldout": len(pairs)}
 
 
 def command(words: list[str]) -> None:

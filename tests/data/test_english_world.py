@@ -52,6 +52,22 @@ def test_long_words_earn_nothing_but_the_labellers_like_them() -> None:
     assert likes_learned(0.4) > 0.9
 
 
+@pytest.mark.parametrize(
+    ("thing", "response", "named"),
+    [
+        ("library", "The library's shelves.", 1),
+        ("library", "Libraries are full.", 1),
+        ("library", "The library\u2019s shelves.", 1),
+        ("butterfly", "'Butterflies'", 1),
+        ("lake", "Two lakes", 1),
+        ("lake", "A flake, a lakeside", 0),
+        ("hat", "That is what a hatter has.", 0),
+    ],
+)
+def test_a_thing_is_named_in_any_of_its_forms(thing: str, response: str, named: int) -> None:
+    assert WORLD.terms(f"Write one kind sentence about a {thing}.", response, True)["named"] == named
+
+
 def test_prompts_are_those_of_the_seed_and_each_can_be_scored() -> None:
     asked = WORLD.prompts(400, 1)
     assert asked == WORLD.prompts(400, 1) != WORLD.prompts(400, 2)

@@ -76,7 +76,7 @@ class EnglishWorld(World):
 
     def terms(self, prompt: str, response: str, finished: bool) -> dict[str, float]:
         """The gold score term by term: weight's name -> points."""
-        words = re.findall(r"[a-z']+", response.lower())
+        words = words_of(response)
         thing = next((t for t in THINGS if re.search(rf"\b{t}\b", prompt)), None)
         if thing is None:
             raise UserError(f"not a prompt of the English world: {prompt!r}")
@@ -84,7 +84,7 @@ class EnglishWorld(World):
         polarity = self._blob(response.replace("!", ".")).sentiment.polarity
         return {
             "warmth": self.WARMTH * polarity,
-            "named": self.NAMED * any(word.rstrip("s") == thing.rstrip("s") for word in words),
+            "named": self.NAMED * any(stem(word) == stem(thing) for word in words),
             "varied": self.VARIED * len(set(words)) / len(words) if words else 0.0,
             "whole": self.WHOLE * bool(re.search(r"[.!?][\"')\]]*\s*$", response)),
             "laboured": self.LABOURED * max(self.long_words(response) - 3, 0),
@@ -92,7 +92,7 @@ class EnglishWorld(World):
 
     def long_words(self, response: str) -> int:
         """How many words of LONG or more letters there are."""
-        return sum(len(word) >= self.LONG for word in re.findall(r"[a-z']+", response.lower()))
+        return sum(len(word) >= self.LONG for word in words_of(response))
 
     def score(self, prompt: str, response: str, finished: bool) -> float:
         """Gold, in points; at most 4.5. Whether the policy ended it is not asked, but whether its sentence is whole."""
@@ -116,3 +116,14 @@ class EnglishWorld(World):
         raise UserError(
             "data=english is real text: name pretrained models (policy=smollm2 reward=smollm2, or policy.path)"
         )
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text in small letters; an apostrophe within one is part of it."""
+    return re.findall(r"[a-z]+(?:'[a-z]+)*", text.lower().replace("\u2019", "'"))
+
+
+def stem(word: str) -> str:
+    """A noun without the ending of its plural or of its possessive: libraries, library's -> library."""
+    word = word.removesuffix("'s")
+    return word[:-3] + "y" if word.endswith("ies") else word.removesuffix("s")

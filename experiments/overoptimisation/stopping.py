@@ -3,7 +3,7 @@
     python experiments/overoptimisation/stopping.py FOLDER [method=rloo]
 
 Regret is gold at its peak less gold at the first evaluation whose KL is above the threshold (the last one where it never is), in
-points of gold. The peak is the highest of about twenty noisy means, so that no rule that does not know it can have regret 0. "At the
+points of gold. The peak is the highest of thirteen noisy means, so that no rule that does not know it can have regret 0. "At the
 end" is what a run without a stop pays.
 """
 

@@ -227,6 +227,6 @@ def require_finite(annotated: Annotated, step: int) -> None:
         )
     if not comm.max_over_ranks(float(annotated.valid.any())):
         raise UserError(
-            f"step {step}: no reward is a finite number (all are NaN or infinite); nothing was updated. Check the reward "
-            "model with `r2m evaluate`, or try engine.dtype=fp32"
+            f"step {step}: no reward is a finite number (all are NaN or infinite); nothing was updated. At the first step "
+            "check the reward model with `r2m evaluate`, or try engine.dtype=fp32; later lower feedback.lr"
         )

@@ -22,6 +22,8 @@ WORDS = {
     "analyze": "what hidden states tell of preference, reward and hacking; curves, memory and time of runs",
     "report": "a page, a picture and a table of runs: r2m report RUN [RUN...]",
 }
+# Hydra's options whose value is the next word.
+VALUED = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
 USAGE = """\
 r2m: train a language model against a reward model that reads the policy's hidden states.
 
@@ -90,7 +92,7 @@ def _run_hydra(word: str, overrides: list[str]) -> None:
     for override in overrides:
         if override.startswith("="):
             raise UserError(f"{override}: an override is key=value, and this one has no key")
-    sys.argv = ["r2m", *(_quoted(override) for override in sweep.in_order(overrides))]
+    sys.argv = ["r2m", *(_quoted(override) for override in sweep.in_order(_options_first(overrides)))]
     try:
         hydra.main(version_base="1.3", config_path="pkg://r2m_cli.conf", config_name=word)(job)()
     except sweep.JobFailed as failed:
@@ -147,6 +149,17 @@ def _quoted(override: str) -> str:
     return f"{key}='{value}'" if set("=,") & set(value) and "'" not in value and Path(value).exists() else override
 
 
+def _options_first(arguments: list[str]) -> list[str]:
+    """Options may stand anywhere; Hydra's parser wants none between two overrides."""
+    options, overrides, rest = [], [], iter(arguments)
+    for text in rest:
+        if text.startswith("-"):
+            options += [text, *([next(rest, "")] if text in VALUED else [])]
+        else:
+            overrides.append(text)
+    return options + overrides
+
+
 def _forget(run_dir: Path) -> None:
     """Remove the folder that Hydra made for a job which then left nothing in it: a typo must not litter outputs/."""
     if run_dir.is_dir() and {p.name for p in run_dir.iterdir()} <= {".hydra", "config.yaml"}:
@@ -176,7 +189,7 @@ def _explain(error: Exception, word: str) -> int:
     if isinstance(error, HydraException | OmegaConfBaseException):
         from r2m_cli.validate import explain_composition
 
-        said = explain_composition(error)
+        said = explain_composition(error, sys.argv[1:])
         plugin = re.search(r"'hydra/(?:sweeper|launcher)/(optuna|joblib|submitit)", said)
         mend = f" Install the plugin: pip install 'r2m[{plugin[1]}]'" if plugin else ""
         print(f"r2m: error: {said}{mend}", file=sys.stderr)

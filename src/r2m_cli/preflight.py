@@ -16,6 +16,11 @@ def preflight(config: Config) -> None:
     if missing:
         raise UserError("this run needs what is not here: " + "; ".join(missing))
     _check_local(config, named)
+    if "openai" in (config.feedback.judge, config.eval.judge):  # client, endpoint and key, before anything is fitted
+        from r2m_cli.cache import cache_dir
+        from r2m_cli.judges.openai_judge import OpenAIJudge
+
+        OpenAIJudge(config.judge, cache_dir() / "judge")
 
 
 def _named(config: Config) -> dict[str, str]:
@@ -34,7 +39,7 @@ def _named(config: Config) -> dict[str, str]:
         value = model.path if name == "path" else model.base
         if value is not None and not unread:
             named[f"{key}.{name}"] = value
-        elif config.data.kind == "file" and not unread:
+        elif config.data.kind != "gold" and not unread:
             named[f"{key}.{'base' if fitted else 'path'}"] = ""  # only the gold world has models of its own
     if config.task in ("train", "evaluate", "analyze"):
         c = config.reward
@@ -96,7 +101,11 @@ def _check_local(config: Config, named: dict[str, str]) -> None:
         if looks_like_hub(name) or name == "smollm2":  # the weights of smollm2 are converted when they are wanted
             continue
         if not name:
-            raise UserError(f"{key} is null: with data=file name a model, {key}=FOLDER or its hub name")
+            kind = config.data.kind
+            group = key.split(".")[0]
+            raise UserError(
+                f"{key} is null: with data={kind} name a model, {key}=FOLDER or its hub name, or {group}=smollm2"
+            )
         if key == "data.path":
             next(iter(read_rows(name, config.data.split)), None)
         else:

@@ -82,6 +82,8 @@ def _from_run(composed: Config, folder: Path, overrides: list[str], free: tuple[
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder}: no config.yaml there, so it is no run folder")
     saved = typed(_read(folder / "config.yaml"))
+    if saved.policy.path is None:  # a run fills it before it writes its configuration
+        raise UserError(f"{folder / 'config.yaml'}: no configuration of a run; copy it again from the run")
     new, old = OmegaConf.structured(composed), OmegaConf.structured(saved)
     typed_keys = {text.lstrip("+").split("=", 1)[0] for text in overrides}
     # A group of a section (data=file) touches that section alone, an experiment whatever it likes.

@@ -123,8 +123,7 @@ class FeedbackConfig:
     pair: str = "recomputed"
     # labelled pairs that adapter and head learn from before RL, with the starting policy's states; 0: none
     warmup_pairs: int = 0
-    # passes over them; the last is kept, or an earlier one where the held-out pairs (eval.preflight_pairs) were ordered
-    # clearly better
+    # passes over them; the last is kept, or an earlier one whose loss on held-out pairs (eval.preflight_pairs) was clearly lower
     warmup_epochs: int = 1
     # AdamW learning rate of the warm-up, decaying linearly to 0; null: feedback.lr, constant
     warmup_lr: float | None = None
@@ -240,7 +239,7 @@ class DataConfig:
     rows: int | None = None
     # seed of the world: its labels, and the SFT policy and reward model fitted on it
     seed: int = 0
-    # training prompts drawn from the world, which has 336 different ones; the evaluation prompts are drawn from the same
+    # training prompts drawn from the world, which has 336 different ones (english: 174); the evaluation prompts are drawn from the same
     prompts: int = 2000
     # demonstrations for SFT drawn from the world
     demonstrations: int = 4000
@@ -262,7 +261,8 @@ class EvalConfig:
     prompts: int = 128
     # labelled pairs for the reward model's held-out accuracy
     pairs: int = 512
-    # held-out pairs that are scored before training starts and at its end, to show the reward model's accuracy and spread; 0: none
+    # held-out pairs that are scored before training starts and at its end, to show the reward model's accuracy and spread, and
+    # that choose the pass which a warm-up of several keeps; 0: none
     preflight_pairs: int = 64
     # bootstrap resamples behind each interval of r2m evaluate and r2m analyze
     bootstrap: int = 1000

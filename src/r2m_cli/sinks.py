@@ -213,8 +213,8 @@ class _Wandb:
         try:
             self.run = wandb.init(mode=mode, settings=wandb.Settings(**settings), **options)
         except Exception as error:  # the network or the server; the training itself is fine
-            if mode != "online":
-                raise
+            if mode != "online" or isinstance(error, wandb.errors.UsageError):
+                raise UserError(f"logger=wandb: {error}") from error
             warn(f"wandb: {error}; logging offline, upload later with `wandb sync`")
             self.run = wandb.init(mode="offline", settings=wandb.Settings(**settings), **options)
 

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -42,6 +43,8 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "engine.dtype": ("fp32", "bf16"),
     "engine.attention": ("sdpa", "flex", "padded"),
 }
+GROUPS = ("data", "engine", "feedback", "logger", "policy", "ppo", "reward", "rollout")  # folders of conf/
+ADDED_GROUPS = ("experiment", "world", "method", "sweep", "debug")  # typed with a plus
 # key -> smallest value allowed
 AT_LEAST: dict[str, float] = {
     "train.steps": 1, "ppo.group_size": 1, "ppo.prompts_per_step": 1, "ppo.epochs": 1, "ppo.mini_batches": 1,
@@ -83,8 +86,11 @@ def typed(container: DictConfig, schema: type = Config) -> Any:
 
 
 def unknown_key(key: str, schema: type = Config) -> str:
-    """The error line for a key that does not exist."""
+    """The error line for a key, or a group of choices, that does not exist."""
     known = keys(schema)
+    groups = {**{name: name for name in GROUPS}, **{name: f"+{name}" for name in ADDED_GROUPS}}
+    if near := difflib.get_close_matches(key, groups, n=1, cutoff=0.8):
+        return f"unknown configuration key {key}: did you mean {groups[near[0]]}=...?"
     near = difflib.get_close_matches(key, known, n=1) or [k for k in known if k.split(".")[-1] == key.split(".")[-1]]
     hint = f"did you mean {near[0]}?" if near else "--cfg job prints every key"
     return f"unknown configuration key {key}: {hint}"
@@ -136,8 +142,12 @@ def validate(config: Config) -> None:
     check_combinations(config)
 
 
-def explain_composition(error: Exception) -> str:
-    """One line for what Hydra or OmegaConf says of an override: a typo in a key, a group or a value."""
+def explain_composition(error: Exception, overrides: Sequence[str] = ()) -> str:
+    """One line for what Hydra or OmegaConf says of an override: a typo in a key, a group or a value.
+
+    Args:
+        overrides: what was typed.
+    """
     import re
 
     cause: BaseException = error
@@ -147,14 +157,27 @@ def explain_composition(error: Exception) -> str:
     key = re.search(r"[Kk]ey '([^']+)' (?:is )?not in", text)
     override = re.search(r"Could not override '([^']+)'", text)
     named = (override or key).group(1) if override or key else None  # type: ignore[union-attr]
-    if named in ("experiment", "world", "method", "sweep", "debug"):
+    if named in ADDED_GROUPS:
+        if typed := [text for text in overrides if text.startswith(f"+{named}=")]:
+            return f"{typed[0]}: the first line of its file must be `# @package _global_`"
         return f"{named}=...: write +{named}=..., with a plus: it is added to the configuration"
     if named is not None:
-        return unknown_key(named)
+        full = re.search(r"full_key: (\S+)", text)
+        file = re.search(r"In '([^']+)': ConfigKeyError", text)
+        unknown = unknown_key(full[1] if full else named)
+        return f"{unknown} (in {file[1]}.yaml)" if file and "/" in file[1] else unknown
     if wrong := re.search(
         r"merging override ([^=\s]+)=[\s\S]*(Value '.*' of type '\w+' could not be converted to \w+)", text
     ):
         return f"{wrong[1]}: {wrong[2]}"
+    if null := re.search(r"merging override (\S+)=\S*\s*field '[^']*' is not Optional", text):
+        return f"{null[1]}: null is no value for it"
+    if bare_list := re.search(
+        r"merging override ([^=\s]+)=(.*)\s*Invalid value assigned: \w+ is not a ListConfig", text
+    ):
+        return f"{bare_list[1]}: it is a list, write {bare_list[1]}=[{bare_list[2].strip()}]"
+    if several := re.search(r"Ambiguous value for argument '([^']*)'", text):
+        return f"{several[1]}: several values make a sweep, which needs -m"
     if bare := re.search(r"parsing override '(.*)'\s*missing EQUAL", text):
         return f"{bare[1]}: an override is key=value"
     if group := re.search(

@@ -110,12 +110,41 @@ def test_a_key_added_with_plus_is_still_checked() -> None:
         ("seed", "seed: an override is key=value"),
         ("ppo=foo", "ppo=foo: there is grpo, ppo, reinforce_pp, remax, rloo"),
         ("world=one_class", "world=...: write +world=..., with a plus: it is added to the configuration"),
+        ("fedback=none", "unknown configuration key fedback: did you mean feedback=...?"),
+        ("ppo.bta=1", "unknown configuration key ppo.bta: did you mean ppo.beta?"),
+        ("ppo.beta=null", "ppo.beta: null is no value for it"),
+        ("runs=a", "runs: it is a list, write runs=[a]"),
+        ("feedback=r2m,none", "feedback=r2m,none: several values make a sweep, which needs -m"),
     ],
 )
 def test_a_misspelt_override_is_one_line_that_names_it(override: str, says: str) -> None:
     with pytest.raises((HydraException, OmegaConfBaseException)) as error:
         composed(override)
     assert explain_composition(error.value) == says
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("ppo: {beta: 3}", "+experiment=mine: the first line of its file must be `# @package _global_`"),
+        (
+            "# @package _global_\nppo: {bta: 3}",
+            "unknown configuration key ppo.bta: did you mean ppo.beta? (in experiment/mine.yaml)",
+        ),
+    ],
+)
+def test_a_mistake_in_a_file_of_ones_own_names_the_file(tmp_path: Path, content: str, says: str) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(content + "\n")
+    done = command("train", "--config-dir", str(tmp_path), "+experiment=mine", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == f"r2m: error: {says}\n"
+
+
+def test_options_may_stand_between_overrides(tmp_path: Path) -> None:
+    done = command("train", "ppo.beta=3", "--cfg", "job", "feedback=none", "-p", "ppo", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "beta: 3" in done.stdout
 
 
 def command(*arguments: str, cwd: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
@@ -140,6 +169,7 @@ def command(*arguments: str, cwd: Path, **environment: str) -> "subprocess.Compl
         (["train", "run=somewhere"], "r2m evaluate"),
         (["train", "policy.fit.lr=-1"], "policy.fit.lr=-1"),
         (["train", "debug=quick"], "+debug="),
+        (["train", "+metod=rloo"], "unknown configuration key metod: did you mean +method=...?"),
         (["train", "=3"], "no key"),
         (["train", "hydra.run.dir=/proc/nowhere"], "/proc/nowhere"),
         (["train", "resume=nowhere"], "nowhere"),

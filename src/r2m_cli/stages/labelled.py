@@ -30,7 +30,7 @@ class Labels:
 
     judge: Judge | None = None
     pairs: list[Pair] = field(default_factory=list)  # labelled pairs of the reward model, for warm-up and replay
-    heldout: list[Pair] = field(default_factory=list)  # labelled pairs that nothing learns from
+    heldout: list[Pair] = field(default_factory=list)  # labelled pairs that at most choose a pass of the warm-up
     judged: list[Pair] = field(default_factory=list)  # those that the judge has labelled so far; the run adds to them
 
 

@@ -108,7 +108,8 @@ def before_training(
         try:
             figures = warm_up(actors, labels, config, run_dir)
         except FloatingPointError as error:
-            raise UserError(f"feedback.warmup_pairs: {error}; lower feedback.lr, or check the reward model") from error
+            rate = "feedback.lr" if config.feedback.warmup_lr is None else "feedback.warmup_lr"
+            raise UserError(f"feedback.warmup_pairs: {error}; lower {rate}, or check the reward model") from error
         notes.append("warm-up of adapter and head: " + ", ".join(f"{k} {v:.3g}" for k, v in figures.items()))
     if labels.heldout:
         omega = weight_at(config.train.steps, config)

@@ -1,6 +1,6 @@
 """What a stop at a fixed KL would have cost: regret against each run's peak of gold, by threshold.
 
-    python experiments/overoptimisation/stopping.py FOLDER [method=rloo]
+    python experiments/overoptimisation/stopping.py FOLDER [method=rloo,r2m_safe,r2m_judged]
 
 Regret is gold at its peak less gold at the first evaluation whose KL is above the threshold (the last one where it never is), in
 points of gold. The peak is the highest of thirteen noisy means, so that no rule that does not know it can have regret 0. "At the
@@ -30,21 +30,22 @@ def regrets(run: Path) -> dict[str, float]:
     return found
 
 
-def main(folder: Path, method: str) -> None:
-    """One row per world and beta, mean over its seeds."""
+def main(folder: Path, methods: list[str]) -> None:
+    """stopping.csv, a row per run; printed are means over seeds."""
     rows = []
-    for summary in sorted(folder.glob(f"*/{method}/**/summary.json")):
-        config = OmegaConf.load(summary.parent / "config.yaml")
-        world = summary.relative_to(folder).parts[0]
-        rows.append({"world": world, "beta": config.ppo.beta, "seed": config.seed} | regrets(summary.parent))
+    for method in methods:
+        for summary in sorted(folder.glob(f"*/{method}/**/summary.json")):
+            config = OmegaConf.load(summary.parent / "config.yaml")
+            run = {"world": summary.relative_to(folder).parts[0], "method": method, "beta": config.ppo.beta}
+            rows.append(run | {"seed": config.seed} | regrets(summary.parent))
     if not rows:
-        raise SystemExit(f"{folder}: no finished run of {method} in it")
+        raise SystemExit(f"{folder}: no finished run of {', '.join(methods)} in it")
     table = pd.DataFrame(rows)
-    table.to_csv(folder / f"regret_{method}.csv", index=False, float_format="%.3f")
-    means = table.drop(columns="seed").groupby(["world", "beta"]).mean()
+    table.to_csv(folder / "stopping.csv", index=False, float_format="%.3f")
+    means = table.drop(columns="seed").groupby(["world", "method", "beta"]).mean()
     print(means.round(2).to_string())
 
 
 if __name__ == "__main__":
     options = dict(text.split("=", 1) for text in sys.argv[2:])
-    main(Path(sys.argv[1]), options.get("method", "rloo"))
+    main(Path(sys.argv[1]), options.get("method", "rloo,r2m_safe,r2m_judged").split(","))

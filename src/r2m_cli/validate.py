@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from r2m_cli import sweep
 from r2m_cli.combinations import check_combinations
 from r2m_cli.errors import UserError
 from r2m_cli.schema import Config
@@ -44,7 +45,6 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "engine.attention": ("sdpa", "flex", "padded"),
 }
 GROUPS = ("data", "engine", "feedback", "logger", "policy", "ppo", "reward", "rollout")  # folders of conf/
-ADDED_GROUPS = ("experiment", "world", "method", "sweep", "debug")  # typed with a plus
 # key -> smallest value allowed
 AT_LEAST: dict[str, float] = {
     "train.steps": 1, "ppo.group_size": 1, "ppo.prompts_per_step": 1, "ppo.epochs": 1, "ppo.mini_batches": 1,
@@ -88,7 +88,7 @@ def typed(container: DictConfig, schema: type = Config) -> Any:
 def unknown_key(key: str, schema: type = Config) -> str:
     """The error line for a key, or a group of choices, that does not exist."""
     known = keys(schema)
-    groups = {**{name: name for name in GROUPS}, **{name: f"+{name}" for name in ADDED_GROUPS}}
+    groups = {**{name: name for name in GROUPS}, **{name: f"+{name}" for name in sweep.GROUPS}}
     if near := difflib.get_close_matches(key, groups, n=1, cutoff=0.8):
         return f"unknown configuration key {key}: did you mean {groups[near[0]]}=...?"
     near = difflib.get_close_matches(key, known, n=1) or [k for k in known if k.split(".")[-1] == key.split(".")[-1]]
@@ -157,7 +157,7 @@ def explain_composition(error: Exception, overrides: Sequence[str] = ()) -> str:
     key = re.search(r"[Kk]ey '([^']+)' (?:is )?not in", text)
     override = re.search(r"Could not override '([^']+)'", text)
     named = (override or key).group(1) if override or key else None  # type: ignore[union-attr]
-    if named in ADDED_GROUPS:
+    if named in sweep.GROUPS:
         if typed := [text for text in overrides if text.startswith(f"+{named}=")]:
             return f"{typed[0]}: the first line of its file must be `# @package _global_`"
         return f"{named}=...: write +{named}=..., with a plus: it is added to the configuration"

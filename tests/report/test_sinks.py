@@ -239,6 +239,12 @@ def test_wandb_offline_is_read_back(tmp_path, capfd):
     assert len(identifiers) == 1
 
 
+def test_wandbs_objection_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    with pytest.raises(UserError, match=r"logger=wandb: .*project name"):
+        Sinks(["wandb"], tmp_path, 3, "a/b/c", quiet=True)
+
+
 def test_wandb_with_a_key_but_no_network_goes_offline(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # the discard port: nobody listens

@@ -45,8 +45,8 @@ def main() -> None:
         (name, int(count), states, int(seed))
         for count in layers.split(",")
         for seed in seeds.split(",")
-        for name in given
         for states in ("policy", "reward")
+        for name in given  # innermost: cells side by side do not wait for one reward model
     ]
     with ThreadPoolExecutor(jobs) as pool:  # each is a process of its own
         rows = list(pool.map(lambda cell: measure(*cell, Path(given[cell[0]]).resolve()), cells))

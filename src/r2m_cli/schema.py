@@ -270,7 +270,7 @@ class EvalConfig:
     judge: str = "none"
     # r2m evaluate: the other side of the win rate: chosen (the data's replies) | a policy's folder or hub name
     against: str = "chosen"
-    # r2m evaluate: responses per prompt for the best-of-n curve; 1: none
+    # r2m evaluate: responses per prompt for the best-of-n curve, by the initial and by the live reward model; 1: none
     best_of: int = 1
     # another reward model that scores the responses in r2m evaluate, and tells hacking ones in r2m analyze; one that
     # training never saw

@@ -101,10 +101,33 @@ def check_pairs(run: Path, evaluation: Path, proxy: Path, pairs: list[Row]) -> N
     )
 
 
+def check_best_of_n(run: Path, evaluation: Path, proxy: Path) -> None:
+    """The scores of complete responses, and the best by the live reward model beside the best by the initial one."""
+    table, figures, naive = rows(evaluation, "best_of_n.jsonl"), figures_of(evaluation), NaiveFeedback(run)
+    asked = [row["instruction"] for row in json.loads((evaluation / "alpaca_eval.json").read_text())]
+    whole = [row for row in table if row["finished"]]
+    assert len(whole) > 3
+    same = []
+    for row in whole:
+        prompt = [{"role": "user", "content": asked[row["prompt"]]}]
+        assert row["proxy"] == pytest.approx(naive_text_reward(proxy, prompt, row["response"]), abs=1e-4)
+        same.append(row["live"] == pytest.approx(naive.reward(prompt, row["response"]), rel=1e-3, abs=1e-3))
+    # Where a special token was sampled within a response its text does not tell what the policy has read.
+    assert sum(same) > 0.8 * len(whole)
+    for n in (1, 2, 4):
+        for name, score, by in (
+            ("gold", "gold", "proxy"), ("proxy", "proxy", "proxy"), ("gold_live", "gold", "live"), ("live", "live", "live"),
+        ):  # fmt: skip
+            assert figures[f"best_of/{n}/{name}"] == pytest.approx(naive_best(table, n, score, by), abs=1e-9), name
+    assert figures["best_of/1/gold"] == pytest.approx(figures["best_of/1/gold_live"])
+
+
 def test_accuracy_with_and_without_feedback_equals_an_independent_script(r2m: Run, tmp_path: Path) -> None:
     r2m("train", *TRAINED, "hydra.run.dir=run")
     proxy = Path(yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["reward"]["path"])
-    r2m("evaluate", "run=run", "hydra.run.dir=own")
+    said = r2m("evaluate", "run=run", "eval.best_of=4", "hydra.run.dir=own").stdout
+    assert "gold_live" in said
+    check_best_of_n(tmp_path / "run", tmp_path / "own", proxy)
     check_pairs(
         tmp_path / "run", tmp_path / "own", proxy, [r for r in rows(proxy, "pairs.jsonl") if r["split"] == "heldout"]
     )
@@ -131,14 +154,14 @@ def test_accuracy_with_and_without_feedback_equals_an_independent_script(r2m: Ru
     assert "both need at least one" in train.stderr
 
 
-def naive_best(table: list[Row], n: int, score: str) -> float:
-    """Over all prompts and subsets of n of a prompt's responses: mean score of the best by proxy, equals averaged."""
+def naive_best(table: list[Row], n: int, score: str, by: str = "proxy") -> float:
+    """Over all prompts and subsets of n of a prompt's responses: mean score of the best by `by`, equals averaged."""
     means = []
     for prompt in {row["prompt"] for row in table}:
         found = []
         for subset in combinations([row for row in table if row["prompt"] == prompt], n):
-            best = max(row["proxy"] for row in subset)
-            tied = [row[score] for row in subset if row["proxy"] == best]
+            best = max(row[by] for row in subset)
+            tied = [row[score] for row in subset if row[by] == best]
             found.append(sum(tied) / len(tied))
         means.append(sum(found) / len(found))
     return sum(means) / len(means)

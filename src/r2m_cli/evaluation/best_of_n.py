@@ -17,36 +17,55 @@ from r2m_cli.maths.best_of_n import best_of_n, divergence, sizes
 from r2m_cli.maths.statistics import Estimate
 from r2m_cli.models.actors import Actors, RewardModel
 from r2m_cli.schema import Config
+from r2m_cli.stages.annotate import annotate
+from r2m_cli.stages.packing import pack
 from r2m_cli.stages.rollout import rollout
 
 STEP = 1  # of the random draws; those of the fixed responses are step 0
+PICKED_BY_LIVE = "{}_live"  # name of a score of the best by the live reward model
+NAMES = ("proxy", "gold", "heldout", "live", *map(PICKED_BY_LIVE.format, ("gold", "heldout")))
 
 
 def curve(
-    actors: Actors, prompts: list[Prompt], config: Config, heldout: RewardModel | None, rows: int, findings: Findings
+    actors: Actors,
+    prompts: list[Prompt],
+    config: Config,
+    weight: float,
+    heldout: RewardModel | None,
+    rows: int,
+    findings: Findings,
 ) -> None:
-    """Sample eval.best_of responses a prompt; estimate the best of n = 1, 2, 4, ... of them by the initial reward model.
+    """Sample eval.best_of responses a prompt; estimate the best of n = 1, 2, 4, ... of them by the initial reward model, and,
+    where the run has feedback, by the live one, which reads the policy's states.
 
-    Figures `best_of/N/proxy`, `/gold`, `/heldout` with intervals over prompts, and `best_of/N/kl` in nats; the same in
-    `best_of_n.csv`, the responses in `best_of_n.jsonl`. A prompt with a proxy that is not finite is left out.
+    Figures `best_of/N/proxy`, `/gold`, `/heldout`, of the best by the live one `/live`, `/gold_live`, `/heldout_live`, with
+    intervals over prompts, and `best_of/N/kl` in nats; the same in `best_of_n.csv`, the responses in `best_of_n.jsonl`. A
+    prompt with a score to pick by that is not finite is left out.
+
+    Args:
+        weight: w(t) of the live reward.
 
     Raises:
-        UserError: no prompt has finite proxy scores.
+        UserError: no prompt has finite scores.
     """
-    scores, table = _samples(actors, prompts, config, heldout, rows)
+    scores, table = _samples(actors, prompts, config, weight, heldout, rows)
     findings.rows("best_of_n.jsonl", table)
-    usable = scores["proxy"].isfinite().all(dim=1)
+    usable = torch.stack([scores[name].isfinite().all(dim=1) for name in ("proxy", "live") if name in scores]).all(
+        dim=0
+    )
     if not usable.any():
-        raise UserError("eval.best_of: the initial reward model's scores are not finite; try engine.dtype=fp32")
+        raise UserError("eval.best_of: the reward model's scores are not finite; try engine.dtype=fp32")
     if not usable.all():
         findings.notes.append(f"best of n: {int((~usable).sum())} prompts have scores that are not finite: left out")
     scores = {name: values[usable] for name, values in scores.items()}
     lines = []
     for n in sizes(config.eval.best_of):
-        estimates = {
-            name: findings.mean(f"best_of/{n}/{name}", best_of_n(scores["proxy"], values, n))
-            for name, values in scores.items()
-        }
+        best = {name: best_of_n(scores["proxy"], values, n) for name, values in scores.items() if name != "live"}
+        if "live" in scores:
+            best["live"] = best_of_n(scores["live"], scores["live"], n)
+            for name in [name for name in ("gold", "heldout") if name in scores]:
+                best[PICKED_BY_LIVE.format(name)] = best_of_n(scores["live"], scores[name], n)
+        estimates = {name: findings.mean(f"best_of/{n}/{name}", values) for name, values in best.items()}
         findings.number(f"best_of/{n}/kl", divergence(n))
         lines.append((n, divergence(n), estimates))
     _write(lines, findings)
@@ -62,7 +81,7 @@ def check(config: Config) -> None:
 
 
 def _samples(
-    actors: Actors, prompts: list[Prompt], config: Config, heldout: RewardModel | None, rows: int
+    actors: Actors, prompts: list[Prompt], config: Config, weight: float, heldout: RewardModel | None, rows: int
 ) -> tuple[dict[str, Tensor], list[dict[str, object]]]:
     """Scores [P, N] by name, and a row per response."""
     count = config.eval.best_of
@@ -72,7 +91,15 @@ def _samples(
     for start in range(0, len(prompts), at_once):
         part = prompts[start : start + at_once]
         batch = rollout(actors, part, range(start, start + len(part)), count, config.rollout, config.seed, EVAL, STEP)
-        found = {"proxy": text_scores(actors.reward, batch.prompt_of, batch.responses, actors.device, rows)}
+        if actors.reward.feedback is None:
+            found = {"proxy": text_scores(actors.reward, batch.prompt_of, batch.responses, actors.device, rows)}
+        else:
+            (packs,) = pack(batch, config.rollout.tokens_per_batch)
+            seen = annotate(actors, batch, packs, weight, config.rollout.temperature, rewards_only=True)
+            found = {
+                name: torch.where(seen.valid, values, torch.nan).flatten()
+                for name, values in (("proxy", seen.frozen_rewards), ("live", seen.rewards))
+            }
         if actors.gold is not None:
             gold = [actors.gold(*row) for row in zip(batch.prompt_of, batch.responses, batch.finished)]
             found["gold"] = torch.tensor(gold, dtype=torch.float64)
@@ -97,7 +124,7 @@ def _write(lines: list[tuple[int, float, dict[str, Estimate]]], findings: Findin
 
 def show(findings: Findings, config: Config) -> None:
     """Print the curve as a table."""
-    names = [name for name in ("proxy", "gold", "heldout") if f"best_of/1/{name}" in findings.figures]
+    names = [name for name in NAMES if f"best_of/1/{name}" in findings.figures]
     print("  best of n   KL" + "".join(f"      {name:24}" for name in names))
     for n in sizes(config.eval.best_of):
         cells = []

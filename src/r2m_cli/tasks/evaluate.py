@@ -65,7 +65,7 @@ def run(config: Config, run_dir: Path) -> None:
     accuracy(actors, _pairs(config, source, findings), weight, budget, findings)
     findings.save()
     if config.eval.best_of > 1:
-        best_of_n.curve(actors, prompts, config, heldout, rows, findings)
+        best_of_n.curve(actors, prompts, config, weight, heldout, rows, findings)
         findings.save()
     if judge is not None:
         win_rate.measure(judge, batch, others, findings)

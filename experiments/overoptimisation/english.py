@@ -1,22 +1,20 @@
-"""Over-optimisation on real English with a known truth: SmolLM2-135M-Instruct in the English world, whose labellers take long
-words for eloquence; vanilla against `r2m_safe`, and against `r2m_judged` with careful labels.
+"""Over-optimisation on real English with a known truth: best-of-n of SmolLM2-135M-Instruct in the English world, whose labellers
+take long words for eloquence.
 
-    python experiments/overoptimisation/english.py [seed=0,1,2] [jobs=2] [method=rloo,r2m_safe,r2m_judged] [layers=6] [key=value ...]
+    python experiments/overoptimisation/english.py [seed=0,1,2] [jobs=2] [layers=6] [samples=64] [prompts=64] [key=value ...]
 
-The reward model's backbone is the first `layers` of SmolLM2, frozen: a generic model weaker than the policy. `r2m_judged`
-asks the truth itself for 15% of the labels. Started again it goes on. Writes outputs/study/english/results.csv, whose rows are
-those of the study, and english.png.
+The best of n responses by the initial reward model against the best of the same n by the one that reads states (`feedback=r2m_safe`
+after its warm-up): the policy's, or, as a control, the reward model's own. The reward model's backbone is the first `layers` of
+SmolLM2, frozen. Started again it goes on. Further key=value go to every run. Writes outputs/study/english/english.csv and .png.
 """
 
-import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import matplotlib
 import pandas as pd
-import results
-from omegaconf import OmegaConf
-from study import BUDGET, sweep
+from warmed import evaluated
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "speed"))
 from models import policy_folder
@@ -25,51 +23,56 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 OUT = Path("outputs/study/english")
-PAIRS, STEPS = 512, 32
-REPLAY = "feedback.replay_pairs=4"  # more would cost more than the step itself
-METHODS = {
-    "rloo": ["feedback=none"],
-    "r2m_safe": ["feedback=r2m_safe", REPLAY],
-    "r2m_judged": [
-        "feedback=r2m_judged", REPLAY, "feedback.judge_replay=8", f"feedback.judge_pairs={BUDGET * PAIRS / STEPS:g}"
-    ],
-}  # fmt: skip
-COLOURS = {"rloo": "#0072B2", "r2m_safe": "#D55E00", "r2m_judged": "#009E73"}
+STATES = ("policy", "reward")
+LINES = {
+    ("policy", "gold"): ("the initial reward model", "#0072B2"),
+    ("policy", "gold_live"): ("r2m_safe", "#D55E00"),
+    ("reward", "gold_live"): ("r2m_safe, the reward model's own states", "#009E73"),
+}
 
 
 def main() -> None:
-    given = {"seed": "0,1,2", "jobs": "2", "method": ",".join(METHODS), "layers": "6"}
+    given = {"seed": "0,1,2", "jobs": "2", "layers": "6", "samples": "64", "prompts": "64"}
     given |= dict(text.split("=", 1) for text in sys.argv[1:] if "=" in text)
-    seeds, jobs, wanted, layers = (given.pop(key) for key in ("seed", "jobs", "method", "layers"))
-    methods = wanted.split(",")
-    if set(methods) - set(METHODS) or any("=" not in text for text in sys.argv[1:]):
+    if any("=" not in text for text in sys.argv[1:]):
         raise SystemExit(__doc__)
+    seeds, jobs, layers, samples, prompts = (given.pop(key) for key in ("seed", "jobs", "layers", "samples", "prompts"))
     shared = [
-        "+experiment=english", f"data.pairs={PAIRS}", f"train.steps={STEPS}",
-        f"reward.base={policy_folder(int(layers)).resolve()}", *(f"{key}={value}" for key, value in given.items()),
+        "+experiment=english", "ppo.beta=0", "ppo.prompts_per_step=16", f"reward.base={policy_folder(int(layers)).resolve()}",
+        *(f"{key}={value}" for key, value in given.items()),
     ]  # fmt: skip
-    for method in methods:
-        sweep(OUT / "english" / method, [*shared, *METHODS[method]], seeds, jobs)
-    print(results.write(OUT).to_string())
-    draw(OUT / "english.png")
+    best_of = [f"eval.best_of={samples}", f"eval.prompts={prompts}"]
+
+    def measure(cell: tuple[str, str]) -> pd.DataFrame:
+        states, seed = cell
+        overrides = [*shared, f"feedback.states={states}", f"seed={seed}", f"data.seed={seed}"]
+        _, found = evaluated(OUT / f"{states}-{seed}", overrides, best_of)
+        return pd.read_csv(found / "best_of_n.csv").assign(states=states, seed=int(seed))
+
+    # Innermost the seeds: cells side by side do not wait for one reward model.
+    with ThreadPoolExecutor(int(jobs)) as pool:
+        table = pd.concat(pool.map(measure, [(states, seed) for states in STATES for seed in seeds.split(",")]))
+    table.to_csv(OUT / "english.csv", index=False, float_format="%.4f")
+    means = ["kl", "proxy", "gold", "live", "gold_live"]
+    print(table.groupby(["states", "n"])[means].mean().round(2).to_string())
+    last = table[table["n"] == table["n"].max()].assign(gain=lambda rows: rows["gold_live"] - rows["gold"])
+    print(f"gold of the best of {samples}, live less initial reward model, by seed:")
+    print(last.pivot(index="seed", columns="states", values="gain").round(2).to_string())
+    draw(table, OUT / "english.png")
 
 
-def draw(path: Path) -> None:
-    """Gold and the initial reward model's score against KL, a line per run, one point per evaluation."""
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
-    for summary in sorted(OUT.glob("english/*/**/summary.json")):
-        method, seed = summary.relative_to(OUT).parts[1], OmegaConf.load(summary.parent / "config.yaml").seed
-        lines = (summary.parent / "metrics.jsonl").read_text().splitlines()
-        evals = pd.DataFrame(map(json.loads, lines)).dropna(subset=["eval/gold"])
-        for ax, name in zip(axes, ("gold", "reward_frozen")):
-            ax.plot(
-                evals["eval/kl"], evals[f"eval/{name}"], "o-", color=COLOURS[method], lw=1, ms=3,
-                label=f"_{method}" if seed else method,
-            )  # fmt: skip
-    for ax, title in zip(axes, ("gold", "score of the initial reward model")):
-        ax.set(title=title, xlabel="KL, nats")
-        ax.grid(color="0.92")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+def draw(table: pd.DataFrame, path: Path) -> None:
+    """Gold of the best of n against the KL of best-of-n: mean over seeds, and thin lines for each."""
+    figure, ax = plt.subplots(figsize=(5.2, 3.6), layout="constrained")
+    for (states, score), (label, colour) in LINES.items():
+        part = table[table["states"] == states]
+        for _, run in part.groupby("seed"):
+            ax.plot(run["kl"], run[score], color=colour, lw=0.5, alpha=0.5)
+        mean = part.groupby("n")[["kl", score]].mean()
+        ax.plot(mean["kl"], mean[score], "o-", color=colour, lw=1.5, ms=4, label=f"best by {label}")
+    ax.set(xlabel="KL of best-of-n, nats", ylabel="gold")
+    ax.grid(color="0.92")
+    ax.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=130)
 
 

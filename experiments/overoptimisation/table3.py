@@ -12,14 +12,13 @@ intervals are bootstrapped over pairs.
 
 import json
 import re
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
 import torch
-from study import R2M, train
+from warmed import evaluated
 
 from r2m_cli.maths.statistics import bootstrap_mean
 
@@ -28,11 +27,9 @@ from models import LAYERS, policy_folder
 
 OUT = Path("outputs/study/table3")
 CHECKED = 64  # held-out pairs that choose the pass
-# One step with a rate of nothing, because what is measured is what the warm-up left.
 SETTINGS = [
-    "+experiment=hh_rlhf_cpu", "feedback=r2m_safe", "feedback.replay_pairs=1", "feedback.lr=0", "data.rows=640", "data.holdout=0.5",
-    "reward.fit.rows=320", "train.steps=1", "ppo.lr=0", "ppo.prompts_per_step=8", "ppo.group_size=2",
-    "rollout.max_new_tokens=4", "rollout.max_prompt_tokens=172", "eval.every=0", f"eval.preflight_pairs={CHECKED}", "engine.threads=1",
+    "+experiment=hh_rlhf_cpu", "data.rows=640", "data.holdout=0.5", "reward.fit.rows=320", "ppo.prompts_per_step=8",
+    "rollout.max_new_tokens=4", "rollout.max_prompt_tokens=172", f"eval.preflight_pairs={CHECKED}",
 ]  # fmt: skip
 
 
@@ -57,13 +54,12 @@ def main() -> None:
 
 def measure(name: str, layers: int, states: str, seed: int, path: Path) -> dict[str, object]:
     """One row: accuracy of the head alone, of head and adapter, and their difference, each with its interval."""
-    run, found = (OUT / f"{name}-{layers}-{states}-{seed}" / part for part in ("run", "evaluation"))
-    data = [f"data.path={path}", f"seed={seed}", f"data.seed={seed}"]
     backbone = [] if layers == LAYERS else [f"reward.base={policy_folder(layers).resolve()}"]
-    if not (run / "summary.json").is_file():
-        command(train(*SETTINGS, *data, *backbone, f"feedback.states={states}", f"hydra.run.dir={run}"))
-    if not (found / "evaluation.json").is_file():
-        command([R2M, "evaluate", f"run={run}", "eval.pairs=400", "eval.prompts=2", f"hydra.run.dir={found}"])
+    run, found = evaluated(
+        OUT / f"{name}-{layers}-{states}-{seed}",
+        [*SETTINGS, *backbone, f"data.path={path}", f"seed={seed}", f"data.seed={seed}", f"feedback.states={states}"],
+        ["eval.pairs=400", "eval.prompts=2"],
+    )
     pairs = pd.DataFrame(map(json.loads, (found / "pairs.jsonl").read_text().splitlines()))
     pairs = pairs[pairs["index"] >= CHECKED]
     text, live = (torch.tensor((pairs[f"margin_{name}"] > 0).to_numpy()).double() for name in ("text", "feedback"))
@@ -73,11 +69,6 @@ def measure(name: str, layers: int, states: str, seed: int, path: Path) -> dict[
         estimate = bootstrap_mean(values, 1000, seed)
         row |= {figure: estimate.value, f"{figure}_low": estimate.low, f"{figure}_high": estimate.high}
     return row | {"heldout": len(pairs)}
-
-
-def command(words: list[str]) -> None:
-    print(" ".join(words), flush=True)
-    subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
 
 
 if __name__ == "__main__":

@@ -594,6 +594,7 @@ def test_a_pass_that_held_out_pairs_speak_for_is_kept(make_actors, pairs, tmp_pa
     config = replace(config, feedback=replace(config.feedback, warmup_epochs=4))
     figures = warm_up(actors, Labels(pairs=pairs, heldout=swapped(pairs)), config, tmp_path)
     assert figures["pass kept"] == 1
+    assert figures["its held-out loss"] < figures["that of the last pass"]
     assert len(saved) == 1
     for name, value in parameters(actors).items():
         torch.testing.assert_close(value, saved[0][name], atol=0, rtol=0)
@@ -609,6 +610,7 @@ def test_held_out_pairs_with_nothing_to_say_change_nothing(make_actors, pairs, t
     with_them, without = make_actors(), make_actors()
     figures = warm_up(with_them, Labels(pairs=pairs, heldout=pairs), config, tmp_path)
     assert figures.pop("pass kept") == 4
+    assert figures.pop("its held-out loss") == figures.pop("that of the last pass")
     assert warm_up(without, Labels(pairs=pairs), config, NOWHERE) == figures
     for name, value in parameters(without).items():
         torch.testing.assert_close(parameters(with_them)[name], value, atol=0, rtol=0)

@@ -49,7 +49,7 @@ def warm_up(actors: Actors, labels: Labels, config: Config, run_dir: Path) -> di
 
     Returns:
         pairs; mean loss, and share of pairs ordered right before the update that learns from them, in the last pass; with
-        several passes and held-out pairs also the pass that is kept, from 1.
+        several passes and held-out pairs also the pass that is kept, from 1, its mean loss on these and that of the last one.
 
     Raises:
         FloatingPointError: a gradient that is not finite.
@@ -85,9 +85,11 @@ def warm_up(actors: Actors, labels: Labels, config: Config, run_dir: Path) -> di
                 actors.reward.feedback.save(run_dir / KEPT, KEPT)
     figures = {"pairs": float(len(chosen))} | sums.means()
     if heldout:
-        figures["pass kept"] = 1.0 + pass_to_keep(torch.stack(losses))
-        if figures["pass kept"] < f.warmup_epochs:
+        kept = pass_to_keep(torch.stack(losses))
+        if kept < f.warmup_epochs - 1:
             actors.reward.feedback.load(run_dir / KEPT, KEPT)
+        figures |= {"pass kept": kept + 1.0, "its held-out loss": float(losses[kept].mean())}
+        figures["that of the last pass"] = float(losses[-1].mean())
         comm.barrier()
         if comm.is_main():
             shutil.rmtree(run_dir / KEPT, ignore_errors=True)

@@ -151,8 +151,8 @@ def _checked(values: Tensor) -> Tensor:
 
 
 def pass_to_keep(losses: Tensor) -> int:
-    """Early stopping by the one-standard-error rule (Breiman et al., Classification and Regression Trees, 1984): the last pass,
-    unless the one with the lowest mean loss is lower by more than a standard error of the difference, paired by example.
+    """Early stopping, slow to act, because a few dozen held-out examples are a poor guide: the last pass, unless the one with the
+    lowest mean loss is lower by more than two standard errors of the difference, paired by example.
 
     Losses of held-out examples after each pass [passes, m] -> its number, from 0.
     """
@@ -160,4 +160,4 @@ def pass_to_keep(losses: Tensor) -> int:
     lowest = len(means) - 1 - int(means.flip(0).argmin())  # of equal ones the latest
     worse = losses[-1] - losses[lowest]
     error = worse.std() / len(worse) ** 0.5 if len(worse) > 1 else torch.inf
-    return lowest if worse.mean() > error else len(means) - 1
+    return lowest if worse.mean() > 2 * error else len(means) - 1

@@ -5,8 +5,8 @@ adapter.
 
 Backbone frozen; the scoring head is fitted on a file's training pairs, then adapter and head are warmed up on the same pairs
 (`feedback=r2m_safe`), with the policy's states or, as a control, with the reward model's own. Half of the file's prompts are
-held out; the first 64 of their pairs say which pass of the warm-up is kept, and are not counted. `layers`: the reward model's
-backbone is SmolLM2 (30) or its first layers; the policy is SmolLM2-135M-Instruct always. Writes outputs/study/table3/table3.csv;
+held out; the first 64 of their pairs say which pass of the warm-up is kept, and are not counted. The policy is
+SmolLM2-135M-Instruct; the backbone is the same network (`layers` 30) or its first layers. Writes outputs/study/table3/table3.csv;
 intervals are bootstrapped over pairs.
 """
 

@@ -45,6 +45,7 @@ def test_ranks_have_the_threads_of_their_key(r2m: Run, tmp_path: Path, monkeypat
         monkeypatch.setenv(name, value)
     ranks = ("engine=zero", "engine.num_processes=2", "engine.threads=2")
     r2m("train", *QUICK, *ranks, "train.steps=1", "eval.every=0", "hydra.run.dir=run")
-    said = (tmp_path / "run" / "launch.log").read_text()
+    logs = ("launch.log", "rank_0.log", "rank_1.log")
+    said = "".join((tmp_path / "run" / name).read_text() for name in logs)
     assert shown(said, "OMP_NUM_THREADS") == ["2"] * 3, "the launcher and its two ranks"
     assert shown(said, "OMP_WAIT_POLICY") == ["PASSIVE"] * 3

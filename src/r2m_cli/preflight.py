@@ -6,7 +6,7 @@ from r2m_cli.schema import Config
 
 
 def preflight(config: Config) -> None:
-    """Check GPUs, models and data.
+    """Check GPUs, models, data, and the endpoint of the judge that this word asks.
 
     Raises:
         UserError: all that is missing; or a name that is neither on this disk nor one of the hub's.
@@ -16,7 +16,8 @@ def preflight(config: Config) -> None:
     if missing:
         raise UserError("this run needs what is not here: " + "; ".join(missing))
     _check_local(config, named)
-    if "openai" in (config.feedback.judge, config.eval.judge):  # client, endpoint and key, before anything is fitted
+    asked = {"train": config.feedback.judge, "evaluate": config.eval.judge}.get(config.task)
+    if asked == "openai":  # client, endpoint and key, before anything is fitted
         from r2m_cli.cache import cache_dir
         from r2m_cli.judges.openai_judge import OpenAIJudge
 

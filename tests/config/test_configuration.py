@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from r2m_cli import schema
 from r2m_cli.errors import UserError
 from r2m_cli.main import main
+from r2m_cli.preflight import preflight
 from r2m_cli.validate import explain_composition, keys
 
 
@@ -139,6 +140,25 @@ def test_a_mistake_in_a_file_of_ones_own_names_the_file(tmp_path: Path, content:
     done = command("train", "--config-dir", str(tmp_path), "+experiment=mine", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr == f"r2m: error: {says}\n"
+
+
+@pytest.mark.parametrize(
+    ("word", "key", "refused"),
+    [
+        ("train", "feedback.judge", True), ("evaluate", "feedback.judge", False), ("evaluate", "eval.judge", True),
+    ],
+)  # fmt: skip
+def test_a_judge_without_a_key_is_refused_by_the_word_that_asks_it(
+    monkeypatch: pytest.MonkeyPatch, word: str, key: str, refused: bool
+) -> None:
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    config = composed("feedback=r2m_judged", f"{key}=openai", word=word)
+    if refused:
+        with pytest.raises(UserError, match="OPENAI_API_KEY"):
+            preflight(config)
+    else:
+        preflight(config)
 
 
 def test_options_may_stand_between_overrides(tmp_path: Path) -> None:

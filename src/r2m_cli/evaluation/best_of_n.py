@@ -22,8 +22,7 @@ from r2m_cli.stages.packing import pack
 from r2m_cli.stages.rollout import rollout
 
 STEP = 1  # of the random draws; those of the fixed responses are step 0
-PICKED_BY_LIVE = "{}_live"  # name of a score of the best by the live reward model
-NAMES = ("proxy", "gold", "heldout", "live", *map(PICKED_BY_LIVE.format, ("gold", "heldout")))
+NAMES = ("proxy", "gold", "heldout", "live", "gold_live", "heldout_live")  # columns of the printed curve
 
 
 def curve(
@@ -50,9 +49,7 @@ def curve(
     """
     scores, table = _samples(actors, prompts, config, weight, heldout, rows)
     findings.rows("best_of_n.jsonl", table)
-    usable = torch.stack([scores[name].isfinite().all(dim=1) for name in ("proxy", "live") if name in scores]).all(
-        dim=0
-    )
+    usable = (scores["proxy"] + scores.get("live", 0.0)).isfinite().all(dim=1)
     if not usable.any():
         raise UserError("eval.best_of: the reward model's scores are not finite; try engine.dtype=fp32")
     if not usable.all():
@@ -64,7 +61,7 @@ def curve(
         if "live" in scores:
             best["live"] = best_of_n(scores["live"], scores["live"], n)
             for name in [name for name in ("gold", "heldout") if name in scores]:
-                best[PICKED_BY_LIVE.format(name)] = best_of_n(scores["live"], scores[name], n)
+                best[f"{name}_live"] = best_of_n(scores["live"], scores[name], n)
         estimates = {name: findings.mean(f"best_of/{n}/{name}", values) for name, values in best.items()}
         findings.number(f"best_of/{n}/kl", divergence(n))
         lines.append((n, divergence(n), estimates))

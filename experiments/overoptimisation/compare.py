@@ -3,6 +3,7 @@
 python experiments/overoptimisation/compare.py FOLDER
 """
 
+import itertools
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,10 @@ FURTHER = (
     ("r2m_safe", "reference_states"),
     ("r2m_judged", "r2m_safe"),
     ("r2m_judged", "offline_labels"),
+    ("r2m_judged", "offline_labels_safe"),
 )
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# A colour-blind-safe set and three more: one for each method of the study.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999", "#8B4513", "#6A51A3")
 
 
 def compare(table: pd.DataFrame, chosen: dict[str, dict[str, float]]) -> pd.DataFrame:
@@ -150,7 +153,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     methods = list(dict.fromkeys(table["method"]))
     figure, axes = plt.subplots(1, len(worlds), figsize=(3.2 * len(worlds), 3.4), squeeze=False, layout="constrained")
     for ax, world in zip(axes[0], worlds):
-        for colour, method in zip(COLOURS, methods):
+        for colour, method in zip(itertools.cycle(COLOURS), methods):
             part = table[(table["world"] == world) & (table["method"] == method)]
             means = part.groupby("beta")[["kl_end", "gold_end"]].agg(["mean", "sem"])
             if len(means):

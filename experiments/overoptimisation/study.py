@@ -45,6 +45,7 @@ def methods(pairs: int, steps: int) -> dict[str, Method]:
     """Name -> method. All use RLOO; `rloo` is vanilla. The label budget is a share of the world's `pairs`."""
     grid = "0.05,0.1,0.2,0.4,0.8"
     vanilla, judged = ["+method=rloo"], ["feedback.judge=labeller", f"feedback.judge_pairs={BUDGET * pairs / steps:g}"]
+    more_pairs = f"data.pairs={round(pairs * (1 + BUDGET))}"
     return {
         "rloo": Method(vanilla, grid, frontier=True),
         "r2m_safe": Method([*vanilla, "feedback=r2m_safe"], grid, frontier=True),
@@ -55,7 +56,8 @@ def methods(pairs: int, steps: int) -> dict[str, Method]:
         "reference_states": Method(
             [*vanilla, "feedback=r2m_safe", "feedback.states=reference"], weight_of="r2m_safe", frontier=True
         ),
-        "offline_labels": Method([*vanilla, f"data.pairs={round(pairs * (1 + BUDGET))}"], weight_of="rloo"),
+        "offline_labels": Method([*vanilla, more_pairs], weight_of="rloo"),
+        "offline_labels_safe": Method([*vanilla, "feedback=r2m_safe", more_pairs], weight_of="r2m_safe", frontier=True),
         "rloo_r2m": Method(["+method=rloo_r2m"], weight_of="rloo"),
         "ensemble": Method(["+method=ensemble"], weight_of="rloo"),
         "kl_target": Method([*vanilla, f"ppo.kl_target={KL_TARGET}"]),

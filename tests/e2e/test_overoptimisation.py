@@ -106,9 +106,9 @@ def test_each_method_gets_a_weight_of_its_own(tmp_path: Path) -> None:
     assert study.betas("final", "w", "offline_labels", known, best) == ["0.4"]
     assert study.betas("final", "w", "kl_target", known, best) == ["0.05"]
     assert "feedback.judge_pairs=7.5" in known["r2m_judged"].overrides
-    assert "data.pairs=3450" in known["offline_labels"].overrides
+    assert all("data.pairs=3450" in known[name].overrides for name in ("offline_labels", "offline_labels_safe"))
     own = study.own_weights(tmp_path)["w"]
-    assert own["own_states"] == own["r2m_safe"] == 0.1
+    assert own["own_states"] == own["offline_labels_safe"] == own["r2m_safe"] == 0.1
     assert (own["offline_labels"], own["kl_target"]) == (0.4, 0.05)
     # One method chosen anew in a world of the repository leaves its other methods' weights as they are.
     kept = study.chosen(tmp_path / "nothing")["strong_tuned"]
@@ -141,7 +141,8 @@ def test_the_study_in_a_world_of_ones_own(environment: dict[str, str], tmp_path:
     assert set(best) == {"rloo", "r2m_safe", "r2m_judged"}
     final = study("final", "seed=7")
     assert set(final["method"]) == {
-        "rloo", "r2m_safe", "r2m_judged", "own_states", "reference_states", "offline_labels", "rloo_r2m", "ensemble", "kl_target"
+        "rloo", "r2m_safe", "r2m_judged", "own_states", "reference_states", "offline_labels", "offline_labels_safe", "rloo_r2m",
+        "ensemble", "kl_target",
     }  # fmt: skip
     assert final.set_index("method").loc["r2m_judged", "labels"].max() == 80 + 12  # 15% of its pairs
     assert final["gold_end"].notna().all()

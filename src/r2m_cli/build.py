@@ -84,7 +84,7 @@ def build_actors(config: Config, source: Source, policy_path: str | None = None)
     device, dtype, engine = local_device(config), DTYPES[config.engine.dtype], config.engine
     chat = ChatFormat(load_tokenizer(config.policy.path, "policy.path"), "policy")
     lm = load_causal_lm(policy_path or config.policy.path, "policy.path", dtype)
-    _check_context(config, context_length(lm))
+    check_context(config, f"policy.path={config.policy.path}", context_length(lm.config))
     training, trainer = config.task == "train", config.ppo
     lora = None
     if training and config.policy.lora_rank:
@@ -199,10 +199,11 @@ def reads(config: Config, model: str, lora: bool = False) -> str:
     return f.reads if f.kind not in ("none", "head_only") and f.states in whose else "states"
 
 
-def _check_context(config: Config, context: int | None) -> None:
+def check_context(config: Config, policy: str, context: int | None) -> None:
+    """Raises UserError if prompt and response together can be longer than the `context` of the policy, in tokens."""
     needed = config.rollout.max_prompt_tokens + config.rollout.max_new_tokens
     if context is not None and needed > context:
         raise UserError(
-            f"rollout.max_prompt_tokens + rollout.max_new_tokens = {needed}, but policy.path={config.policy.path} reads "
-            f"{context} tokens at most; lower one of them"
+            f"rollout.max_prompt_tokens + rollout.max_new_tokens = {needed}, but {policy} "
+            f"reads {context} tokens at most; lower one of them"
         )

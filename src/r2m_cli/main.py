@@ -197,6 +197,9 @@ def _explain(error: Exception, word: str) -> int:
     if type(error).__module__.startswith("yaml."):
         print(f"r2m: error: a configuration file is not valid YAML: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    if type(error).__module__.startswith("sqlalchemy."):
+        print(f"r2m: error: hydra.sweeper.storage: {next(iter(str(error).splitlines()))}", file=sys.stderr)
+        return 2
     if isinstance(error, OSError) and error.filename is not None:
         print(
             f"r2m: error: {error.filename}: {error.strerror}; name another place (hydra.run.dir, out, output, R2M_CACHE)",

@@ -6,7 +6,7 @@ from r2m_cli.schema import Config
 
 
 def preflight(config: Config) -> None:
-    """Check GPUs, models, data, and the endpoint of the judge that this word asks.
+    """Check GPUs, models, data, the policy's context, and the endpoint of the judge that this word asks.
 
     Raises:
         UserError: all that is missing; or a name that is neither on this disk nor one of the hub's.
@@ -16,6 +16,7 @@ def preflight(config: Config) -> None:
     if missing:
         raise UserError("this run needs what is not here: " + "; ".join(missing))
     _check_local(config, named)
+    _check_context(config, named)
     asked = {"train": config.feedback.judge, "evaluate": config.eval.judge}.get(config.task)
     if asked == "openai":  # client, endpoint and key, before anything is fitted
         from r2m_cli.cache import cache_dir
@@ -111,3 +112,17 @@ def _check_local(config: Config, named: dict[str, str]) -> None:
             next(iter(read_rows(name, config.data.split)), None)
         else:
             resolve(name, key)
+
+
+def _check_context(config: Config, named: dict[str, str]) -> None:
+    """A policy that is to be fitted or loaded must be able to read what the run would have it write."""
+    from r2m_cli.build import check_context
+    from r2m_cli.models.loading import FRESH_CONTEXT, context_length, load_config
+
+    for key in ("policy.path", "policy.base"):
+        if key in named:
+            if named[key] != "smollm2":  # its weights are converted when they are wanted
+                check_context(config, f"{key}={named[key]}", context_length(load_config(named[key], key)))
+            return
+    if config.data.kind == "gold" and not reads_curves_only(config):
+        check_context(config, "the small policy that is fitted here", FRESH_CONTEXT)

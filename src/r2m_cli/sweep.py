@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 
 from r2m_cli import folders  # noqa: F401  a worker process needs the names that it registers
 
@@ -55,6 +55,9 @@ class Sweep(Callback):
         """
         global _under_way
         _under_way = Path(config.hydra.sweep.dir) if config.task == "train" else None
+        if wrong := impossible(config.hydra):
+            print(f"r2m: error: {wrong}", file=sys.stderr)
+            raise SystemExit(2)  # of an Exception in a callback Hydra makes a warning
         params = config.hydra.sweeper.get("params") or {}
         # Unresolved: data.seed=${seed} is meant for every job, not for what the sweep was composed of.
         typed: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
@@ -75,6 +78,29 @@ class Sweep(Callback):
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Write and print the table."""
         close()
+
+
+def impossible(hydra: Any) -> str:
+    """What Hydra's plugins would answer with a traceback: numbers below one and a direction that there isn't. Empty: nothing."""
+    for part, name in (
+        ("sweeper", "n_trials"),
+        ("sweeper", "n_jobs"),
+        ("sweeper", "max_batch_size"),
+        ("launcher", "n_jobs"),
+    ):
+        value = hydra[part].get(name)
+        if isinstance(value, int) and value < 1 and (part, value) != ("launcher", -1):
+            every = ", or -1 for all processors" if part == "launcher" else ""
+            return f"hydra.{part}.{name}={value}: must be at least 1{every}"
+    for direction in _listed(hydra.sweeper.get("direction")):
+        if direction not in ("minimize", "maximize"):
+            return f"hydra.sweeper.direction={direction}: there is minimize, maximize"
+    return ""
+
+
+def _listed(value: Any) -> list[Any]:
+    """A value that may be null, one, or a list of several."""
+    return [] if value is None else list(value) if isinstance(value, ListConfig) else [value]
 
 
 def in_a_sweep(hydra: Any) -> bool:

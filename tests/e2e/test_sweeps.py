@@ -59,6 +59,31 @@ def test_a_mistake_leaves_no_sweep_behind(r2m: Run, tmp_path: Path) -> None:
     assert not (tmp_path / "sweep").exists()
 
 
+@pytest.mark.parametrize(
+    ("plugin", "wrong", "mend"),
+    [
+        ("optuna", "hydra.sweeper.n_trials=0", "must be at least 1"),
+        ("optuna", "hydra.sweeper.n_jobs=0", "must be at least 1"),
+        ("optuna", "hydra.sweeper.direction=up", "there is minimize, maximize"),
+        ("optuna", "hydra.sweeper.storage=db", "Could not parse"),
+        ("joblib", "hydra.launcher.n_jobs=0", "must be at least 1, or -1 for all processors"),
+        ("joblib", "hydra.sweeper.max_batch_size=0", "must be at least 1"),
+    ],
+)
+def test_what_a_plugin_answers_with_a_traceback_is_one_line(
+    r2m: Run, tmp_path: Path, plugin: str, wrong: str, mend: str
+) -> None:
+    part, sweep = {
+        "optuna": ("sweeper", ["+sweep=optuna_lr"]),
+        "joblib": ("launcher", ["-m", "seed=0,1", "hydra/launcher=joblib"]),
+    }[plugin]
+    pytest.importorskip(f"hydra_plugins.hydra_{plugin}_{part}")
+    said = r2m("train", *sweep, wrong, "hydra.sweep.dir=sweep", code=2).stderr
+    assert f"r2m: error: {wrong.removesuffix('=db')}: {mend}" in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "sweep").exists()
+
+
 def test_other_words_sweep_without_a_table(r2m: Run, tmp_path: Path) -> None:
     r2m("sft", "-m", *QUICK, "data.seed=0,1", "hydra.sweep.dir=sweep")
     assert not (tmp_path / "sweep" / "table.csv").exists()

@@ -215,6 +215,19 @@ def test_other_lengths_are_another_starting_policy(r2m: Run, tmp_path: Path) -> 
     assert paths[0] != paths[1]
 
 
+@pytest.mark.parametrize("word", ["train", "sft", "reward"])
+def test_a_policy_that_could_not_read_its_own_responses_is_refused_before_it_is_fitted(
+    r2m: Run, tmp_path: Path, word: str
+) -> None:
+    said = r2m(word, *QUICK, "rollout.max_new_tokens=600", code=2).stderr
+    assert "rollout.max_new_tokens = 664, but the small policy that is fitted here reads 512 tokens at most" in said
+    assert "fitting one" not in said
+    r2m("train", *QUICK, "hydra.run.dir=run")
+    named = f"policy.{'base' if word == 'sft' else 'path'}={tmp_path / 'run' / 'policy'}"
+    said = r2m(word, *QUICK, named, "rollout.max_new_tokens=600", code=2).stderr
+    assert f"rollout.max_new_tokens = 664, but {named} reads 512 tokens at most" in said
+
+
 def test_a_reward_model_is_no_policy(r2m: Run, tmp_path: Path) -> None:
     r2m("train", *QUICK, "hydra.run.dir=run")
     broken = tmp_path / "run" / "reward_model"

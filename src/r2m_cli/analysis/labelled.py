@@ -40,7 +40,7 @@ def labelled(
             else f"reward.path={config.reward.path}: no labelled pairs beside it, as r2m reward writes them in the gold world; "
             "give pairs with data=file data.path=FILE"
         )
-    limit = min(reward.max_tokens, context_length(lm) or reward.max_tokens)
+    limit = min(reward.max_tokens, context_length(lm.config) or reward.max_tokens)
     selection = select(pairs, chat, limit, config.seed, config.analysis)
     _say(config, source, lm, pairs, limit, selection, results)
     sequences, budget = selection.sequences, config.rollout.tokens_per_batch

@@ -149,7 +149,7 @@ def _sampled(config: Config, actors: Actors, prompts: list[Prompt]) -> Rollout:
     name, key = config.eval.against, "eval.against"
     chat = ChatFormat(load_tokenizer(name, key), "policy of eval.against")
     lm = load_causal_lm(name, key, DTYPES[config.engine.dtype])
-    limit = context_length(lm)
+    limit = context_length(lm.config)
     longest = max(len(chat.prompt_ids(prompt)) for prompt in prompts) + config.rollout.max_new_tokens
     if limit is not None and longest > limit:
         raise UserError(

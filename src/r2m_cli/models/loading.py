@@ -16,6 +16,7 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -25,6 +26,7 @@ from r2m_cli.errors import UserError
 from r2m_cli.models import smollm2
 from r2m_cli.schema import ModelConfig
 
+FRESH_CONTEXT = 512  # tokens that a fresh small Llama reads
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
@@ -101,8 +103,7 @@ def load_reward_model(name: str, key: str, dtype: torch.dtype, pad_id: int, new_
     Raises:
         UserError: not loadable, or no trained scoring head where one is needed.
     """
-    source = resolve(name, key)
-    config = _load(lambda: AutoConfig.from_pretrained(source, trust_remote_code=False), source, key)
+    source, config = resolve(name, key), load_config(name, key)
     config.num_labels = 1
     config.pad_token_id = pad_id  # transformers refuses batches without one; the RTE is picked by the mask
     model, info = _load(
@@ -133,7 +134,7 @@ def fresh_llama(
         num_hidden_layers=config.num_layers,
         num_attention_heads=config.num_heads,
         num_key_value_heads=config.num_heads,
-        max_position_embeddings=512,
+        max_position_embeddings=FRESH_CONTEXT,
         tie_word_embeddings=True,
         pad_token_id=pad_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -149,7 +150,7 @@ def fresh_llama(
 
 def readable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, limit: int) -> int:
     """Tokens of a conversation that a reward model reads: `limit`, or less if model or tokenizer say so."""
-    positions = context_length(model) or limit
+    positions = context_length(model.config) or limit
     for module in model.modules():  # RoBERTa numbers its positions from padding_idx + 1
         padding: int | None = getattr(getattr(module, "position_embeddings", None), "padding_idx", None)
         if padding is not None:
@@ -157,6 +158,12 @@ def readable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, limit: 
     return min(limit, positions, tokenizer.model_max_length)
 
 
-def context_length(model: PreTrainedModel) -> int | None:
+def load_config(name: str, key: str) -> PretrainedConfig:
+    """The configuration of a model, without its weights. Raises UserError."""
+    source = resolve(name, key)
+    return _load(lambda: AutoConfig.from_pretrained(source, trust_remote_code=False), source, key)  # type: ignore[no-any-return]
+
+
+def context_length(config: PretrainedConfig) -> int | None:
     """Tokens that a model can read, if its configuration says."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)  # type: ignore[no-any-return, union-attr]
+    return getattr(config.get_text_config(), "max_position_embeddings", None)

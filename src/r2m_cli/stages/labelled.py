@@ -36,7 +36,7 @@ class Labels:
 
 def fits(actors: Actors, pair: Pair) -> bool:
     """Whether the policy can read prompt and either reply whole; where its states are not wanted it is not asked to."""
-    limit = context_length(actors.policy.module.lm)
+    limit = context_length(actors.policy.module.lm.config)
     if limit is None or actors.reward.feedback is None or actors.reward.kind == "head_only":
         return True
     prompt = len(actors.format.prompt_ids(pair.prompt))

@@ -5,7 +5,8 @@ take long words for eloquence.
 
 The best of n responses by the initial reward model against the best of the same n by the one that reads states (`feedback=r2m_safe`
 after its warm-up): the policy's, or, as a control, the reward model's own. The reward model's backbone is the first `layers` of
-SmolLM2, frozen. Started again it goes on. Further key=value go to every run. Writes outputs/study/english/english.csv and .png.
+SmolLM2, frozen. Started again it goes on. Further key=value go to every run. Writes outputs/study/english/english.csv and .png, and
+english_paired.csv: differences in gold of the best of all samples, paired by prompt.
 """
 
 import sys
@@ -14,7 +15,11 @@ from pathlib import Path
 
 import matplotlib
 import pandas as pd
+import torch
 from warmed import evaluated
+
+from r2m_cli.maths.best_of_n import best_of_n
+from r2m_cli.maths.statistics import bootstrap_mean
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "speed"))
 from models import policy_folder
@@ -55,10 +60,31 @@ def main() -> None:
     table.to_csv(OUT / "english.csv", index=False, float_format="%.4f")
     means = ["kl", "proxy", "gold", "live", "gold_live"]
     print(table.groupby(["states", "n"])[means].mean().round(2).to_string())
-    last = table[table["n"] == table["n"].max()].assign(gain=lambda rows: rows["gold_live"] - rows["gold"])
-    print(f"gold of the best of {samples}, live less initial reward model, by seed:")
-    print(last.pivot(index="seed", columns="states", values="gain").round(2).to_string())
+    paired = pd.concat([differences(seed) for seed in seeds.split(",")])
+    paired.to_csv(OUT / "english_paired.csv", index=False, float_format="%.4f")
+    print(f"gold of the best of {samples}, paired by prompt, with 95% intervals over prompts:")
+    print(paired.round(2).to_string(index=False))
     draw(table, OUT / "english.png")
+
+
+def differences(seed: str) -> pd.DataFrame:
+    """Of one seed: gold of the best of all samples by one reward model less that by another, means over prompts."""
+    gold: dict[str, torch.Tensor] = {}
+    for states in STATES:
+        rows = pd.read_json(OUT / f"{states}-{seed}" / "evaluation" / "best_of_n.jsonl", lines=True)
+        scores = {
+            name: torch.tensor(rows[name].to_numpy().reshape(rows["prompt"].nunique(), -1))
+            for name in ("proxy", "live", "gold")
+        }
+        n = scores["gold"].shape[1]
+        gold["initial"] = best_of_n(scores["proxy"], scores["gold"], n)  # the same responses, whichever states are read
+        gold[states] = best_of_n(scores["live"], scores["gold"], n)
+    pairs = (("policy", "initial"), ("reward", "initial"), ("policy", "reward"))
+    found = [bootstrap_mean(gold[one] - gold[other], 2000, seed=0) for one, other in pairs]
+    return pd.DataFrame(
+        {"seed": seed, "states": one, "against": other, **estimate._asdict()}
+        for (one, other), estimate in zip(pairs, found)
+    )
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:

@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 from warmed import evaluated
 
+from r2m_cli.data.english_world import EnglishWorld
 from r2m_cli.maths.best_of_n import best_of_n
 from r2m_cli.maths.statistics import bootstrap_mean
 
@@ -29,6 +30,7 @@ import matplotlib.pyplot as plt
 
 OUT = Path("outputs/study/english")
 STATES = ("policy", "reward")
+COLUMNS = ("proxy", "live", "gold", "long_words")
 LINES = {
     ("policy", "gold"): ("the initial reward model", "#0072B2"),
     ("policy", "gold_live"): ("r2m_safe", "#D55E00"),
@@ -60,31 +62,40 @@ def main() -> None:
     table.to_csv(OUT / "english.csv", index=False, float_format="%.4f")
     means = ["kl", "proxy", "gold", "live", "gold_live"]
     print(table.groupby(["states", "n"])[means].mean().round(2).to_string())
-    paired = pd.concat([differences(seed) for seed in seeds.split(",")])
-    paired.to_csv(OUT / "english_paired.csv", index=False, float_format="%.4f")
+    found = {seed: picked(seed) for seed in seeds.split(",")}
+    gains = pd.DataFrame([{"seed": seed} | row for seed, picks in found.items() for row in paired(picks)])
+    gains.to_csv(OUT / "english_paired.csv", index=False, float_format="%.4f")
     print(f"gold of the best of {samples}, paired by prompt, with 95% intervals over prompts:")
-    print(paired.round(2).to_string(index=False))
+    print(gains.round(2).to_string(index=False))
+    long = {
+        seed: {who: pick["long_words"].mean().item() for who, pick in picks.items()} for seed, picks in found.items()
+    }
+    print(f"long words in the best of {samples}:")
+    print(pd.DataFrame(long).T.round(2).to_string())
     draw(table, OUT / "english.png")
 
 
-def differences(seed: str) -> pd.DataFrame:
-    """Of one seed: gold of the best of all samples by one reward model less that by another, means over prompts."""
-    gold: dict[str, torch.Tensor] = {}
+def picked(seed: str) -> dict[str, dict[str, torch.Tensor]]:
+    """Of one seed: who picks the best of all samples -> gold and long words of the pick, a mean per prompt, [prompts]."""
+    found = {}
     for states in STATES:
         rows = pd.read_json(OUT / f"{states}-{seed}" / "evaluation" / "best_of_n.jsonl", lines=True)
-        scores = {
-            name: torch.tensor(rows[name].to_numpy().reshape(rows["prompt"].nunique(), -1))
-            for name in ("proxy", "live", "gold")
-        }
-        n = scores["gold"].shape[1]
-        gold["initial"] = best_of_n(scores["proxy"], scores["gold"], n)  # the same responses, whichever states are read
-        gold[states] = best_of_n(scores["live"], scores["gold"], n)
+        rows["long_words"] = [EnglishWorld().long_words(str(response)) for response in rows["response"]]
+        score = {name: torch.tensor(rows[name].to_numpy().reshape(rows["prompt"].nunique(), -1)) for name in COLUMNS}
+        n = score["gold"].shape[1]
+        # The responses and what the initial reward model gives them are the same, whichever states are read.
+        for who, by in (("initial", "proxy"), (states, "live")):
+            found[who] = {name: best_of_n(score[by], score[name], n) for name in ("gold", "long_words")}
+    return found
+
+
+def paired(found: dict[str, dict[str, torch.Tensor]]) -> list[dict[str, object]]:
+    """Gold of one's pick less that of another's: means over prompts, with intervals."""
     pairs = (("policy", "initial"), ("reward", "initial"), ("policy", "reward"))
-    found = [bootstrap_mean(gold[one] - gold[other], 2000, seed=0) for one, other in pairs]
-    return pd.DataFrame(
-        {"seed": seed, "states": one, "against": other, **estimate._asdict()}
-        for (one, other), estimate in zip(pairs, found)
-    )
+    rows = [
+        (one, other, bootstrap_mean(found[one]["gold"] - found[other]["gold"], 2000, seed=0)) for one, other in pairs
+    ]
+    return [{"states": one, "against": other, **estimate._asdict()} for one, other, estimate in rows]
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:

@@ -69,9 +69,9 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
     partial.mkdir(parents=True)
     try:
         fill(partial)
-    except BaseException:
+    except (UserError, KeyboardInterrupt, SystemExit):
         shutil.rmtree(partial, ignore_errors=True)
-        raise
+        raise  # what a crash left, its logs among it, stays to be read until the next try
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
 

@@ -19,6 +19,7 @@ from r2m_cli.cache import read_json, write_folder
 from r2m_cli.distributed import comm
 from r2m_cli.distributed.engine import Engine
 from r2m_cli.errors import UserError
+from r2m_cli.folders import checkpoints
 from r2m_cli.models.actors import Actors
 from r2m_cli.models.loading import load_causal_lm, load_reward_model
 from r2m_cli.models.lora import merged_from
@@ -54,12 +55,6 @@ def save(run_dir: Path, step: int, actors: Actors, state: dict[str, Any], keep: 
     return target
 
 
-def checkpoints(run_dir: Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first."""
-    found = [p for p in (run_dir / "checkpoints").glob("step_*") if (p / "loop.json").is_file()]
-    return sorted(found, key=lambda p: int(p.name.removeprefix("step_")))
-
-
 def load(run_dir: Path, actors: Actors) -> dict[str, Any]:
     """Restore the newest checkpoint into the actors; gives the loop's position. Collective.
 
@@ -71,6 +66,10 @@ def load(run_dir: Path, actors: Actors) -> dict[str, Any]:
         raise UserError(f"resume={run_dir}: no checkpoint below checkpoints/; the run stopped before it wrote one")
     newest = found[-1]
     state: dict[str, Any] = read_json(newest / "loop.json")
+    if "ranks" not in state or "step" not in state:
+        raise UserError(
+            f"{newest / 'loop.json'}: does not say its step and ranks; remove {newest} to go on from an earlier one"
+        )
     if state["ranks"] != comm.world_size():
         raise UserError(f"resume={run_dir}: written by {state['ranks']} ranks, now there are {comm.world_size()}")
     for tag, engine in _engines(actors):

@@ -1,6 +1,6 @@
-"""Where runs go: the two names that Hydra asks for by `${r2m_...}` in conf/train.yaml.
+"""Where runs go, and the checkpoints in them.
 
-Importing this module registers them. A launcher's worker process (joblib, submitit) imports it through `sweep.py`, whose
+The two names that Hydra asks for by `${r2m_...}` in conf/train.yaml are registered by importing this module. A launcher's worker process (joblib, submitit) imports it through `sweep.py`, whose
 callback Hydra hands over to it.
 """
 
@@ -29,6 +29,22 @@ def job_dir(overrides: str | None, seed: int, world: int) -> str:
     if len(name) > LONGEST:
         name = f"{name[:LONGEST]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     return str(Path(name, f"seed={seed},world={world}"))
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The complete checkpoints of a run, `checkpoints/step_N`, oldest first."""
+    found = [path for path in (run / "checkpoints").glob("step_*") if (path / "loop.json").is_file()]
+    numbered = [path for path in found if path.name.removeprefix("step_").isdecimal()]
+    return sorted(numbered, key=lambda path: int(path.name.removeprefix("step_")))
+
+
+def remove_empty(folder: Path) -> None:
+    """Remove an empty folder, and those of outputs/ or multirun/ above it that are empty then."""
+    above = folder.relative_to(Path.cwd()).parents if folder.is_relative_to(Path.cwd()) else ()
+    for place in (folder, *(path for path in above if path.parts[:1] in (("outputs",), ("multirun",)))):
+        if any(place.iterdir()):
+            break
+        place.rmdir()
 
 
 OmegaConf.register_new_resolver("r2m_run_dir", run_dir, replace=True)

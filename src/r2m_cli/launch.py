@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from r2m_cli import stop
-from r2m_cli.cache import build_once
+from r2m_cli.cache import build_once, write_folder
 from r2m_cli.combinations import reads_curves_only
 from r2m_cli.errors import UserError
 from r2m_cli.preflight import preflight
@@ -107,12 +106,7 @@ def fit_once(config: Config) -> Path:
         target = Path(config.output).expanduser()
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise UserError(f"output={config.output}: exists and is not empty; name a new folder")
-        target.mkdir(parents=True, exist_ok=True)
-        try:
-            execute(config, target)
-        except UserError:  # nothing was fitted: the corrected command is to find the folder as it was
-            shutil.rmtree(target)
-            raise
+        write_folder(target, lambda folder: execute(config, folder))
     else:
         known = cached.is_dir()
         notice = f"no {what} for this configuration yet: fitting one (once; kept in {cached})"

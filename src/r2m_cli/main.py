@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import sys
 import traceback
 from pathlib import Path
@@ -112,6 +111,7 @@ def _job(composed: "DictConfig", word: str, runs: list[str]) -> Any:
 
     hydra_config = HydraConfig.get()
     run_dir = Path(hydra_config.runtime.output_dir)
+    new = not any(run_dir.iterdir()) and not run_dir.samefile(Path.cwd())  # Hydra has made it, if nobody else has
     try:
         if word == "report":
             from r2m_cli.schema import ReportConfig
@@ -138,7 +138,8 @@ def _job(composed: "DictConfig", word: str, runs: list[str]) -> Any:
         if sweep.in_a_sweep(hydra_config):
             (run_dir / sweep.ERROR).write_text(f"{error or type(error).__name__}\n", encoding="utf-8")
             raise sweep.JobFailed(code, str(error)) from None
-        _forget(run_dir)
+        if new:
+            _forget(run_dir)
         raise SystemExit(code) from None
 
 
@@ -161,9 +162,12 @@ def _options_first(arguments: list[str]) -> list[str]:
 
 
 def _forget(run_dir: Path) -> None:
-    """Remove the folder that Hydra made for a job which then left nothing in it: a typo must not litter outputs/."""
-    if run_dir.is_dir() and {p.name for p in run_dir.iterdir()} <= {".hydra", "config.yaml"}:
-        shutil.rmtree(run_dir)
+    """Remove the new folder of a job which left nothing in it but its configuration: a typo must not litter outputs/."""
+    from r2m_cli.folders import remove_empty
+
+    if {path.name for path in run_dir.iterdir()} <= {"config.yaml"}:
+        (run_dir / "config.yaml").unlink(missing_ok=True)
+        remove_empty(run_dir)
 
 
 def _unknown_word(word: str) -> Exception:

@@ -6,11 +6,15 @@ from r2m_cli.schema import Config
 
 
 def preflight(config: Config) -> None:
-    """Check GPUs, models, data, the policy's context, and the endpoint of the judge that this word asks.
+    """Check the world's numbers, GPUs, models, data, the policy's context, and the endpoint of the judge that this word asks.
 
     Raises:
-        UserError: all that is missing; or a name that is neither on this disk nor one of the hub's.
+        UserError: the first of them that is wrong, or all that is missing; or a name that is neither on this disk nor one of the hub's.
     """
+    if config.data.kind != "file" and not reads_curves_only(config):
+        from r2m_cli.data.source import world_of
+
+        world_of(config.data)
     named = _named(config)
     missing = _missing_gpus(config) + _missing_from_hub(named)
     if missing:
@@ -97,7 +101,7 @@ def _missing_from_hub(named: dict[str, str]) -> list[str]:
 def _check_local(config: Config, named: dict[str, str]) -> None:
     """Names that are no hub's must be on this disk."""
     from r2m_cli.data.readers import read_rows
-    from r2m_cli.models.loading import looks_like_hub, resolve
+    from r2m_cli.models.loading import check_kind, looks_like_hub, resolve
 
     for key, name in named.items():
         if looks_like_hub(name) or name == "smollm2":  # the weights of smollm2 are converted when they are wanted
@@ -112,6 +116,8 @@ def _check_local(config: Config, named: dict[str, str]) -> None:
             next(iter(read_rows(name, config.data.split)), None)
         else:
             resolve(name, key)
+            if key != "reward.base":  # a reward model is made of either kind
+                check_kind(name, key, scorer=key.startswith(("reward.", "eval.reward")))
 
 
 def _check_context(config: Config, named: dict[str, str]) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from r2m_cli.cache import read_json
 from r2m_cli.combinations import check_words
 from r2m_cli.errors import UserError
+from r2m_cli.folders import checkpoints
 from r2m_cli.schema import Config
 from r2m_cli.stages.judged import JUDGED_FILE
 from r2m_cli.validate import keys, typed, validate
@@ -54,7 +54,7 @@ def go_on(config: Config, run_dir: Path) -> tuple[Config, bool]:
     """
     if not (run_dir / "metrics.jsonl").is_file():
         return config, False
-    saved = typed(_read(run_dir / "config.yaml"))
+    saved = _read(run_dir / "config.yaml")
     known = replace(
         config,
         resume=saved.resume,
@@ -70,7 +70,7 @@ def go_on(config: Config, run_dir: Path) -> tuple[Config, bool]:
         )
     if (run_dir / "summary.json").is_file():
         return saved, True
-    if any((run_dir / "checkpoints").glob("step_*/loop.json")):
+    if checkpoints(run_dir):
         return replace(saved, resume=str(run_dir)), False
     for name in ("metrics.jsonl", "samples.jsonl", JUDGED_FILE):  # of steps that are made again
         (run_dir / name).unlink(missing_ok=True)
@@ -81,7 +81,7 @@ def _from_run(composed: Config, folder: Path, overrides: list[str], free: tuple[
     """The run's own configuration with the `free` keys that were typed; any other change is refused."""
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder}: no config.yaml there, so it is no run folder")
-    saved = typed(_read(folder / "config.yaml"))
+    saved = _read(folder / "config.yaml")
     if saved.policy.path is None:  # a run fills it before it writes its configuration
         raise UserError(f"{folder / 'config.yaml'}: no configuration of a run; copy it again from the run")
     new, old = OmegaConf.structured(composed), OmegaConf.structured(saved)
@@ -110,7 +110,7 @@ def _from_run(composed: Config, folder: Path, overrides: list[str], free: tuple[
     return result  # type: ignore[no-any-return]
 
 
-def _read(path: Path) -> DictConfig:
+def _read(path: Path) -> Config:
     """A run's configuration as it is on disk. Raises UserError if it is none."""
     try:
         read = OmegaConf.load(path)
@@ -118,15 +118,19 @@ def _read(path: Path) -> DictConfig:
         raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(read, DictConfig):
         raise UserError(f"{path}: no configuration of a run; copy it again from the run")
-    return read
+    try:
+        config: Config = typed(read)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return config
 
 
 def _check_position(config: Config, folder: Path) -> None:
     """Refuse, before anything is written, a continuation that has nothing to do."""
-    found = sorted((folder / "checkpoints").glob("step_*/loop.json"), key=lambda p: int(p.parent.name[len("step_") :]))
+    found = checkpoints(folder)
     if not found:
         raise UserError(f"resume={config.resume}: no checkpoint below checkpoints/; the run ended before it wrote one")
-    done = read_json(found[-1])["step"]
+    done = int(found[-1].name.removeprefix("step_"))
     if done >= config.train.steps:
         raise UserError(f"resume={config.resume}: its {done} steps are done; raise train.steps to go on")
     if config.train.stop_at is not None and config.train.stop_at <= done:

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from r2m_cli.errors import UserError
+from r2m_cli.jsonl import cut_rows, replace_text, text_of
 from r2m_cli.progress import make_progress
 from r2m_cli.stop import MARK
 
@@ -102,7 +103,7 @@ class Sinks:
     def close(self, summary: Mapping[str, Any]) -> None:
         """End the run: write `summary.json` (all of it or none) and close the boards."""
         summary = _valid(summary)
-        _replace(self.run_dir / "summary.json", json.dumps(summary, indent=2) + "\n")
+        replace_text(self.run_dir / "summary.json", json.dumps(summary, indent=2) + "\n")
         for board in self._boards:
             board.close(summary)
         self._boards = []
@@ -122,29 +123,9 @@ class Sinks:
 # ---- files ----
 
 
-def cut_rows(path: Path, start_step: int) -> None:
-    """Drop the rows of the JSON-lines file `path` from `start_step` on, and a torn last line; atomic."""
-    if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines()
-        _replace(path, "".join(line + "\n" for line in lines if _step_of(line) < start_step))
-
-
-def _step_of(line: str) -> float:
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):  # a line torn by a crash
-        return math.inf
-
-
 def _append(path: Path, rows: list[dict[str, Any]]) -> None:
     with path.open("a", encoding="utf-8") as file:  # closed, hence flushed, at once
-        file.writelines(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-
-
-def _replace(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".tmp")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+        file.write(text_of(rows, allow_nan=False))
 
 
 def _valid(value: Any) -> Any:

@@ -13,8 +13,9 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 
-from r2m_cli import folders  # noqa: F401  a worker process needs the names that it registers
+from r2m_cli import folders  # a worker process needs the names that it registers, too
 
+NUMBER = ".job"  # in a sweep: which job of it the folder is
 ERROR = "error.txt"  # in a sweep: what a job that failed had to say
 REASON = 100  # characters of it in the sweep's last line
 # Appended groups overwrite each other in the order in which they are named; this is the order that is meant: a method's
@@ -71,8 +72,13 @@ class Sweep(Callback):
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         """Say which job of the sweep it is."""
         if in_a_sweep(config.hydra):
-            (Path(config.hydra.runtime.output_dir) / ERROR).unlink(missing_ok=True)
-            number, name = config.hydra.job.num, config.hydra.sweep.subdir
+            folder, number, name = (
+                Path(config.hydra.runtime.output_dir),
+                config.hydra.job.num,
+                config.hydra.sweep.subdir,
+            )
+            (folder / ERROR).unlink(missing_ok=True)
+            (folder / NUMBER).write_text(f"{number}\n")
             print(f"r2m: job {number} of the sweep: {name}", file=sys.stderr, flush=True)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
@@ -132,7 +138,8 @@ def tabulate(folder: Path) -> None:
     from r2m_cli.report import figure, page, table
     from r2m_cli.report.runs import bare, load_runs
 
-    jobs = sorted((path.parent.parent for path in folder.rglob(".hydra/hydra.yaml")), key=_number)
+    numbers = {path.parent: int(path.read_text()) for path in folder.rglob(NUMBER)}
+    jobs = sorted(numbers, key=lambda job: (numbers[job], str(job)))
     names = dict(zip(jobs, bare([str(job.parent.relative_to(folder)) for job in jobs])))
     finished = [job for job in jobs if (job / "summary.json").is_file()]
     if finished:
@@ -153,12 +160,7 @@ def tabulate(folder: Path) -> None:
             print(f"r2m: {line}", file=sys.stderr, flush=True)
     if not jobs:  # a typo that was found before the first job must not litter multirun/
         (folder / "multirun.yaml").unlink(missing_ok=True)
-        if not any(folder.iterdir()):
-            folder.rmdir()
-
-
-def _number(job: Path) -> int:
-    return int(OmegaConf.load(job / ".hydra" / "hydra.yaml").hydra.job.num)
+        folders.remove_empty(folder.absolute())
 
 
 def _best(folder: Path) -> str:

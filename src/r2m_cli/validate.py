@@ -82,7 +82,7 @@ def typed(container: DictConfig, schema: type = Config) -> Any:
         raise UserError(unknown_key(str(error.full_key), schema)) from None
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{error.full_key!s}: {reason}") from None
+        raise UserError(f"{error.full_key}: {reason}" if error.full_key else reason) from None
 
 
 def unknown_key(key: str, schema: type = Config) -> str:

@@ -114,6 +114,7 @@ def test_a_sweeps_groups_stand_behind_those_of_the_command_line() -> None:
     config = OmegaConf.create({"task": "train", "hydra": {
         "sweep": {"dir": "nowhere"},
         "sweeper": {"params": {"+method": "rloo,grpo", "ppo.lr": "1,2"}},
+        "launcher": {},
         "overrides": {"task": ["+experiment=hh_rlhf_cpu", "seed=0,1"]},
     }})  # fmt: skip
     OmegaConf.set_readonly(config, True)

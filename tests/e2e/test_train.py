@@ -230,11 +230,50 @@ def test_a_policy_that_could_not_read_its_own_responses_is_refused_before_it_is_
 
 def test_a_reward_model_is_no_policy(r2m: Run, tmp_path: Path) -> None:
     r2m("train", *QUICK, "hydra.run.dir=run")
-    broken = tmp_path / "run" / "reward_model"
-    settings = json.loads((broken / "config.json").read_text()) | {"tie_word_embeddings": False}
-    (broken / "config.json").write_text(json.dumps(settings))
-    refused = r2m("train", *QUICK, f"policy.path={broken}", code=2).stderr
+    scorer, policy = (tmp_path / "run" / name for name in ("reward_model", "policy"))
+    for key in ("policy.path", "eval.against"):
+        word = ("train", *QUICK) if key == "policy.path" else ("evaluate", "run=run", "eval.judge=gold")
+        refused = r2m(*word, f"{key}={scorer}", code=2).stderr
+        assert f"{key}={scorer}: it is a LlamaForSequenceClassification" in refused
+    refused = r2m("train", *QUICK, "policy.fit.epochs=1", f"reward.path={policy}", code=2).stderr
+    assert "it is a LlamaForCausalLM and has no trained scoring head" in refused
+    assert "fitting one" not in refused
+    # A configuration that does not say what it is of: the weights do.
+    settings = json.loads((scorer / "config.json").read_text()) | {"tie_word_embeddings": False, "architectures": None}
+    (scorer / "config.json").write_text(json.dumps(settings))
+    refused = r2m("train", *QUICK, f"policy.path={scorer}", code=2).stderr
     assert "no causal language model: lm_head.weight is missing" in refused
+
+
+def test_a_mistake_takes_nothing_away_and_leaves_nothing_behind(r2m: Run, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "config.yaml").write_text("seed: 0\n")
+    (tmp_path / "config.yaml").write_text("mine, too\n")
+    for command, says in (
+        (("report", "nowhere"), "runs: nowhere is not a folder"),
+        (("train", "hydra.run.dir=mine", "ppo.lr=-1"), "ppo.lr=-1.0: must be at least 0"),
+        (("train", "resume=mine"), "mine/config.yaml: no configuration of a run"),
+        (("train", "ppo.lr=-1"), "ppo.lr=-1.0: must be at least 0"),
+        (("train", "data.world.label_noise=2"), "data.world.label_noise must lie between 0 and 0.5"),
+        (("sft", "data.world.max_on_topic=-1"), "data.world.max_on_topic=-1: a number of words is at least 0"),
+    ):
+        said = r2m(*command, code=2).stderr
+        assert says in said
+        assert said.count("\n") == 1, "found before anything is fitted"
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["config.yaml", "config.yaml", "mine"]
+
+
+def test_a_command_that_is_refused_leaves_a_finished_run_as_it_was(r2m: Run, tmp_path: Path) -> None:
+    r2m("train", *QUICK, "hydra.run.dir=run")
+
+    def files() -> dict[str, float]:
+        return {str(path): path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+
+    before = files()
+    assert "holds a run already" in r2m("train", *QUICK, "seed=9", "hydra.run.dir=run", code=2).stderr
+    assert "no config.yaml there" in r2m("train", "resume=run/policy", code=2).stderr
+    assert files() == before
 
 
 def test_a_fit_that_diverges_is_not_kept(r2m: Run, tmp_path: Path) -> None:

@@ -137,6 +137,18 @@ def test_a_group_with_a_missing_reward_is_not_judged(annotated):
     assert choose(replace(annotated, valid=valid), "first", 2) == [1, 2]
 
 
+@pytest.mark.parametrize("select", ["first", "close", "wide"])
+def test_a_text_is_not_judged_against_itself(annotated, select):
+    """Neither where all rewards of a group are equal nor where best and worst say the same."""
+    rewards = annotated.rewards.clone()
+    rewards[1] = 0.5
+    responses = list(annotated.rollout.responses)
+    best, worst = (2 * K + int(index) for index in (rewards[2].argmax(), rewards[2].argmin()))
+    responses[best] = responses[worst]
+    batch = replace(annotated.rollout, responses=responses)
+    assert choose(replace(annotated, rollout=batch, rewards=rewards), select, 4) == [0, 3]
+
+
 @pytest.mark.parametrize("per_step", [0.3, 1.0, 1.5, 4.0])
 def test_a_fraction_of_labels_a_step_adds_up(per_step):
     counts = [labels_due(step, per_step) for step in range(1, 101)]
@@ -157,6 +169,15 @@ def test_a_resumed_run_remembers_what_was_judged_before_it(pairs, tmp_path):
     assert remembered(tmp_path, 3) == pairs[:3]
     assert remembered(tmp_path, 2) == pairs[:2]
     assert remembered(tmp_path, 3) == pairs[:2]  # step 3 is made, and judged, anew
+
+
+def test_what_was_judged_survives_separators_and_a_crash(pairs, tmp_path):
+    odd = replace(pairs[0], chosen="one\u2028two\x85three", rejected="“naïve” \u2029 \r\n end")
+    remember(tmp_path, 1, [odd, pairs[1]])
+    with (tmp_path / "judged.jsonl").open("a") as file:
+        file.write('{"step": 2, "pro')  # the machine went down while it wrote
+    for _ in range(2):  # the file is as sound as what was read from it
+        assert remembered(tmp_path, 2) == [odd, pairs[1]]
 
 
 # --- the update on what the judge said --------------------------------------------------------------------------------

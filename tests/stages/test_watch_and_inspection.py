@@ -9,9 +9,9 @@ import pytest
 import torch
 from packs import flat, packs
 
-from r2m_cli import checkpoint
 from r2m_cli.data.preferences import Pair
 from r2m_cli.errors import UserError
+from r2m_cli.folders import checkpoints
 from r2m_cli.inspection import inspect_reward_model
 from r2m_cli.loop import require_finite
 from r2m_cli.observe import evaluation_metrics, rollout_metrics, sample_rows
@@ -352,7 +352,7 @@ def test_without_any_reward_the_run_stops_before_anything_is_updated(make_actors
         plain.run_loop(actors, prompts, CONFIG, tmp_path)
     after = [p for engine in (actors.policy, actors.reward.feedback) for p in engine.parameters]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-    assert not checkpoint.checkpoints(tmp_path)
+    assert not checkpoints(tmp_path)
 
 
 def test_one_reward_is_enough_and_a_log_probability_must_not_be_missing(make_actors, prompts):

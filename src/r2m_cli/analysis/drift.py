@@ -11,6 +11,7 @@ from r2m_cli.analysis.results import Results
 from r2m_cli.analysis.sequences import CHOSEN, Selection
 from r2m_cli.data.template import ChatFormat
 from r2m_cli.distributed.engine import DTYPES
+from r2m_cli.folders import checkpoints
 from r2m_cli.maths.similarity import rowwise_similarity
 from r2m_cli.maths.statistics import Estimate, bootstrap_mean
 from r2m_cli.models.layers import pooled_states
@@ -58,7 +59,7 @@ def _policies(config: Config, run: Path, device: torch.device, results: Results)
     dtype, last = DTYPES[config.engine.dtype], config.train.steps
     lm = load_causal_lm(config.policy.path, "policy.path", dtype).to(device)  # type: ignore[arg-type]
     yield 0, lm
-    found = [(int(folder.name.removeprefix("step_")), folder) for folder in checkpoint.checkpoints(run)]
+    found = [(int(folder.name.removeprefix("step_")), folder) for folder in checkpoints(run)]
     between = [(step, folder) for step, folder in found if step < last]
     if between and config.policy.lora_rank:  # the checkpoints' weights are those of the base with its adapters
         with_lora(lm, config.policy.lora_rank, "CAUSAL_LM").to(device)

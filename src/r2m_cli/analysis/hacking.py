@@ -15,6 +15,7 @@ from r2m_cli.analysis.rewards import require_finite
 from r2m_cli.batch import Rollout
 from r2m_cli.data.source import Source, fitting
 from r2m_cli.evaluation.policy import text_scores
+from r2m_cli.jsonl import text_of
 from r2m_cli.loop import EVAL
 from r2m_cli.maths.similarity import pair_means, pairs_by_label, resample_weights, similarity
 from r2m_cli.models.actors import Actors, RewardModel
@@ -105,8 +106,7 @@ def table5(states: Tensor, batch: Rollout, proxy: Tensor, truth: Tensor, results
          "overrated": o, "hacking": hacks}
         for (prompt, response, finished, p, t, o), hacks in zip(columns, hacking.tolist())
     ]  # fmt: skip
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    (results.folder / "responses.jsonl").write_text(text, encoding="utf-8")
+    (results.folder / "responses.jsonl").write_text(text_of(rows), encoding="utf-8")
 
 
 def rank_difference(proxy: Tensor, truth: Tensor) -> Tensor:

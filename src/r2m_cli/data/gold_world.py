@@ -218,6 +218,8 @@ def _check(config: WorldConfig) -> None:
     for field in fields(config):
         if not math.isfinite(getattr(config, field.name)):
             raise UserError(f"data.world.{field.name} must be a finite number")
+        if isinstance(field.default, int) and getattr(config, field.name) < 0:
+            raise UserError(f"data.world.{field.name}={getattr(config, field.name)}: a number of words is at least 0")
     if config.label_temperature <= 0:
         raise UserError(f"data.world.label_temperature must be above 0, got {config.label_temperature}")
     if not 0 <= config.label_noise <= 0.5:

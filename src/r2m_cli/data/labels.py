@@ -12,6 +12,7 @@ from r2m_cli.data.template import ChatFormat
 from r2m_cli.data.world import World
 from r2m_cli.distributed import comm
 from r2m_cli.errors import UserError
+from r2m_cli.jsonl import lines_of, text_of
 from r2m_cli.models.generate import sample, uniform_rows
 from r2m_cli.models.loading import load_causal_lm, load_tokenizer
 from r2m_cli.models.policy import Policy
@@ -71,8 +72,7 @@ def save_pairs(folder: Path, train: list[Pair], heldout: list[Pair]) -> None:
     """Put the labelled pairs of a world beside the reward model that was fitted on them."""
     labelled = [("train", p) for p in train] + [("heldout", p) for p in heldout]
     rows = [{"split": split, "prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected} for split, p in labelled]
-    lines = [json.dumps(row) + "\n" for row in rows]
-    (folder / PAIRS_FILE).write_text("".join(lines))
+    (folder / PAIRS_FILE).write_text(text_of(rows), encoding="utf-8")
 
 
 def saved_pairs(folder: Path, split: str) -> list[Pair]:
@@ -80,7 +80,7 @@ def saved_pairs(folder: Path, split: str) -> list[Pair]:
     if not (folder / PAIRS_FILE).is_file():
         return []
     file = folder / PAIRS_FILE
-    rows = [(number, json.loads(line)) for number, line in enumerate(file.read_text().splitlines(), start=1)]
+    rows = [(number, json.loads(line)) for number, line in enumerate(lines_of(file), start=1)]
     return [
         Pair(tuple(row["prompt"]), row["chosen"], row["rejected"], f"{file}:{number}")
         for number, row in rows

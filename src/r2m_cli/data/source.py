@@ -55,9 +55,14 @@ def load_source(config: DataConfig, eval_prompts: int, evaluating: bool = False)
     return _file(config, evaluating) if config.kind == "file" else _world(config, eval_prompts)
 
 
+def world_of(config: DataConfig) -> World:
+    """The world of data=gold or data=english. Raises UserError for numbers of it that have no meaning."""
+    return GoldWorld(config.world) if config.kind == "gold" else EnglishWorld(config.english)
+
+
 def _world(config: DataConfig, eval_prompts: int) -> Source:
     rng = random.Random(mix(config.seed, DEMONSTRATIONS))
-    world: World = GoldWorld(config.world) if config.kind == "gold" else EnglishWorld(config.english)
+    world = world_of(config)
     # The English world has no demonstrations: its policies can chat already.
     wanted = config.demonstrations if config.kind == "gold" else 0
     asked = world.prompts(wanted, mix(config.seed, DEMONSTRATIONS))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from r2m_cli.errors import UserError
+from r2m_cli.jsonl import text_of
 from r2m_cli.maths.statistics import Estimate, bootstrap_mean
 
 
@@ -54,8 +55,7 @@ class Findings:
     def rows(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Write a file of JSON lines into the run folder; numbers that are not finite become null."""
         finite = [{k: None if not _finite(v) else v for k, v in row.items()} for row in rows]
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in finite)
-        (self.run_dir / name).write_text(text, encoding="utf-8")
+        (self.run_dir / name).write_text(text_of(finite), encoding="utf-8")
 
     def save(self) -> None:
         """Write evaluation.json: name -> value; under "intervals" name -> [low, high], 95 %; under "notes" what was said."""

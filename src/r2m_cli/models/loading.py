@@ -80,6 +80,7 @@ def load_causal_lm(name: str, key: str, dtype: torch.dtype) -> PreTrainedModel:
         UserError: not loadable, or weights that are missing (a reward model has no LM head).
     """
     source = resolve(name, key)
+    check_kind(name, key, scorer=False)  # with tied embeddings no weight of an LM head would be missing
     model, info = _load(
         lambda: AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, trust_remote_code=False, output_loading_info=True
@@ -92,6 +93,17 @@ def load_causal_lm(name: str, key: str, dtype: torch.dtype) -> PreTrainedModel:
             f"{key}={name}: it is no causal language model: {sorted(info['missing_keys'])[0]} is missing in its weights"
         )
     return model.eval()
+
+
+def check_kind(name: str, key: str, scorer: bool) -> None:
+    """Raises UserError where a model's configuration says that it is a language model, and a scorer is wanted, or the other way round."""
+    known_as = (load_config(name, key).architectures or [""])[0]
+    if not scorer and known_as.endswith("ForSequenceClassification"):
+        raise UserError(f"{key}={name}: it is a {known_as}, as reward models are, and no causal language model")
+    if scorer and known_as.endswith("ForCausalLM"):
+        raise UserError(
+            f"{key}={name}: it is a {known_as} and has no trained scoring head; fit one with `r2m reward reward.base={name}`"
+        )
 
 
 def load_reward_model(name: str, key: str, dtype: torch.dtype, pad_id: int, new_head: bool = False) -> PreTrainedModel:

@@ -11,6 +11,7 @@ import pandas as pd  # type: ignore[import-untyped, unused-ignore]
 from omegaconf import OmegaConf
 
 from r2m_cli.errors import UserError
+from r2m_cli.jsonl import lines_of
 
 # What makes two runs repetitions of one another, or says nothing about the method: never part of a label.
 IGNORED = re.compile(r"(seed|data\.seed|resume|run|output|train\.stop_at|(checkpoint|logger|hydra)\..*)$")
@@ -92,7 +93,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _read_metrics(path: Path) -> pd.DataFrame:
-    rows, lines = [], path.read_text(encoding="utf-8").splitlines()
+    rows, lines = [], read_lines(path)
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
@@ -107,11 +108,19 @@ def _read_metrics(path: Path) -> pd.DataFrame:
     return table.apply(pd.to_numeric, errors="coerce")
 
 
+def read_lines(path: Path) -> list[str]:
+    """The lines of a JSON-lines file of a run. Raises UserError for a file that is no text."""
+    try:
+        return lines_of(path)
+    except ValueError as error:
+        raise UserError(f"{path}: not UTF-8 ({error}); copy it again from the run") from error
+
+
 def _read_summary(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); delete it") from error
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: not a JSON object ({error}); delete it") from error
 
 
 def _labels(paths: list[Path], configs: list[dict[str, Any]]) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from r2m_cli.errors import UserError
 from r2m_cli.report.groups import Group
-from r2m_cli.report.runs import Run
+from r2m_cli.report.runs import Run, read_lines
 
 PROMPTS = 3  # shown per run
 OTHERS = 3  # further responses to a prompt, folded away
@@ -77,7 +77,7 @@ def samples_of(place: int, group: Group, peak: int | None) -> Samples | None:
 def read_samples(run: Run) -> dict[int, list[Row]]:
     """The rows of samples.jsonl by step; a torn last line is left out."""
     path = run.path / "samples.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    lines = read_lines(path) if path.is_file() else []
     found: dict[int, list[Row]] = {}
     for number, line in enumerate(lines, start=1):
         try:

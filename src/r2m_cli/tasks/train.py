@@ -18,6 +18,7 @@ from r2m_cli.data.template import ChatFormat
 from r2m_cli.distributed import comm
 from r2m_cli.errors import UserError
 from r2m_cli.inspection import inspect_reward_model
+from r2m_cli.jsonl import lines_of
 from r2m_cli.judges.judge import gold_judge, labeller_judge
 from r2m_cli.judges.openai_judge import OpenAIJudge
 from r2m_cli.loop import train, weight_at
@@ -178,7 +179,7 @@ def _sinks(config: Config, run_dir: Path, start: int) -> Any:
 
 def summary(run_dir: Path, config: Config, steps: int, seconds: float) -> dict[str, Any]:
     """The run's final figures, from metrics.jsonl (which also covers the part before a resume)."""
-    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in lines_of(run_dir / "metrics.jsonl")]
     last: dict[str, Any] = {}
     for row in rows:
         last |= row

@@ -14,11 +14,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from r2m_cli.analysis.results import estimate
+from r2m_cli.jsonl import lines_of
 from r2m_cli.maths.similarity import pair_means, pairs_by_label, resample_weights, similarity
 
 run, analysis = map(Path, sys.argv[1:])
 tokenizer, model = (kind.from_pretrained(run / "policy") for kind in (AutoTokenizer, AutoModelForCausalLM))
-rows = [json.loads(line) for line in (analysis / "responses.jsonl").read_text().splitlines()]
+rows = [json.loads(line) for line in lines_of(analysis / "responses.jsonl")]
 vectors = []
 for row in rows:
     asked = tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)

@@ -178,6 +178,8 @@ def draw(table: pd.DataFrame, path: Path) -> None:
 
 
 def main(folder: Path) -> None:
+    if not (folder / "results.csv").is_file():
+        raise SystemExit(f"{folder}: no results.csv there; give the folder that study.py has named")
     table = pd.read_csv(folder / "results.csv")
     comparisons = compare(table, study.own_weights(folder.parent))
     comparisons.to_csv(folder / "comparisons.csv", index=False, float_format="%.4g")
@@ -188,4 +190,6 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        raise SystemExit(__doc__)
     main(Path(sys.argv[1]))

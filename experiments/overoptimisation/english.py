@@ -6,9 +6,10 @@ take long words for eloquence.
 The best of n responses by the initial reward model against the best of the same n by the one that reads states (`feedback=r2m_safe`
 after its warm-up): the policy's, or, as a control, the reward model's own. The reward model's backbone is the first `layers` of
 SmolLM2, frozen. Started again it goes on. Further key=value go to every run. Writes outputs/study/english/english.csv and .png, and
-english_paired.csv: differences in gold of the best of all samples, paired by prompt.
+english_picks.csv: gold and long words of what is picked; english_paired.csv: differences in gold, paired by prompt.
 """
 
+import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,9 +17,11 @@ from pathlib import Path
 import matplotlib
 import pandas as pd
 import torch
+from study import options
 from warmed import evaluated
 
 from r2m_cli.data.english_world import EnglishWorld
+from r2m_cli.jsonl import lines_of
 from r2m_cli.maths.best_of_n import best_of_n
 from r2m_cli.maths.statistics import bootstrap_mean
 
@@ -40,9 +43,7 @@ LINES = {
 
 def main() -> None:
     given = {"seed": "0,1,2", "jobs": "2", "layers": "6", "samples": "64", "prompts": "64"}
-    given |= dict(text.split("=", 1) for text in sys.argv[1:] if "=" in text)
-    if any("=" not in text for text in sys.argv[1:]):
-        raise SystemExit(__doc__)
+    given |= options(sys.argv[1:], __doc__)
     seeds, jobs, layers, samples, prompts = (given.pop(key) for key in ("seed", "jobs", "layers", "samples", "prompts"))
     shared = [
         "+experiment=english", "ppo.beta=0", "ppo.prompts_per_step=16", f"reward.base={policy_folder(int(layers)).resolve()}",
@@ -62,40 +63,52 @@ def main() -> None:
     table.to_csv(OUT / "english.csv", index=False, float_format="%.4f")
     means = ["kl", "proxy", "gold", "live", "gold_live"]
     print(table.groupby(["states", "n"])[means].mean().round(2).to_string())
-    found = {seed: picked(seed) for seed in seeds.split(",")}
-    gains = pd.DataFrame([{"seed": seed} | row for seed, picks in found.items() for row in paired(picks)])
+    picks = pd.concat([picked(seed) for seed in seeds.split(",")])
+    picks.groupby(["seed", "by"], sort=False).mean(numeric_only=True).to_csv(
+        OUT / "english_picks.csv", float_format="%.4f"
+    )
+    print(picks.groupby(["seed", "by"], sort=False).mean(numeric_only=True).round(2).to_string())
+    gains = paired(picks)
     gains.to_csv(OUT / "english_paired.csv", index=False, float_format="%.4f")
-    print(f"gold of the best of {samples}, paired by prompt, with 95% intervals over prompts:")
+    print(f"gold of the pick among {samples}, paired, with 95% intervals over distinct prompts:")
     print(gains.round(2).to_string(index=False))
-    long = {
-        seed: {who: pick["long_words"].mean().item() for who, pick in picks.items()} for seed, picks in found.items()
-    }
-    print(f"long words in the best of {samples}:")
-    print(pd.DataFrame(long).T.round(2).to_string())
     draw(table, OUT / "english.png")
 
 
-def picked(seed: str) -> dict[str, dict[str, torch.Tensor]]:
-    """Of one seed: who picks the best of all samples -> gold and long words of the pick, a mean per prompt, [prompts]."""
-    found = {}
+def picked(seed: str) -> pd.DataFrame:
+    """Of one seed: gold and long words of the best of all samples by each reward model, of the best of a quarter of them by
+    the initial one, and of the responses as they come. A row per distinct prompt: of two equal ones the mean."""
+    found = []
     for states in STATES:
-        rows = pd.read_json(OUT / f"{states}-{seed}" / "evaluation" / "best_of_n.jsonl", lines=True)
-        rows["long_words"] = [EnglishWorld().long_words(str(response)) for response in rows["response"]]
+        folder = OUT / f"{states}-{seed}" / "evaluation"
+        rows = pd.DataFrame(map(json.loads, lines_of(folder / "best_of_n.jsonl")))
+        rows["long_words"] = [EnglishWorld().long_words(response) for response in rows["response"]]
         score = {name: torch.tensor(rows[name].to_numpy().reshape(rows["prompt"].nunique(), -1)) for name in COLUMNS}
+        prompts = [entry["instruction"] for entry in json.loads((folder / "alpaca_eval.json").read_text())]
         n = score["gold"].shape[1]
         # The responses and what the initial reward model gives them are the same, whichever states are read.
-        for who, by in (("initial", "proxy"), (states, "live")):
-            found[who] = {name: best_of_n(score[by], score[name], n) for name in ("gold", "long_words")}
-    return found
+        for by, scored, count in (
+            ("none", "proxy", 1),
+            ("initial", "proxy", n),
+            ("initial_quarter", "proxy", n // 4),
+            (states, "live", n),
+        ):
+            best = {name: best_of_n(score[scored], score[name], count) for name in ("gold", "long_words")}
+            found.append(pd.DataFrame(best).assign(seed=seed, by=by, prompt=prompts))
+    table = pd.concat(found).drop_duplicates()
+    return table.groupby(["seed", "by", "prompt"], sort=False, as_index=False).mean()
 
 
-def paired(found: dict[str, dict[str, torch.Tensor]]) -> list[dict[str, object]]:
-    """Gold of one's pick less that of another's: means over prompts, with intervals."""
-    pairs = (("policy", "initial"), ("reward", "initial"), ("policy", "reward"))
-    rows = [
-        (one, other, bootstrap_mean(found[one]["gold"] - found[other]["gold"], 2000, seed=0)) for one, other in pairs
-    ]
-    return [{"states": one, "against": other, **estimate._asdict()} for one, other, estimate in rows]
+def paired(picks: pd.DataFrame) -> pd.DataFrame:
+    """Gold of one's pick less that of another's, by seed and over all seeds: means over prompts, with intervals."""
+    gold = picks.pivot(index=["seed", "prompt"], columns="by", values="gold")
+    pairs = (("policy", "initial"), ("reward", "initial"), ("policy", "reward"), ("initial_quarter", "initial"))
+    rows = []
+    for seed, part in [*gold.groupby("seed"), ("all", gold)]:
+        for by, against in pairs:
+            estimate = bootstrap_mean(torch.tensor((part[by] - part[against]).to_numpy()), 2000, seed=0)
+            rows.append({"seed": seed, "by": by, "against": against, "prompts": len(part)} | estimate._asdict())
+    return pd.DataFrame(rows)
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:

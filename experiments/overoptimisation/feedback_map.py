@@ -16,7 +16,7 @@ from pathlib import Path
 import matplotlib
 import pandas as pd
 from omegaconf import OmegaConf
-from study import sweep
+from study import options, sweep
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -30,7 +30,9 @@ SPANS = {"1–5": (1, 5), "16–20": (16, 20), "36–40": (36, 40)}
 
 
 def main() -> None:
-    given = {"seed": "40,41", "jobs": "2"} | dict(text.split("=", 1) for text in sys.argv[1:])
+    given = {"seed": "40,41", "jobs": "2"} | options(sys.argv[1:], __doc__)
+    if len(given) > 2:
+        raise SystemExit(__doc__)
     for reward, world in REWARD_MODELS.items():
         for size, (hidden, layers) in POLICIES.items():
             for states, name in STATES.items():

@@ -21,6 +21,8 @@ LAST = 10  # steps whose rollouts make acc_onpolicy
 def write(folder: Path) -> pd.DataFrame:
     """results.csv of all finished runs below the folder, whose first two levels are world and method."""
     rows = [row(summary.parent, folder) for summary in sorted(folder.glob("*/*/**/summary.json"))]
+    if not rows:
+        raise SystemExit(f"{folder}: no finished run in it")
     table = pd.DataFrame(rows, columns=COLUMNS).sort_values(["world", "method", "beta", "seed"])
     if (twice := table.duplicated(["world", "method", "beta", "seed"])).any():
         found = table[twice].iloc[0]
@@ -83,4 +85,6 @@ def best_beta(runs: pd.DataFrame) -> float:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        raise SystemExit(__doc__)
     print(write(Path(sys.argv[1])).to_string())

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from omegaconf import OmegaConf
+from study import options
 
 THRESHOLDS = (2, 3, 4, 5, 6, 7, 8, 10, 12)
 
@@ -47,5 +48,7 @@ def main(folder: Path, methods: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    options = dict(text.split("=", 1) for text in sys.argv[2:])
-    main(Path(sys.argv[1]), options.get("method", "rloo,r2m_safe,r2m_judged").split(","))
+    if len(sys.argv) < 2:
+        raise SystemExit(__doc__)
+    given = options(sys.argv[2:], __doc__)
+    main(Path(sys.argv[1]), given.get("method", "rloo,r2m_safe,r2m_judged").split(","))

@@ -82,8 +82,8 @@ PHASES = {
 
 
 def main() -> None:
-    given = dict(text.split("=", 1) for text in sys.argv[2:] if "=" in text)
-    if len(sys.argv) < 2 or sys.argv[1] not in PHASES or len(given) < len(sys.argv) - 2:
+    given = options(sys.argv[2:], __doc__)
+    if len(sys.argv) < 2 or sys.argv[1] not in PHASES:
         raise SystemExit(__doc__)
     phase, name = PHASES[sys.argv[1]], sys.argv[1]
     worlds = given.pop("world", ",".join(phase.worlds)).split(",")
@@ -99,14 +99,27 @@ def main() -> None:
             weights = betas(name, world, method, known, chosen(out))
             overrides = [f"+world={world}", *known[method].overrides, f"ppo.beta={','.join(weights)}", *STUDY, *further]
             sweep(out / name / world / method, overrides, seeds, jobs)
-            finished = len(list((out / name / world / method).glob("**/summary.json")))
-            missing += max(0, len(weights) * len(seeds.split(",")) - finished)
+            missing += len(weights) * len(seeds.split(",")) - finished(out / name / world / method, weights, seeds)
         table = results.write(out / name)
         if name == "choose":
             choose(table, out)
     print(out / name / "results.csv")
     if missing:
         raise SystemExit(f"missing there: {missing}, which failed; the sweeps above name them; start again to go on")
+
+
+def options(words: list[str], doc: str | None) -> dict[str, str]:
+    """key=value words of a command line; anything else is answered by what the script says of itself."""
+    if any("=" not in word for word in words):
+        raise SystemExit(doc)
+    return dict(word.split("=", 1) for word in words)
+
+
+def finished(folder: Path, weights: list[str], seeds: str) -> int:
+    """How many of the runs that were asked for have an end."""
+    runs = (OmegaConf.load(path.with_name("config.yaml")) for path in folder.glob("**/summary.json"))
+    asked = {(float(weight), int(seed)) for weight in weights for seed in seeds.split(",")}
+    return len(asked & {(run.ppo.beta, run.seed) for run in runs})
 
 
 def size(world: str, further: list[str]) -> tuple[int, int]:

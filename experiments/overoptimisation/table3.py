@@ -18,8 +18,10 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from study import options
 from warmed import evaluated
 
+from r2m_cli.jsonl import lines_of
 from r2m_cli.maths.statistics import bootstrap_mean
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "speed"))
@@ -34,10 +36,12 @@ SETTINGS = [
 
 
 def main() -> None:
-    given = dict(text.split("=", 1) for text in sys.argv[1:])
+    given = options(sys.argv[1:], __doc__)
     layers, seeds, jobs = given.pop("layers", "30,6"), given.pop("seed", "0"), int(given.pop("jobs", "2"))
     if not given:
         raise SystemExit(__doc__)
+    if gone := [f"{name}={file}" for name, file in given.items() if not Path(file).is_file()]:
+        raise SystemExit(f"{', '.join(gone)}: no such file")
     cells = [
         (name, int(count), states, int(seed))
         for count in layers.split(",")
@@ -60,7 +64,7 @@ def measure(name: str, layers: int, states: str, seed: int, path: Path) -> dict[
         [*SETTINGS, *backbone, f"data.path={path}", f"seed={seed}", f"data.seed={seed}", f"feedback.states={states}"],
         ["eval.pairs=400", "eval.prompts=2"],
     )
-    pairs = pd.DataFrame(map(json.loads, (found / "pairs.jsonl").read_text().splitlines()))
+    pairs = pd.DataFrame(map(json.loads, lines_of(found / "pairs.jsonl")))
     pairs = pairs[pairs["index"] >= CHECKED]
     text, live = (torch.tensor((pairs[f"margin_{name}"] > 0).to_numpy()).double() for name in ("text", "feedback"))
     (kept,) = re.findall(r"pass kept (\d+)", (run / "warnings.log").read_text())

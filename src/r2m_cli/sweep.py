@@ -72,11 +72,8 @@ class Sweep(Callback):
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         """Say which job of the sweep it is."""
         if in_a_sweep(config.hydra):
-            folder, number, name = (
-                Path(config.hydra.runtime.output_dir),
-                config.hydra.job.num,
-                config.hydra.sweep.subdir,
-            )
+            folder = Path(config.hydra.runtime.output_dir)
+            number, name = config.hydra.job.num, config.hydra.sweep.subdir
             (folder / ERROR).unlink(missing_ok=True)
             (folder / NUMBER).write_text(f"{number}\n")
             print(f"r2m: job {number} of the sweep: {name}", file=sys.stderr, flush=True)
@@ -88,16 +85,12 @@ class Sweep(Callback):
 
 def impossible(hydra: Any) -> str:
     """What Hydra's plugins would answer with a traceback: numbers below one and a direction that there isn't. Empty: nothing."""
-    for part, name in (
-        ("sweeper", "n_trials"),
-        ("sweeper", "n_jobs"),
-        ("sweeper", "max_batch_size"),
-        ("launcher", "n_jobs"),
-    ):
-        value = hydra[part].get(name)
-        if isinstance(value, int) and value < 1 and (part, value) != ("launcher", -1):
-            every = ", or -1 for all processors" if part == "launcher" else ""
-            return f"hydra.{part}.{name}={value}: must be at least 1{every}"
+    if hydra.launcher.get("n_jobs") == 0:
+        return "hydra.launcher.n_jobs=0: must be at least 1, or -1 for all processors"
+    for name in ("n_trials", "n_jobs", "max_batch_size"):
+        value = hydra.sweeper.get(name)
+        if isinstance(value, int) and value < 1:
+            return f"hydra.sweeper.{name}={value}: must be at least 1"
     for direction in _listed(hydra.sweeper.get("direction")):
         if direction not in ("minimize", "maximize"):
             return f"hydra.sweeper.direction={direction}: there is minimize, maximize"

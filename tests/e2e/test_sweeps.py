@@ -94,6 +94,10 @@ def test_runs_of_a_sweep_resume_in_their_own_folders(r2m: Run, tmp_path: Path) -
     (run,) = (path.parent for path in (tmp_path / "first").rglob("metrics.jsonl"))
     r2m("train", "-m", f"resume={run}", "train.stop_at=null", "hydra.sweep.dir=second")
     assert (run / "summary.json").is_file()
+    # One that was resumed by hand is one of its sweep as before.
+    r2m("train", f"resume={run}", "train.steps=4")
+    r2m("train", "-m", *QUICK, "seed=1", "hydra.sweep.dir=first")
+    assert sorted(table(tmp_path / "first").seed) == [0, 1]
 
 
 def test_a_sweep_that_is_started_again_goes_on(r2m: Run, tmp_path: Path) -> None:

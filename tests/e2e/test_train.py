@@ -149,7 +149,11 @@ def test_a_refused_continuation_leaves_the_run_as_it_was(r2m: Run, tmp_path: Pat
     past = r2m("train", "resume=run", "train.stop_at=1", code=2)
     assert "is past" in past.stderr
     assert (tmp_path / "run" / "config.yaml").read_text() == before
-    r2m("train", "resume=run", "train.stop_at=null")
+    (tmp_path / "run" / "checkpoints" / "step_old").mkdir()  # somebody's own, and no checkpoint
+    (tmp_path / "run" / "checkpoints" / "step_old" / "loop.json").write_text("{}")
+    r2m("train", "resume=run", "train.stop_at=3")
+    (tmp_path / "run" / "checkpoints" / "step_3" / "loop.json").write_text("{}")
+    assert "loop.json: does not say its step" in r2m("train", "resume=run", "train.stop_at=null", code=2).stderr
 
 
 def test_an_impossible_gradient_stops_the_run_and_says_so(r2m: Run, tmp_path: Path) -> None:

@@ -209,6 +209,14 @@ def test_samples_of_start_peak_and_end_with_shared_prompts_first(tmp_path):
     assert first.best.scores == [("live", "2.00"), ("proxy", "1.00"), ("gold", "-2.00"), ("KL", "0.50")]
 
 
+def test_a_response_may_hold_a_line_separator(tmp_path):
+    folder = make_run(tmp_path / "a")
+    row = {"step": 1, "prompt": "p", "response": "one\u2028two", "reward": 0.0}
+    (folder / "samples.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    ((_, (cell,)),) = samples_of(0, *groups_of(folder), peak=None).rows
+    assert cell.best.text == "one\u2028two"
+
+
 def test_a_run_under_way_may_have_no_samples_or_a_torn_line(tmp_path):
     folder = make_run(tmp_path / "a")
     assert samples_of(0, *groups_of(folder), peak=2) is None

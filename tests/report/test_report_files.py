@@ -144,7 +144,9 @@ def break_line(folder: Path) -> None:
         (break_config, "config.yaml: not valid YAML"),
         (break_line, r"metrics.jsonl:2: not a JSON object"),
         (lambda folder: (folder / "metrics.jsonl").write_text(""), "no step yet"),
-        (lambda folder: (folder / "summary.json").write_text("{"), "summary.json: not valid JSON"),
+        (lambda folder: (folder / "metrics.jsonl").write_bytes(b'{"step": \xff'), "metrics.jsonl: not UTF-8"),
+        (lambda folder: (folder / "summary.json").write_text("{"), "summary.json: not a JSON object"),
+        (lambda folder: (folder / "summary.json").write_text("3"), "summary.json: not a JSON object"),
         (
             lambda folder: (folder / "metrics.jsonl").write_text('{"step": 0, "loss": 1}\n'),
             "neither gold nor reward",
@@ -167,3 +169,7 @@ def test_bad_arguments_are_user_errors(tmp_path):
         report([str(tmp_path / "nowhere")], "report.png")
     with pytest.raises(UserError, match=r"end it in .html, .png"):
         report([str(make_run(tmp_path / "a"))], "report.gif")
+    (tmp_path / "there.html").mkdir()
+    with pytest.raises(UserError, match=r"there.html is a folder"):
+        report([str(tmp_path / "a")], str(tmp_path / "there.png"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "there.html"]

@@ -14,6 +14,7 @@ import torch
 from terminal import terminal
 
 from r2m_cli.errors import UserError
+from r2m_cli.jsonl import lines_of
 from r2m_cli.panel import sparkline
 from r2m_cli.progress import Count
 from r2m_cli.sinks import Sinks
@@ -67,6 +68,15 @@ def test_resumed_files_equal_uninterrupted_ones(tmp_path):
     for file in ("metrics.jsonl", "samples.jsonl", "summary.json", "warnings.log"):
         assert (tmp_path / "halves" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
     assert (tmp_path / "whole" / "warnings.log").read_text() == "the same warning, over two lines\n"
+
+
+def test_a_separator_in_a_response_ends_no_line(tmp_path):
+    said = {"prompt": [], "response": "one\u2028two\x85three\u2029"}
+    with Sinks([], tmp_path, 2, quiet=True) as sinks:
+        sinks.samples(1, [said])
+    with Sinks([], tmp_path, 3, start_step=2, quiet=True):  # resumed: step 1 stays
+        pass
+    assert [json.loads(line) for line in lines_of(tmp_path / "samples.jsonl")] == [{"step": 1} | said]
 
 
 def test_a_fresh_run_starts_with_empty_files(tmp_path):

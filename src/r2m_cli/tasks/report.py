@@ -30,6 +30,9 @@ def report(runs: list[str], out: str = "report.html") -> Path:
     if path.suffix not in (".html", *PICTURES):
         raise UserError(f"out={out}: neither a page's name nor a picture's; end it in .html, .png, .pdf or .svg")
     picture = path.with_suffix(".png") if path.suffix == ".html" else path
+    for target in (path.with_suffix(".html"), picture):
+        if target.is_dir():
+            raise UserError(f"out={out}: {target} is a folder; name another file")
     loaded = load_runs(runs)
     text = page.render(loaded)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -92,8 +92,9 @@ def _rows(
     rows = [(chat.prompt_ids(p), chat.response_ids(p, r)[: config.rollout.max_new_tokens]) for p, r in demonstrations]
     rows = [row for row in rows if len(row[0]) <= limit]
     if not rows:
+        where = f"data.path={config.data.path}" if config.data.kind == "file" else f"data={config.data.kind}"
         raise UserError(
-            f"no demonstrations for SFT: data.path={config.data.path} has no labelled pairs with a prompt of at most "
-            f"rollout.max_prompt_tokens={limit} tokens"
+            f"no demonstrations for SFT: {where} has none with a prompt of at most rollout.max_prompt_tokens={limit} tokens; "
+            "raise it"
         )
     return rows

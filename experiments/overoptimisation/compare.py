@@ -151,8 +151,12 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     """Gold at the end against KL at the end, a panel per world: a point per method and beta, bars of one standard error."""
     worlds = list(dict.fromkeys(table["world"]))
     methods = list(dict.fromkeys(table["method"]))
-    figure, axes = plt.subplots(1, len(worlds), figsize=(3.2 * len(worlds), 3.4), squeeze=False, layout="constrained")
-    for ax, world in zip(axes[0], worlds):
+    across = min(4, len(worlds))
+    down = -(-len(worlds) // across)
+    figure, axes = plt.subplots(down, across, figsize=(3.2 * across, 3.2 * down), squeeze=False, layout="constrained")
+    for spare in axes.flat[len(worlds) :]:
+        spare.axis("off")
+    for ax, world in zip(axes.flat, worlds):
         for colour, method in zip(itertools.cycle(COLOURS), methods):
             part = table[(table["world"] == world) & (table["method"] == method)]
             means = part.groupby("beta")[["kl_end", "gold_end"]].agg(["mean", "sem"])
@@ -171,9 +175,10 @@ def draw(table: pd.DataFrame, path: Path) -> None:
                 )
         ax.set(title=world, xlabel="KL at the end, nats")
         ax.grid(color="0.92")
-    axes[0][0].set_ylabel("gold at the end")
-    drawn = {label: line for ax in axes[0] for line, label in zip(*ax.get_legend_handles_labels())}
-    figure.legend(drawn.values(), drawn, loc="outside lower center", ncols=len(methods), frameon=False)
+    for row in axes:
+        row[0].set_ylabel("gold at the end")
+    drawn = {label: line for ax in axes.flat for line, label in zip(*ax.get_legend_handles_labels())}
+    figure.legend(drawn.values(), drawn, loc="outside lower center", ncols=min(6, len(methods)), frameon=False)
     figure.savefig(path, dpi=130)
 
 

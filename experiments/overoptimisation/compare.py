@@ -187,7 +187,7 @@ def main(folder: Path) -> None:
         raise SystemExit(f"{folder}: no results.csv there; give the folder that study.py has named")
     table = pd.read_csv(folder / "results.csv")
     comparisons = compare(table, study.own_weights(folder.parent))
-    comparisons.to_csv(folder / "comparisons.csv", index=False, float_format="%.4g")
+    comparisons.to_csv(folder / "comparisons.csv", index=False, float_format="%.6g")
     page = table_of_means(table) + "\n" + markdown(comparisons)
     (folder / "comparisons.md").write_text(page)
     draw(table, folder / "gold_against_kl.png")

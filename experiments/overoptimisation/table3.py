@@ -49,6 +49,8 @@ def main() -> None:
         for states in ("policy", "reward")
         for name in given  # innermost: cells side by side do not wait for one reward model
     ]
+    for count in layers.split(","):  # made before the threads: transformers does not import in two at once
+        backbone(int(count))
     with ThreadPoolExecutor(jobs) as pool:  # each is a process of its own
         rows = list(pool.map(lambda cell: measure(*cell, Path(given[cell[0]]).resolve()), cells))
     table = pd.DataFrame(rows)
@@ -56,12 +58,23 @@ def main() -> None:
     print(table.to_string())
 
 
+def backbone(layers: int) -> list[str]:
+    """What makes the first `layers` of SmolLM2 the reward model's backbone; nothing for all of them."""
+    return [] if layers == LAYERS else [f"reward.base={policy_folder(layers).resolve()}"]
+
+
 def measure(name: str, layers: int, states: str, seed: int, path: Path) -> dict[str, object]:
     """One row: accuracy of the head alone, of head and adapter, and their difference, each with its interval."""
-    backbone = [] if layers == LAYERS else [f"reward.base={policy_folder(layers).resolve()}"]
     run, found = evaluated(
         OUT / f"{name}-{layers}-{states}-{seed}",
-        [*SETTINGS, *backbone, f"data.path={path}", f"seed={seed}", f"data.seed={seed}", f"feedback.states={states}"],
+        [
+            *SETTINGS,
+            *backbone(layers),
+            f"data.path={path}",
+            f"seed={seed}",
+            f"data.seed={seed}",
+            f"feedback.states={states}",
+        ],
         ["eval.pairs=400", "eval.prompts=2"],
     )
     pairs = pd.DataFrame(map(json.loads, lines_of(found / "pairs.jsonl")))

@@ -95,6 +95,7 @@ def fit_once(config: Config) -> Path:
     from r2m_cli.build import policy_cache, reward_cache
 
     what = {"sft": "SFT policy", "reward": "reward model"}[config.task]
+    output = None if config.output is None else _new_folder(config.output)
     if config.task == "reward" and config.data.kind == "gold" and config.policy.path is None:
         path = fit_once(replace(config, task="sft", output=None))
         named = replace(config, policy=replace(config.policy, path=str(path)))
@@ -102,10 +103,8 @@ def fit_once(config: Config) -> Path:
         config = named
     else:
         cached = policy_cache(config) if config.task == "sft" else reward_cache(config)
-    if config.output is not None:
-        target = Path(config.output).expanduser()
-        if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise UserError(f"output={config.output}: exists and is not empty; name a new folder")
+    if output is not None:
+        target = output
         write_folder(target, lambda folder: execute(config, folder))
     else:
         known = cached.is_dir()
@@ -113,6 +112,16 @@ def fit_once(config: Config) -> Path:
         target = build_once(cached.name, lambda folder: execute(config, folder), notice)
         if known and (target / "fit.json").is_file():
             print(f"r2m: {what} from the cache: {target} {_figures(target)}", file=sys.stderr, flush=True)
+    return target
+
+
+def _new_folder(output: str) -> Path:
+    """Where output= is to be written. Raises UserError for a folder that holds something, or in which the person is."""
+    target = Path(output).expanduser().absolute()
+    if target == Path.cwd():
+        raise UserError(f"output={output}: is the folder that you are in; name a new one")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"output={output}: exists and is not empty; name a new folder")
     return target
 
 

@@ -195,7 +195,7 @@ def test_members_of_ones_own(r2m: Run, tmp_path: Path) -> None:
     broken = r2m("train", *own, "reward.paths=[bare]", "hydra.run.dir=broken", code=2).stderr
     assert "fit.json" in broken
     (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
-    unnamed = r2m("train", *own, "data=file", "data.path=pairs.jsonl", "policy.path=a", code=2).stderr
+    unnamed = r2m("train", *own, "data=file", "data.path=pairs.jsonl", "policy.path=run/policy", code=2).stderr
     assert "reward.base is null" in unnamed
 
 

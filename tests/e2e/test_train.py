@@ -260,6 +260,7 @@ def test_a_mistake_takes_nothing_away_and_leaves_nothing_behind(r2m: Run, tmp_pa
         (("train", "resume=mine"), "mine/config.yaml: no configuration of a run"),
         (("train", "ppo.lr=-1"), "ppo.lr=-1.0: must be at least 0"),
         (("train", "data.world.label_noise=2"), "data.world.label_noise must lie between 0 and 0.5"),
+        (("sft", "output=."), "output=.: is the folder that you are in"),
         (("sft", "data.world.max_on_topic=-1"), "data.world.max_on_topic=-1: a number of words is at least 0"),
     ):
         said = r2m(*command, code=2).stderr

@@ -64,10 +64,9 @@ def main() -> None:
     means = ["kl", "proxy", "gold", "live", "gold_live"]
     print(table.groupby(["states", "n"])[means].mean().round(2).to_string())
     picks = pd.concat([picked(seed) for seed in seeds.split(",")])
-    picks.groupby(["seed", "by"], sort=False).mean(numeric_only=True).to_csv(
-        OUT / "english_picks.csv", float_format="%.4f"
-    )
-    print(picks.groupby(["seed", "by"], sort=False).mean(numeric_only=True).round(2).to_string())
+    of_seed = picks.groupby(["seed", "by"], sort=False).mean(numeric_only=True)
+    of_seed.to_csv(OUT / "english_picks.csv", float_format="%.4f")
+    print(of_seed.round(2).to_string())
     gains = paired(picks)
     gains.to_csv(OUT / "english_paired.csv", index=False, float_format="%.4f")
     print(f"gold of the pick among {samples}, paired, with 95% intervals over distinct prompts:")
@@ -90,7 +89,7 @@ def picked(seed: str) -> pd.DataFrame:
         for by, scored, count in (
             ("none", "proxy", 1),
             ("initial", "proxy", n),
-            ("initial_quarter", "proxy", n // 4),
+            ("initial_quarter", "proxy", max(1, n // 4)),
             (states, "live", n),
         ):
             best = {name: best_of_n(score[scored], score[name], count) for name in ("gold", "long_words")}

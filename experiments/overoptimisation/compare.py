@@ -34,7 +34,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 
 def compare(table: pd.DataFrame, chosen: dict[str, dict[str, float]]) -> pd.DataFrame:
     """One row per world, measure and pair of methods: mean paired difference, 95% interval, p, p after Holm's correction
-    for all pairs of methods of that world and measure.
+    for all pairs of methods of that world and measure; the paper's other methods (`study.PAPER`) are a family of their own.
 
     Compared are every method with vanilla, and the pairs of FURTHER; `gold_end` at each method's own beta (see `best`),
     the measures at a given KL at the frontier's.
@@ -58,8 +58,10 @@ def compare(table: pd.DataFrame, chosen: dict[str, dict[str, float]]) -> pd.Data
                 for name, other in pairs
                 if name in wide and other in wide
             ]
-            for p_holm, entry in zip(holm([entry["p"] for entry in found]), found):
-                rows.append(entry | {"p_holm": p_holm})
+            papers = [entry for entry in found if entry["method"] in study.PAPER]
+            for family in ([entry for entry in found if entry not in papers], papers):
+                for p_holm, entry in zip(holm([entry["p"] for entry in family]), family):
+                    rows.append(entry | {"p_holm": p_holm})
     return pd.DataFrame(rows)
 
 

@@ -26,6 +26,10 @@ WORLDS = (
 FRONTIER = "0.05"  # a weight which lets the KL pass through 4, 6 and 8 nats
 STUDY = ["train.steps=60"]  # of every run
 KL_TARGET = 2  # nats that the adaptive weight of `kl_target` holds
+# The paper's other baselines and ablations, each a file in conf/method/.
+PAPER = (
+    "grpo", "grpo_r2m", "remax", "reinforce_pp", "frozen", "noise", "without_bt", "without_gre", "head_only", "pretrained_rm",
+)  # fmt: skip
 BUDGET = 0.15  # real labels in a run, as a share of the reward model's pairs
 
 
@@ -42,10 +46,13 @@ class Method:
 
 
 def methods(pairs: int, steps: int) -> dict[str, Method]:
-    """Name -> method. All use RLOO; `rloo` is vanilla. The label budget is a share of the world's `pairs`."""
+    """Name -> method. All but four of PAPER's use RLOO; `rloo` is vanilla. The label budget is a share of the world's `pairs`."""
     grid = "0.05,0.1,0.2,0.4,0.8"
     vanilla, judged = ["+method=rloo"], ["feedback.judge=labeller", f"feedback.judge_pairs={BUDGET * pairs / steps:g}"]
     more_pairs = f"data.pairs={round(pairs * (1 + BUDGET))}"
+    # All of the reward model is tuned, also where a world tunes its head alone, with the settings of `strong_tuned`.
+    pretrained = [f"data.pairs={2 * pairs}", "reward.fit.epochs=6", "reward.fit.lr=3e-3"]
+    paper = {name: Method([f"+method={name}"], weight_of="rloo", frontier=True) for name in PAPER}
     return {
         "rloo": Method(vanilla, grid, frontier=True),
         "r2m_safe": Method([*vanilla, "feedback=r2m_safe"], grid, frontier=True),
@@ -58,9 +65,11 @@ def methods(pairs: int, steps: int) -> dict[str, Method]:
         ),
         "offline_labels": Method([*vanilla, more_pairs], weight_of="rloo"),
         "offline_labels_safe": Method([*vanilla, "feedback=r2m_safe", more_pairs], weight_of="r2m_safe", frontier=True),
-        "rloo_r2m": Method(["+method=rloo_r2m"], weight_of="rloo"),
-        "ensemble": Method(["+method=ensemble"], weight_of="rloo"),
+        "rloo_r2m": Method(["+method=rloo_r2m"], weight_of="rloo", frontier=True),
+        "ensemble": Method(["+method=ensemble"], weight_of="rloo", frontier=True),
         "kl_target": Method([*vanilla, f"ppo.kl_target={KL_TARGET}"]),
+        **paper,
+        "pretrained_rm": Method(["+method=pretrained_rm", *pretrained], weight_of="rloo", frontier=True),
     }
 
 

@@ -142,7 +142,8 @@ def test_the_study_in_a_world_of_ones_own(environment: dict[str, str], tmp_path:
     final = study("final", "seed=7")
     assert set(final["method"]) == {
         "rloo", "r2m_safe", "r2m_judged", "own_states", "reference_states", "offline_labels", "offline_labels_safe", "rloo_r2m",
-        "ensemble", "kl_target",
+        "ensemble", "kl_target", "grpo", "grpo_r2m", "remax", "reinforce_pp", "frozen", "noise", "without_bt", "without_gre",
+        "head_only", "pretrained_rm",
     }  # fmt: skip
     assert final.set_index("method").loc["r2m_judged", "labels"].max() == 80 + 12  # 15% of its pairs
     assert final["gold_end"].notna().all()

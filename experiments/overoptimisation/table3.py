@@ -7,7 +7,7 @@ Backbone frozen; the scoring head is fitted on a file's training pairs, then ada
 (`feedback=r2m_safe`), with the policy's states or, as a control, with the reward model's own. Half of the file's prompts are
 held out; the first 64 of their pairs say which pass of the warm-up is kept, and are not counted. The policy is
 SmolLM2-135M-Instruct; the backbone is the same network (`layers` 30) or its first layers. Writes outputs/study/table3/table3.csv;
-intervals are bootstrapped over pairs.
+intervals are bootstrapped over distinct prompts.
 """
 
 import json
@@ -21,6 +21,7 @@ import torch
 from study import options
 from warmed import evaluated
 
+from r2m_cli.evaluation.findings import units_of
 from r2m_cli.jsonl import lines_of
 from r2m_cli.maths.statistics import bootstrap_mean
 
@@ -83,7 +84,7 @@ def measure(name: str, layers: int, states: str, seed: int, path: Path) -> dict[
     (kept,) = re.findall(r"pass kept (\d+)", (run / "warnings.log").read_text())
     row: dict[str, object] = {"pairs": name, "layers": layers, "states": states, "seed": seed, "pass": int(kept)}
     for figure, values in {"text": text, "feedback": live, "difference": live - text}.items():
-        estimate = bootstrap_mean(values, 1000, seed)
+        estimate = bootstrap_mean(values, 1000, seed, units_of(pairs["prompt"]))
         row |= {figure: estimate.value, f"{figure}_low": estimate.low, f"{figure}_high": estimate.high}
     return row | {"heldout": len(pairs)}
 

@@ -11,12 +11,11 @@ from hypothesis import strategies as st
 from r2m_cli.maths.similarity import (
     pair_means,
     pairs_by_label,
-    resample_weights,
     rowwise_similarity,
     similarity,
     swapped_gaps,
 )
-from r2m_cli.maths.statistics import bootstrap_mean, ends, resampled
+from r2m_cli.maths.statistics import bootstrap_mean, ends, resample_weights, resampled
 
 QUICK = settings(max_examples=30, deadline=None)
 sequences = st.lists(st.tuples(st.booleans(), st.integers(0, 4), st.integers(0, 3)), min_size=2, max_size=9)
@@ -106,7 +105,10 @@ def test_weights_are_the_resamples_of_the_mean():
 
 def test_resamples_without_a_value_are_left_out():
     found = resampled(
-        4, 200, 0, lambda index: torch.stack([index.double().mean(dim=1), torch.full((len(index),), 2.0)], 1)
+        torch.arange(4),
+        200,
+        0,
+        lambda times: torch.stack([times @ torch.arange(4.0).double(), torch.full((len(times),), 2.0)], 1),
     )
     assert found.shape == (200, 2)
     found[::2, 0] = math.nan

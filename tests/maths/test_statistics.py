@@ -93,6 +93,26 @@ def test_many_values_do_not_need_all_resamples_in_memory_at_once():
     assert 0.496 < found.low < 0.5 < found.high < 0.504
 
 
+def test_values_of_one_unit_are_resampled_together():
+    values, units = torch.tensor([1.0, 0.0, 5.0, 3.0]), torch.tensor([9, 2, 9, 9])
+    # Two units: a resample is {0, 0}, {0, three of mean 3} or {three, three}, of which the second is the whole.
+    assert bootstrap_mean(values, 1000, 0, units) == (2.25, 0.0, 3.0)
+    alone = torch.tensor([4, 3, 2, 1])
+    assert bootstrap_mean(values, 1000, 0, torch.arange(4)) == bootstrap_mean(values, 1000, 0)
+    assert bootstrap_mean(values, 1000, 0, alone) == pytest.approx(bootstrap_mean(values, 1000, 0), abs=0.2)
+    with pytest.raises(ValueError, match="units"):
+        bootstrap_mean(values, 1000, 0, torch.arange(3))
+
+
+def test_a_value_that_stands_there_twice_tells_nothing_new():
+    said, differences = torch.tensor([1.0, 0.0, 0.5, 1.0, 0.0]), torch.tensor([3.0, -2.0, 9.0, 4.0, -5.0])
+    twice, units = [torch.cat([x, x]) for x in (said, differences)], torch.arange(5).repeat(2)
+    assert win_rate(twice[0], 500, 0, units) == pytest.approx(win_rate(said, 500, 0))
+    narrow, wide = length_controlled_win_rate(*twice, 500, 0), length_controlled_win_rate(*twice, 500, 0, units)
+    assert wide.value == narrow.value
+    assert wide.high - wide.low > narrow.high - narrow.low
+
+
 def test_equal_lengths_give_the_raw_rate():
     said = torch.tensor([1.0, 1.0, 0.5, 0.0])
     for difference in (0.0, 7.0):

@@ -17,7 +17,8 @@ from r2m_cli.data.source import Source, fitting
 from r2m_cli.evaluation.policy import text_scores
 from r2m_cli.jsonl import text_of
 from r2m_cli.loop import EVAL
-from r2m_cli.maths.similarity import pair_means, pairs_by_label, resample_weights, similarity
+from r2m_cli.maths.similarity import pair_means, pairs_by_label, similarity
+from r2m_cli.maths.statistics import resample_weights
 from r2m_cli.models.actors import Actors, RewardModel
 from r2m_cli.models.layers import pooled_states
 from r2m_cli.schema import Config

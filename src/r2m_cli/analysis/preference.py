@@ -8,8 +8,8 @@ from torch import Tensor
 from r2m_cli.analysis import figures
 from r2m_cli.analysis.results import Results, estimate
 from r2m_cli.analysis.sequences import CHOSEN, Selection
-from r2m_cli.maths.similarity import pair_means, pairs_by_label, resample_weights, similarity, swapped_gaps
-from r2m_cli.maths.statistics import Estimate
+from r2m_cli.maths.similarity import pair_means, pairs_by_label, similarity, swapped_gaps
+from r2m_cli.maths.statistics import Estimate, resample_weights
 
 KINDS = ("same", "different", "gap", "chosen", "rejected")
 PAPER = {6: "0.081", 30: "0.231"}  # layer -> gap

@@ -12,8 +12,8 @@ from r2m_cli.analysis import figures
 from r2m_cli.analysis.results import Results, estimate
 from r2m_cli.analysis.sequences import CHOSEN, Selection
 from r2m_cli.errors import UserError
-from r2m_cli.maths.similarity import resample_weights, rowwise_similarity
-from r2m_cli.maths.statistics import bootstrap_mean
+from r2m_cli.maths.similarity import rowwise_similarity
+from r2m_cli.maths.statistics import bootstrap_mean, resample_weights
 
 COEFFICIENTS: dict[str, Any] = {
     "pearson": stats.pearsonr, "spearman": stats.spearmanr, "kendall": stats.kendalltau,
@@ -57,7 +57,8 @@ def accuracy(rewards: Tensor, selection: Selection, results: Results) -> None:
     labels = [s.label for s in selection.sequences[: selection.compared : 2]]
     assert set(labels) == {CHOSEN}, "figure 1's sequences are chosen, rejected, chosen, ..."
     both = rewards[: selection.compared].view(-1, 2)
-    right = bootstrap_mean((both[:, 0] > both[:, 1]).double(), results.resamples, results.seed)
+    units = selection.units[: selection.compared : 2]
+    right = bootstrap_mean((both[:, 0] > both[:, 1]).double(), results.resamples, results.seed, units)
     results.figures["reward_model"] = {"pairs": len(both), "accuracy": right}
     results.line("-", f"reward model right, {len(both)} pairs", right)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from r2m_cli.batch import Prompt
 from r2m_cli.errors import UserError
-from r2m_cli.evaluation.findings import Findings
+from r2m_cli.evaluation.findings import Findings, units_of
 from r2m_cli.evaluation.policy import text_scores
 from r2m_cli.loop import EVAL
 from r2m_cli.maths.best_of_n import best_of_n, divergence, sizes
@@ -55,6 +55,7 @@ def curve(
     if not usable.all():
         findings.notes.append(f"best of n: {int((~usable).sum())} prompts have scores that are not finite: left out")
     scores = {name: values[usable] for name, values in scores.items()}
+    units = units_of(prompt for prompt, kept in zip(prompts, usable) if kept)
     lines = []
     for n in sizes(config.eval.best_of):
         best = {name: best_of_n(scores["proxy"], values, n) for name, values in scores.items() if name != "live"}
@@ -62,7 +63,7 @@ def curve(
             best["live"] = best_of_n(scores["live"], scores["live"], n)
             for name in [name for name in ("gold", "heldout") if name in scores]:
                 best[f"{name}_live"] = best_of_n(scores["live"], scores[name], n)
-        estimates = {name: findings.mean(f"best_of/{n}/{name}", values) for name, values in best.items()}
+        estimates = {name: findings.mean(f"best_of/{n}/{name}", values, units) for name, values in best.items()}
         findings.number(f"best_of/{n}/kl", divergence(n))
         lines.append((n, divergence(n), estimates))
     _write(lines, findings)

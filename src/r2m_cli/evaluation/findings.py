@@ -1,6 +1,7 @@
 """What an evaluation found: figures, their intervals, notes; as a JSON file and as a table."""
 
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from r2m_cli.data.preferences import Message
 from r2m_cli.errors import UserError
 from r2m_cli.jsonl import text_of
 from r2m_cli.maths.statistics import Estimate, bootstrap_mean
@@ -33,22 +35,26 @@ class Findings:
         self.figures[name] = estimate.value
         self.intervals[name] = (estimate.low, estimate.high)
 
-    def mean(self, name: str, values: Tensor) -> Estimate:
+    def mean(self, name: str, values: Tensor, units: Tensor) -> Estimate:
         """The mean of one number per prompt or pair, with its interval. [n] -> Estimate.
 
         Values that are not finite are left out, and that is noted.
 
+        Args:
+            units: [n], from `units_of`; those of one are resampled together.
+
         Raises:
             UserError: none is finite.
         """
-        kept = values[values.isfinite()]
+        finite = values.isfinite().cpu()
+        kept = values.cpu()[finite]
         if not len(kept):
             raise UserError(
                 f"{name}: all {len(values)} values are NaN or infinite; try engine.dtype=fp32, or another model"
             )
         if len(kept) < len(values):
             self.notes.append(f"{name}: {len(values) - len(kept)} of {len(values)} values are not finite, and left out")
-        estimate = bootstrap_mean(kept, self.resamples, self.seed)
+        estimate = bootstrap_mean(kept, self.resamples, self.seed, units[finite])
         self.estimate(name, estimate)
         return estimate
 
@@ -74,7 +80,16 @@ class Findings:
             around = f"  [{interval[0]:.4g}, {interval[1]:.4g}]" if interval else ""
             print(f"  {name:{width}}  {value:<10.4g}{around}")
         if self.intervals:
-            print(f"  [ ]: 95 % intervals, percentile bootstrap over prompts or pairs, {self.resamples} resamples")
+            print(f"  [ ]: 95 % intervals, percentile bootstrap over distinct prompts, {self.resamples} resamples")
+
+
+def units_of(prompts: Iterable[Sequence[Message]]) -> Tensor:
+    """The number of each prompt among the distinct ones. [n].
+
+    A world draws prompts with replacement, and a file may have many pairs with one: they are no independent draws.
+    """
+    numbers: dict[str, int] = {}
+    return torch.tensor([numbers.setdefault(json.dumps(prompt), len(numbers)) for prompt in prompts])
 
 
 def _finite(value: Any) -> bool:

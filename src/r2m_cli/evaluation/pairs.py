@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from r2m_cli.data.preferences import Pair
-from r2m_cli.evaluation.findings import Findings
+from r2m_cli.evaluation.findings import Findings, units_of
 from r2m_cli.models.actors import Actors
 from r2m_cli.stages.labelled import fits, pair_rewards, pairs_per_forward
 
@@ -14,7 +14,7 @@ def accuracy(actors: Actors, pairs: list[Pair], weight: float, budget: int, find
     `pairs/accuracy_feedback` of the live one, with `pairs/accuracy_difference`, the second minus the first on the same pairs.
 
     A margin of 0 is wrong. Every pair goes to `pairs.jsonl` with its margins (chosen minus rejected, units of reward).
-    Intervals are over pairs.
+    Intervals are over distinct prompts.
 
     Args:
         weight: w(t) at t = T, that is Omega.
@@ -30,12 +30,12 @@ def accuracy(actors: Actors, pairs: list[Pair], weight: float, budget: int, find
     if not kept:
         return
     text, live = margins(actors, [pairs[i] for i in kept], weight, budget)
-    right = (text > 0).double()
-    findings.mean("pairs/accuracy", right)
+    right, units = (text > 0).double(), units_of(pairs[i].prompt for i in kept)
+    findings.mean("pairs/accuracy", right, units)
     if live is not None:
         with_feedback = (live > 0).double()
-        findings.mean("pairs/accuracy_feedback", with_feedback)
-        findings.mean("pairs/accuracy_difference", with_feedback - right)
+        findings.mean("pairs/accuracy_feedback", with_feedback, units)
+        findings.mean("pairs/accuracy_difference", with_feedback - right, units)
     findings.number("pairs/count", len(kept))
     table = []
     for row, i in enumerate(kept):

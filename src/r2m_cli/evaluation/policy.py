@@ -11,7 +11,7 @@ from r2m_cli.data.preferences import write_transcript
 from r2m_cli.data.source import Source, fitting
 from r2m_cli.data.template import ChatFormat
 from r2m_cli.errors import UserError
-from r2m_cli.evaluation.findings import Findings
+from r2m_cli.evaluation.findings import Findings, units_of
 from r2m_cli.loop import EVAL
 from r2m_cli.models.actors import Actors, RewardModel
 from r2m_cli.observe import repetition, sequence_kl
@@ -49,7 +49,7 @@ def scored(actors: Actors, prompts: list[Prompt], config: Config, weight: float,
     batch = rollout(actors, prompts, range(len(prompts)), 1, config.rollout, config.seed, EVAL, 0)
     (packs,) = pack(batch, config.rollout.tokens_per_batch)
     annotated = annotate(actors, batch, packs, weight, config.rollout.temperature)
-    valid = annotated.valid.flatten()
+    valid, units = annotated.valid.flatten(), units_of(prompts)
     for name, values in (
         ("eval/reward", torch.where(valid, annotated.rewards.flatten(), torch.nan)),
         ("eval/reward_frozen", torch.where(valid, annotated.frozen_rewards.flatten(), torch.nan)),
@@ -60,7 +60,7 @@ def scored(actors: Actors, prompts: list[Prompt], config: Config, weight: float,
         ("eval/repetition", torch.tensor([repetition(text) for text in batch.responses])),
     ):
         if values is not None:
-            findings.mean(name, values.flatten().double())
+            findings.mean(name, values.flatten().double(), units)
     return batch
 
 

@@ -14,7 +14,7 @@ from r2m_cli.data.source import Source
 from r2m_cli.data.template import ChatFormat
 from r2m_cli.distributed.engine import DTYPES, SingleEngine
 from r2m_cli.errors import UserError
-from r2m_cli.evaluation.findings import Findings
+from r2m_cli.evaluation.findings import Findings, units_of
 from r2m_cli.evaluation.policy import text_scores
 from r2m_cli.judges.judge import Comparison, Judge, gold_judge, score_judge
 from r2m_cli.judges.openai_judge import OpenAIJudge
@@ -130,13 +130,13 @@ def measure(judge: Judge, batch: Rollout, others: list[Opponent | None], finding
         findings.notes.append(
             f"win_rate/length_controlled: every response is {which} than the other side's: an extrapolation"
         )
-    settings = (findings.resamples, findings.seed)
+    settings = (findings.resamples, findings.seed, units_of(c.prompt for c in comparisons))
     findings.estimate("win_rate", win_rate(preferences, *settings))
     findings.estimate("win_rate/length_controlled", length_controlled_win_rate(preferences, differences, *settings))
     findings.number("win_rate/wins", (preferences > 0.5).sum().item())
     findings.number("win_rate/ties", (preferences == 0.5).sum().item())
     findings.number("win_rate/losses", (preferences < 0.5).sum().item())
-    findings.mean("win_rate/length_difference", differences)
+    findings.mean("win_rate/length_difference", differences, settings[-1])
     rows = [
         {"prompt": c.prompt, "response": c.first, "other": c.second, "finished": c.finished, "preference": preference}
         for c, preference in zip(comparisons, said)

@@ -4,8 +4,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from r2m_cli.maths.statistics import resampled
-
 
 def similarity(vectors: Tensor) -> Tensor:
     """(1 + cosine) / 2 of all pairs, from 0 (opposite) to 1 (same direction); with a zero vector 0.5. [n, D] -> [n, n]."""
@@ -34,7 +32,7 @@ def pair_means(similarities: Tensor, masks: Tensor, weights: Tensor) -> Tensor:
     Args:
         similarities: [n, n], symmetric.
         masks: [m, n, n] bool, symmetric with a false diagonal.
-        weights: [b, n], how often each sequence is there: `resample_weights`, or ones for the plain mean.
+        weights: [b, n], how often each sequence is there: `statistics.resample_weights`, or ones for the plain mean.
 
     Returns:
         [b, m]; NaN where no pair is left.
@@ -44,22 +42,6 @@ def pair_means(similarities: Tensor, masks: Tensor, weights: Tensor) -> Tensor:
         total = (weights @ (similarities.to(weights.dtype) * mask) * weights).sum(dim=1)
         columns.append(total / (weights @ mask * weights).sum(dim=1))  # 0 / 0 is NaN
     return torch.stack(columns, dim=1)
-
-
-def resample_weights(units: Tensor, resamples: int, seed: int) -> Tensor:
-    """How often each of n sequences is in each bootstrap resample of the units (prompts), whose sequences go together.
-
-    units [n], any whole numbers -> [resamples, n] float64.
-    """
-    _, place = units.unique(return_inverse=True)
-    count = int(place.max()) + 1
-
-    def times(index: Tensor) -> Tensor:
-        return torch.zeros(index.shape, dtype=torch.float64).scatter_add_(
-            1, index, torch.ones(index.shape, dtype=torch.float64)
-        )
-
-    return resampled(count, resamples, seed, times)[:, place]
 
 
 def swapped_gaps(similarities: Tensor, labels: Tensor, units: Tensor, swaps: int, seed: int) -> Tensor:

@@ -20,26 +20,33 @@ class Estimate(NamedTuple):
     high: float
 
 
-def bootstrap_mean(values: Tensor, resamples: int, seed: int) -> Estimate:
-    """The mean of independent values with its interval. [n] -> Estimate.
+def bootstrap_mean(values: Tensor, resamples: int, seed: int, units: Tensor | None = None) -> Estimate:
+    """The mean of values with its interval. [n] -> Estimate.
 
-    Raises ValueError for no values.
+    Args:
+        units: [n], whole numbers; values of one unit (those of one prompt) are no independent draws and are resampled
+            together. None: each is its own.
+
+    Raises:
+        ValueError: no values, or not one unit for each.
     """
     values = _checked(values)
-    return Estimate(values.mean().item(), *_interval(len(values), resamples, seed, lambda i: values[i].mean(dim=1)))
+    units = _units(values, units)
+    return Estimate(values.mean().item(), *_interval(units, resamples, seed, lambda times: _mean(values, times)))
 
 
-def win_rate(preferences: Tensor, resamples: int, seed: int) -> Estimate:
+def win_rate(preferences: Tensor, resamples: int, seed: int, units: Tensor | None = None) -> Estimate:
     """Share of comparisons that are won; a tie counts half. Preferences [n] from 0 (lost) to 1 (won) -> Estimate.
 
     A judge that is asked in both orders and contradicts itself may also say 0.25 or 0.75: the rate is the mean.
-
-    Raises ValueError for no comparison, or a preference outside of 0 to 1.
+    `units` and errors are those of `bootstrap_mean`; and ValueError for a preference outside of 0 to 1.
     """
-    return bootstrap_mean(_preferences(preferences), resamples, seed)
+    return bootstrap_mean(_preferences(preferences), resamples, seed, units)
 
 
-def length_controlled_win_rate(preferences: Tensor, differences: Tensor, resamples: int, seed: int) -> Estimate:
+def length_controlled_win_rate(
+    preferences: Tensor, differences: Tensor, resamples: int, seed: int, units: Tensor | None = None
+) -> Estimate:
     """The win rate that a logistic regression expects of responses of equal length.
 
     preference ~ sigmoid(intercept + slope * tanh(difference / std of the differences)), reported at difference 0. This
@@ -51,6 +58,7 @@ def length_controlled_win_rate(preferences: Tensor, differences: Tensor, resampl
     Args:
         preferences: [n], from 0 (lost) to 1 (won).
         differences: [n], this side's length minus the other's, in characters as AlpacaEval's.
+        units: as in `bootstrap_mean`.
 
     Raises:
         ValueError: no comparison, a preference outside of 0 to 1, or unequal lengths of the arguments.
@@ -59,28 +67,37 @@ def length_controlled_win_rate(preferences: Tensor, differences: Tensor, resampl
     if len(preferences) != len(differences):
         raise ValueError(f"{len(preferences)} preferences, but {len(differences)} differences in length")
 
-    def rate(index: Tensor) -> Tensor:
-        said, feature = preferences[index], _feature(differences[index])
+    def rate(times: Tensor) -> Tensor:
+        feature = _feature(differences, times)
         same = (feature == 0).all(dim=1)  # nothing to control for
-        return torch.where(same, said.mean(dim=1), _intercept(said, feature).sigmoid())
+        return torch.where(same, _mean(preferences, times), _intercept(preferences, feature, times).sigmoid())
 
-    whole = rate(torch.arange(len(preferences))[None])
-    return Estimate(whole.item(), *_interval(len(preferences), resamples, seed, rate))
+    whole = rate(torch.ones(1, len(preferences), dtype=torch.float64))
+    return Estimate(whole.item(), *_interval(_units(preferences, units), resamples, seed, rate))
 
 
-def resampled(count: int, resamples: int, seed: int, statistic: Callable[[Tensor], Tensor]) -> Tensor:
-    """A statistic of every bootstrap resample of `count` values. [resamples, ...].
+def resampled(units: Tensor, resamples: int, seed: int, statistic: Callable[[Tensor], Tensor]) -> Tensor:
+    """A statistic of every bootstrap resample of the units, as many as there are. [resamples, ...].
 
     Args:
-        statistic: takes the places of the values drawn, [rows, count], and gives [rows, ...].
+        units: [n], the unit (a whole number) of each value; values of one unit are drawn together.
+        statistic: takes how often each value is in a resample, [rows, n] float64, and gives [rows, ...].
     """  # fmt: skip
+    _, place = units.unique(return_inverse=True)
+    count = int(place.max()) + 1
     generator = torch.Generator().manual_seed(seed)
-    rows = max(1, _AT_ONCE // count)
+    rows = max(1, _AT_ONCE // len(units))
     found = []
     for start in range(0, resamples, rows):
-        shape = (min(rows, resamples - start), count)
-        found.append(statistic(torch.randint(count, shape, generator=generator)))
+        drawn = torch.randint(count, (min(rows, resamples - start), count), generator=generator)
+        ones = torch.ones(drawn.shape, dtype=torch.float64)
+        found.append(statistic(torch.zeros_like(ones).scatter_add_(1, drawn, ones)[:, place]))
     return torch.cat(found)
+
+
+def resample_weights(units: Tensor, resamples: int, seed: int) -> Tensor:
+    """How often each of n values is in each bootstrap resample of the units. units [n] -> [resamples, n] float64."""
+    return resampled(units, resamples, seed, lambda times: times)
 
 
 def ends(found: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,30 +110,44 @@ def ends(found: Tensor) -> tuple[Tensor, Tensor]:
     return low, high
 
 
-def _interval(count: int, resamples: int, seed: int, statistic: Callable[[Tensor], Tensor]) -> tuple[float, float]:
+def _interval(units: Tensor, resamples: int, seed: int, statistic: Callable[[Tensor], Tensor]) -> tuple[float, float]:
     """Both ends of the interval of a statistic that gives [rows]."""
-    low, high = ends(resampled(count, resamples, seed, statistic))
+    low, high = ends(resampled(units, resamples, seed, statistic))
     return low.item(), high.item()
 
 
-def _feature(differences: Tensor) -> Tensor:
+def _units(values: Tensor, units: Tensor | None) -> Tensor:
+    if units is None:
+        return torch.arange(len(values))
+    if units.shape != values.shape:
+        raise ValueError(f"{tuple(units.shape)} units, but {tuple(values.shape)} values")
+    return units
+
+
+def _mean(values: Tensor, times: Tensor) -> Tensor:
+    """Mean of the values, each as often as it is there. [n], [rows, n] -> [rows]."""
+    return times @ values / times.sum(dim=1)
+
+
+def _feature(differences: Tensor, times: Tensor) -> Tensor:
     """tanh of the differences in units of their (sample) standard deviation, 0 where they do not differ. [rows, n]."""
-    centred = differences - differences.mean(dim=1, keepdim=True)
-    variance = centred.square().sum(dim=1, keepdim=True) / max(differences.shape[1] - 1, 1)
+    centred = differences - _mean(differences, times)[:, None]
+    variance = (times * centred.square()).sum(dim=1, keepdim=True) / (times.sum(dim=1, keepdim=True) - 1).clamp(min=1)
     return torch.where(variance > 0, differences / torch.where(variance > 0, variance, 1.0).sqrt(), 0.0).tanh()
 
 
-def _intercept(preferences: Tensor, feature: Tensor) -> Tensor:
-    """Intercept of each row's logistic regression, by Newton's method with step halving. [rows, n], [rows, n] -> [rows]."""
-    beta = preferences.new_zeros(len(preferences), 2)  # intercept, slope
+def _intercept(preferences: Tensor, feature: Tensor, times: Tensor) -> Tensor:
+    """Intercept of each row's logistic regression, by Newton's method with step halving. [n], [rows, n], [rows, n] -> [rows]."""
+    beta = preferences.new_zeros(len(feature), 2)  # intercept, slope
 
     def objective(beta: Tensor) -> Tensor:
         logit = beta[:, :1] + beta[:, 1:] * feature
-        return (F.softplus(logit) - preferences * logit).sum(dim=1) + RIDGE / 2 * beta.square().sum(dim=1)
+        losses = F.softplus(logit) - preferences * logit
+        return (times * losses).sum(dim=1) + RIDGE / 2 * beta.square().sum(dim=1)
 
     for _ in range(100):
         p = (beta[:, :1] + beta[:, 1:] * feature).sigmoid()
-        residual, curvature = p - preferences, p * (1 - p)
+        residual, curvature = times * (p - preferences), times * p * (1 - p)
         gradient = torch.stack([residual.sum(dim=1), (residual * feature).sum(dim=1)], dim=1) + RIDGE * beta
         aa = curvature.sum(dim=1) + RIDGE
         ab = (curvature * feature).sum(dim=1)

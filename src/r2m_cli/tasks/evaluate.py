@@ -17,7 +17,7 @@ from r2m_cli.data.source import Source, load_source
 from r2m_cli.distributed import comm
 from r2m_cli.errors import UserError
 from r2m_cli.evaluation import best_of_n, win_rate
-from r2m_cli.evaluation.findings import Findings
+from r2m_cli.evaluation.findings import Findings, units_of
 from r2m_cli.evaluation.pairs import accuracy
 from r2m_cli.evaluation.policy import alpaca_rows, evaluation_prompts, scored, text_scores
 from r2m_cli.schema import Config
@@ -58,7 +58,7 @@ def run(config: Config, run_dir: Path) -> None:
     batch = scored(actors, prompts, config, weight, findings)
     if heldout is not None:
         scores = text_scores(heldout, batch.prompts, batch.responses, actors.device, rows)
-        findings.mean("eval/heldout_reward", scores)
+        findings.mean("eval/heldout_reward", scores, units_of(prompts))
     alpaca = json.dumps(alpaca_rows(batch, config), indent=2, ensure_ascii=False)
     (run_dir / "alpaca_eval.json").write_text(alpaca, encoding="utf-8")
     findings.save()

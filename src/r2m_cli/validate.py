@@ -142,6 +142,20 @@ def validate(config: Config) -> None:
     check_combinations(config)
 
 
+def _unreadable(override: str) -> bool:
+    """Whether Hydra's grammar refuses what was typed."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    if override.startswith("-"):
+        return False
+    try:
+        OverridesParser.create().parse_override(override)
+    except HydraException:
+        return True
+    return False
+
+
 def explain_composition(error: Exception, overrides: Sequence[str] = ()) -> str:
     """One line for what Hydra or OmegaConf says of an override: a typo in a key, a group or a value.
 
@@ -184,6 +198,11 @@ def explain_composition(error: Exception, overrides: Sequence[str] = ()) -> str:
         r"Could not find '([^']+)/([^']+)'\s*Available options in '[^']+':\n((?:\t.*\n)+)", str(error)
     ):
         return f"{group[1]}={group[2]}: there is {', '.join(group[3].split())}"
+    if unreadable := next(filter(_unreadable, overrides), None):
+        reason = next(iter(str(cause).splitlines()), "")
+        return (
+            f"{unreadable}: no value ({reason}); close its brackets, or put it into quotes if they are part of a text"
+        )
     said = [line.strip() for line in str(error).splitlines() if line.strip()]
     if cause is not error:
         said += [line.strip() for line in str(cause).splitlines()[:1] if line.strip() not in said]

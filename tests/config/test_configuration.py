@@ -109,6 +109,14 @@ def test_a_key_added_with_plus_is_still_checked() -> None:
     [
         ("seed=x", "seed: Value 'x' of type 'str' could not be converted to Integer"),
         ("seed", "seed: an override is key=value"),
+        (
+            "ppo.beta=range(0.1",
+            "ppo.beta=range(0.1: no value (no viable alternative at input 'range(0.1'); close its brackets, or put it into quotes if they are part of a text",
+        ),
+        (
+            "ppo.beta=choice()",
+            "ppo.beta=choice(): no value (empty choice is not legal); close its brackets, or put it into quotes if they are part of a text",
+        ),
         ("ppo=foo", "ppo=foo: there is grpo, ppo, reinforce_pp, remax, rloo"),
         ("world=one_class", "world=...: write +world=..., with a plus: it is added to the configuration"),
         ("fedback=none", "unknown configuration key fedback: did you mean feedback=...?"),
@@ -121,7 +129,7 @@ def test_a_key_added_with_plus_is_still_checked() -> None:
 def test_a_misspelt_override_is_one_line_that_names_it(override: str, says: str) -> None:
     with pytest.raises((HydraException, OmegaConfBaseException)) as error:
         composed(override)
-    assert explain_composition(error.value) == says
+    assert explain_composition(error.value, [override]) == says
 
 
 @pytest.mark.parametrize(

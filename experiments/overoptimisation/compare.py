@@ -1,4 +1,4 @@
-"""results.csv -> comparisons.csv, comparisons.md and a figure: means, and method against method, paired by seed.
+"""results.csv -> comparisons.csv, comparisons.md and figures: means, and method against method, paired by seed.
 
 python experiments/overoptimisation/compare.py FOLDER
 """
@@ -28,8 +28,12 @@ FURTHER = (
     ("r2m_judged", "offline_labels"),
     ("r2m_judged", "offline_labels_safe"),
 )
-# A colour-blind-safe set and three more: one for each method of the study.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999", "#8B4513", "#6A51A3")
+BESIDE = (VANILLA, "rloo_r2m", "r2m_safe")  # drawn beside the paper's other methods
+# A colour-blind-safe set and some more: one for each method of a figure.
+COLOURS = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999", "#8B4513", "#6A51A3",
+    "#F0E442", "#800000", "#4D9221",
+)  # fmt: skip
 
 
 def compare(table: pd.DataFrame, chosen: dict[str, dict[str, float]]) -> pd.DataFrame:
@@ -102,11 +106,14 @@ def holm(ps: list[float]) -> list[float]:
 
 
 def markdown(comparisons: pd.DataFrame) -> str:
-    """One table per measure: worlds down, pairs of methods across; difference with its interval, a star where p_holm < 0.05,
-    and the number of seeds where some have no such value (their KL did not come so far)."""
+    """One table per measure and family: worlds down, pairs of methods across; difference with its interval, a star where
+    p_holm < 0.05, and the number of seeds where some have no such value (their KL did not come so far)."""
     pages, most = [], comparisons.groupby(["world", "method"])["seeds"].transform("max")
-    comparisons = comparisons.assign(few=[f" n={n}" if n < m else "" for n, m in zip(comparisons["seeds"], most)])
-    for measure, part in comparisons.groupby("measure", sort=False):
+    comparisons = comparisons.assign(
+        few=[f" n={n}" if n < m else "" for n, m in zip(comparisons["seeds"], most)],
+        family=comparisons["method"].isin(study.PAPER),
+    )
+    for (_, measure), part in comparisons.groupby(["family", "measure"], sort=False):
         cells = part.assign(
             pair=part["method"] + " − " + part["against"],
             cell=[
@@ -192,7 +199,11 @@ def main(folder: Path) -> None:
     comparisons.to_csv(folder / "comparisons.csv", index=False, float_format="%.6g")
     page = table_of_means(table) + "\n" + markdown(comparisons)
     (folder / "comparisons.md").write_text(page)
-    draw(table, folder / "gold_against_kl.png")
+    papers = table["method"].isin(study.PAPER)
+    draw(table[~papers], folder / "gold_against_kl.png")
+    if papers.any():
+        beside = table["method"].isin(BESIDE) & table["world"].isin(table[papers]["world"])
+        draw(table[papers | beside], folder / "gold_against_kl_paper.png")
     print(page)
 
 

@@ -21,7 +21,8 @@ from omegaconf import OmegaConf
 HERE, OUT = Path(__file__).parent, Path("outputs/study")
 R2M = str(Path(sys.executable).parent / "r2m")
 WORLDS = (
-    "strong_frozen", "strong_tuned", "strong_frozen_few", "strong_tuned_few", "label_bias", "label_noise", "one_class",
+    "strong_frozen", "strong_tuned", "strong_tuned_wide", "strong_frozen_few", "strong_tuned_few", "label_bias", "label_noise",
+    "one_class",
 )  # fmt: skip
 FRONTIER = "0.05"  # a weight which lets the KL pass through 4, 6 and 8 nats
 STUDY = ["train.steps=60"]  # of every run

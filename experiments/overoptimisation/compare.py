@@ -187,7 +187,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     for row in axes:
         row[0].set_ylabel("gold at the end")
     drawn = {label: line for ax in axes.flat for line, label in zip(*ax.get_legend_handles_labels())}
-    figure.legend(drawn.values(), drawn, loc="outside lower center", ncols=min(6, len(methods)), frameon=False)
+    figure.legend(drawn.values(), drawn, loc="outside lower center", ncols=max(2, 3 * across // 2), frameon=False)
     figure.savefig(path, dpi=130)
 
 

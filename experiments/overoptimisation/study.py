@@ -52,8 +52,7 @@ def methods(pairs: int, steps: int) -> dict[str, Method]:
     vanilla, judged = ["+method=rloo"], ["feedback.judge=labeller", f"feedback.judge_pairs={BUDGET * pairs / steps:g}"]
     more_pairs = f"data.pairs={round(pairs * (1 + BUDGET))}"
     # All of the reward model is tuned, also where a world tunes its head alone, with the settings of `strong_tuned`.
-    pretrained = [f"data.pairs={2 * pairs}", "reward.fit.epochs=6", "reward.fit.lr=3e-3"]
-    paper = {name: Method([f"+method={name}"], weight_of="rloo", frontier=True) for name in PAPER}
+    own = {"pretrained_rm": [f"data.pairs={2 * pairs}", "reward.fit.epochs=6", "reward.fit.lr=3e-3"]}
     return {
         "rloo": Method(vanilla, grid, frontier=True),
         "r2m_safe": Method([*vanilla, "feedback=r2m_safe"], grid, frontier=True),
@@ -69,8 +68,7 @@ def methods(pairs: int, steps: int) -> dict[str, Method]:
         "rloo_r2m": Method(["+method=rloo_r2m"], weight_of="rloo", frontier=True),
         "ensemble": Method(["+method=ensemble"], weight_of="rloo", frontier=True),
         "kl_target": Method([*vanilla, f"ppo.kl_target={KL_TARGET}"]),
-        **paper,
-        "pretrained_rm": Method(["+method=pretrained_rm", *pretrained], weight_of="rloo", frontier=True),
+        **{name: Method([f"+method={name}", *own.get(name, [])], weight_of="rloo", frontier=True) for name in PAPER},
     }
 
 

@@ -46,13 +46,20 @@ class Method:
     frontier: bool = False  # also run at FRONTIER in the comparison
 
 
-def methods(pairs: int, steps: int) -> dict[str, Method]:
-    """Name -> method. All but four of PAPER's use RLOO; `rloo` is vanilla. The label budget is a share of the world's `pairs`."""
+def methods(pairs: int, steps: int, tuned: str = "full") -> dict[str, Method]:
+    """Name -> method. All but four of PAPER's use RLOO; `rloo` is vanilla.
+
+    Args:
+        pairs: The world's labelled pairs; the label budget is a share of them.
+        steps: Of a run.
+        tuned: The world's reward.fit.parameters.
+    """
     grid = "0.05,0.1,0.2,0.4,0.8"
     vanilla, judged = ["+method=rloo"], ["feedback.judge=labeller", f"feedback.judge_pairs={BUDGET * pairs / steps:g}"]
     more_pairs = f"data.pairs={round(pairs * (1 + BUDGET))}"
-    # All of the reward model is tuned, also where a world tunes its head alone, with the settings of `strong_tuned`.
-    own = {"pretrained_rm": [f"data.pairs={2 * pairs}", "reward.fit.epochs=6", "reward.fit.lr=3e-3"]}
+    # It tunes all of its reward model: where the world's settings are for a head alone, with those of `strong_tuned`.
+    fit = ["reward.fit.epochs=6", "reward.fit.lr=3e-3"] if tuned == "head" else []
+    own = {"pretrained_rm": [f"data.pairs={2 * pairs}", *fit]}
     return {
         "rloo": Method(vanilla, grid, frontier=True),
         "r2m_safe": Method([*vanilla, "feedback=r2m_safe"], grid, frontier=True),
@@ -130,13 +137,13 @@ def finished(folder: Path, weights: list[str], seeds: str) -> int:
     return len(asked & {(run.ppo.beta, run.seed) for run in runs})
 
 
-def size(world: str, further: list[str]) -> tuple[int, int]:
-    """Labelled pairs and steps of a world, as the command composes it."""
+def size(world: str, further: list[str]) -> tuple[int, int, str]:
+    """Labelled pairs, steps and what a world's reward fit tunes, as the command composes it."""
     done = subprocess.run(train("--cfg=job", f"+world={world}", *STUDY, *further), capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr.strip() or done.stdout.strip())
     config: Any = OmegaConf.create(done.stdout)
-    return config.data.pairs, config.train.steps
+    return config.data.pairs, config.train.steps, config.reward.fit.parameters
 
 
 def train(*arguments: str) -> list[str]:

@@ -5,7 +5,7 @@ import re
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -92,6 +92,7 @@ def _run_hydra(word: str, overrides: list[str]) -> None:
         if override.startswith("="):
             raise UserError(f"{override}: an override is key=value, and this one has no key")
     sys.argv = ["r2m", *(_quoted(override) for override in sweep.in_order(_options_first(overrides)))]
+    _check_options(sys.argv[1:], word)
     try:
         hydra.main(version_base="1.3", config_path="pkg://r2m_cli.conf", config_name=word)(job)()
     except sweep.JobFailed as failed:
@@ -159,6 +160,20 @@ def _options_first(arguments: list[str]) -> list[str]:
         else:
             overrides.append(text)
     return options + overrides
+
+
+def _check_options(arguments: list[str], word: str) -> None:
+    """Hydra's own parser answers an option that it does not know with a page of usage: it is asked here for one line."""
+    from hydra._internal.utils import get_args_parser
+
+    from r2m_cli.errors import UserError
+
+    def refuse(message: str) -> NoReturn:
+        raise UserError(f"{message}; keys are set without dashes (seed=1), the options are in r2m {word} --hydra-help")
+
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    parser.parse_args(arguments)
 
 
 def _forget(run_dir: Path) -> None:

@@ -199,6 +199,8 @@ def command(*arguments: str, cwd: Path, **environment: str) -> "subprocess.Compl
         (["train", "debug=quick"], "+debug="),
         (["train", "+metod=rloo"], "unknown configuration key metod: did you mean +method=...?"),
         (["train", "=3"], "no key"),
+        (["train", "--seed=3"], "--seed=3; keys are set without dashes"),
+        (["train", "--cfg=jobs"], "'jobs'"),
         (["train", "hydra.run.dir=/proc/nowhere"], "/proc/nowhere"),
         (["train", "resume=nowhere"], "nowhere"),
         (["train", "data.path=pairs.jsonl"], "data=file"),
@@ -229,6 +231,7 @@ def test_mistakes_are_one_clear_line_and_exit_code_2(
     assert end.value.code == 2
     said = capfd.readouterr().err
     assert "Traceback" not in said
+    assert "usage:" not in said
     lines = [line for line in said.splitlines() if line.startswith("r2m: error:")]
     assert len(lines) == 1
     assert says in lines[0]

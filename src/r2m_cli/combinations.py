@@ -128,7 +128,8 @@ def _judges(c: Config) -> None:
     for key, judge in (("feedback.judge", c.feedback.judge), ("eval.judge", c.eval.judge)):
         if judge in ("gold", "labeller") and c.data.kind == "file":
             raise UserError(
-                f"{key}={judge}: only a world has it (data=gold, data=english); use openai, or a reward model"
+                f"{key}={judge}: only a world has it (data=gold, data=english); use openai"
+                + (", or a reward model, eval.judge=reward" if key == "eval.judge" else "")
             )
     if c.judge.timeout <= 0:
         raise UserError(f"judge.timeout={c.judge.timeout}: must be above 0 seconds")

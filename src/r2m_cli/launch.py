@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -71,13 +72,27 @@ def prepare(config: Config) -> Config:
     members = [c.path, *c.paths]
     members += [None] * (c.members - len(members))
     names = [name or str(fit_once(_member(config, place))) for place, name in enumerate(members)]
+    notes = [_without_states(name) for name in (*names, config.eval.reward)]
     if len(names) > 1:
         from r2m_cli.models.ensemble import uncalibrated
 
-        note = uncalibrated(names)
-        if note is not None:
-            print(f"r2m: {note}", file=sys.stderr, flush=True)
+        notes.append(uncalibrated(names))
+    for note in filter(None, notes):
+        print(f"r2m: {note}", file=sys.stderr, flush=True)
     return replace(config, reward=replace(c, path=names[0], paths=names[1:]))
+
+
+def _without_states(name: str | None) -> str | None:
+    """What to say of a reward model that a run with feedback left: its folder is read as the text's score alone."""
+    from r2m_cli.checkpoint import ADAPTER_CONFIG
+
+    settings = Path(name or "").expanduser() / ADAPTER_CONFIG
+    if name is None or not settings.is_file() or json.loads(settings.read_text()).get("kind") == "head_only":
+        return None
+    return (
+        f"note: {name} was left by a run with feedback and is read here without states: its learnt head on the text alone "
+        "(r2m evaluate run=RUN reads both)"
+    )
 
 
 def _member(config: Config, place: int) -> Config:
@@ -142,7 +157,8 @@ def execute(config: Config, run_dir: Path) -> None:
     else:
         stopped_after, signals = _start_ranks(config, run_dir)
     if stopped_after is not None:
-        print(f"r2m: stopped after step {stopped_after}; go on with: r2m train resume={run_dir}", file=sys.stderr)
+        on = f"r2m train resume={shlex.quote(str(run_dir))}"
+        print(f"r2m: stopped after step {stopped_after}; go on with: {on}", file=sys.stderr)
         raise SystemExit(128 + signals.received if signals.received is not None else 0)
 
 

@@ -57,7 +57,7 @@ def train(
     if start == 0 and config.eval.every:
         observer.stage("eval")
         weight = weight_at(0, config)
-        values = evaluate(actors, eval_prompts, config, weight) | pair_accuracy(actors, labels, config, weight)
+        values = evaluate(actors, eval_prompts, config, weight) | pair_accuracy(actors, labels, config)
         observer.row(0, values)
 
     for step in range(start + 1, total + 1):
@@ -109,7 +109,7 @@ def train(
         if config.eval.every and (step % config.eval.every == 0 or last):
             with timer("eval"):
                 values |= evaluate(actors, eval_prompts, config, weight)
-                values |= pair_accuracy(actors, labels, config, weight) if last else {}
+                values |= pair_accuracy(actors, labels, config) if last else {}
 
         if c.kl_target is not None:
             beta = observer.beta = adapted_beta(beta, values["kl"], c.kl_target, config.ppo.beta)
@@ -146,10 +146,12 @@ def evaluate(actors: Actors, prompts: list[Prompt], config: Config, weight: floa
     return evaluation_metrics(annotate(actors, batch, packs, weight, config.rollout.temperature)).means()
 
 
-def pair_accuracy(actors: Actors, labels: Labels, config: Config, weight: float) -> dict[str, float]:
-    """Held-out labelled pairs that the reward model orders right, with the states of the policy as it is."""
+def pair_accuracy(actors: Actors, labels: Labels, config: Config) -> dict[str, float]:
+    """Held-out labelled pairs that the reward model orders right, with the states of the policy as it is and the weight
+    that w(t) comes to: at w(0) = 1 nothing is read."""
     if not labels.heldout:
         return {}
+    weight = weight_at(config.train.steps, config)
     frozen, live = score_pairs(actors, labels.heldout, weight, config.rollout.tokens_per_batch)
     scores = {"eval/pair_accuracy_frozen": frozen, "eval/pair_accuracy": frozen if live is None else live}
     return {name: float((rewards[:, 0] > rewards[:, 1]).float().mean()) for name, rewards in scores.items()}
@@ -213,7 +215,8 @@ def not_finite_is_an_error(step: int) -> Iterator[None]:
         yield
     except FloatingPointError as error:
         raise UserError(
-            f"step {step}: {error}; the step is not saved. Start anew with a lower ppo.lr or feedback.lr, or a higher ppo.beta"
+            f"step {step}: {error}; the step is not saved. Start anew with a lower ppo.lr or feedback.lr, or a higher ppo.beta; "
+            "at the first step check the reward model with `r2m evaluate`"
         ) from error
 
 

@@ -134,21 +134,25 @@ def _job(composed: "DictConfig", word: str, runs: list[str]) -> Any:
                 print(f"r2m: done already: {run_dir}", file=sys.stderr, flush=True)
                 return objective(run_dir)
         return launch(config, run_dir if config.resume is None else Path(config.resume).expanduser())
+    except SystemExit as end:
+        if end.code == 0 and sweep.in_a_sweep(hydra_config):  # train.stop_at ends a run, not its sweep
+            raise sweep.failed(run_dir, 0, "stopped at train.stop_at") from None
+        raise
     except Exception as error:
         code = _explain(error, word)
         if sweep.in_a_sweep(hydra_config):
-            (run_dir / sweep.ERROR).write_text(f"{error or type(error).__name__}\n", encoding="utf-8")
-            raise sweep.JobFailed(code, str(error)) from None
+            raise sweep.failed(run_dir, code, str(error) or type(error).__name__) from None
         if new:
             _forget(run_dir)
         raise SystemExit(code) from None
 
 
 def _quoted(override: str) -> str:
-    """The override, its value in quotes if that is a path with signs that mean something to Hydra, as those of a sweep's
-    runs have: `resume=multirun/x/method=rloo/seed=0,world=0`."""
+    """The override, its value in quotes if that is a path with signs that mean something to Hydra: a sweep's runs have them
+    (`resume=multirun/x/method=rloo/seed=0,world=0`), and names like `pairs (1).jsonl`."""
     key, _, value = override.partition("=")
-    return f"{key}='{value}'" if set("=,") & set(value) and "'" not in value and Path(value).exists() else override
+    plain = re.fullmatch(r"[\w./~:+-]*", value) or "'" in value
+    return override if plain or not Path(value).expanduser().exists() else f"{key}='{value}'"
 
 
 def _options_first(arguments: list[str]) -> list[str]:
@@ -173,7 +177,11 @@ def _check_options(arguments: list[str], word: str) -> None:
 
     parser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign]
-    parser.parse_args(arguments)
+    known = parser.parse_args(arguments)
+    if known.cfg and known.multirun:
+        raise UserError("--cfg prints the configuration of one run: leave out -m, and give every key one value")
+    if known.resolve and not known.cfg:
+        raise UserError("--resolve needs --cfg job, whose references it resolves")
 
 
 def _forget(run_dir: Path) -> None:
@@ -208,7 +216,7 @@ def _explain(error: Exception, word: str) -> int:
     if isinstance(error, HydraException | OmegaConfBaseException):
         from r2m_cli.validate import explain_composition
 
-        said = explain_composition(error, sys.argv[1:])
+        said = explain_composition(error, sys.argv[1:], word)
         plugin = re.search(r"'hydra/(?:sweeper|launcher)/(optuna|joblib|submitit)", said)
         mend = f" Install the plugin: pip install 'r2m[{plugin[1]}]'" if plugin else ""
         print(f"r2m: error: {said}{mend}", file=sys.stderr)

@@ -87,7 +87,7 @@ _ROWS: tuple[tuple[str, str, Reduction, str], ...] = (
     ("eval/finished", "share", "mean", "evaluation responses that end with EOS"),
     ("eval/repetition", "share", "mean", "words of an evaluation response that it said before"),
     ("eval/pair_accuracy", "share", "mean", "held-out labelled pairs that the live reward model orders right, with the states "
-     "of the policy as it is; before and at the end of training; with several passes of warm-up the pairs that chose the pass"),
+     "of the policy as it is and w at Omega; before and at the end of training; with several passes of warm-up the pairs that chose the pass"),
     ("eval/pair_accuracy_frozen", "share", "mean", "the same for the initial, frozen reward model"),
     # where the time and the memory go
     ("step_time", "s", "max", "wall time of the whole step"),

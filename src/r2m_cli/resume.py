@@ -21,6 +21,8 @@ RESUMABLE = ("train.", "resume", "eval.", "checkpoint.", "logger.", "engine.thre
 EVALUABLE = ("task", "run", "seed", "data.", "rollout.", "eval.", "analysis.", "judge.", "engine.", "train.", "resume",
              "checkpoint.", "logger.")  # fmt: skip
 
+WORDS = ("smollm2", "chosen")  # where a path may stand
+
 
 def configured(composed: DictConfig, overrides: list[str]) -> Config:
     """The checked configuration of this job.
@@ -31,12 +33,12 @@ def configured(composed: DictConfig, overrides: list[str]) -> Config:
     Raises:
         UserError: a bad key or value; a folder that is no run; a change that would make a continuation another run.
     """
-    config = typed(composed)
+    config = _absolute(typed(composed))
     check_words(config)  # all other checks wait for the earlier run's values
     if config.resume is not None:
         folder = Path(config.resume).expanduser()
         config = replace(_from_run(config, folder, overrides, RESUMABLE), resume=config.resume)
-        _check_position(config, folder)
+        config = _from_position(config, folder, any(text.startswith("train.stop_at=") for text in overrides))
     elif config.run is not None:
         folder = Path(config.run).expanduser()
         saved = _from_run(config, folder, overrides, EVALUABLE)
@@ -54,7 +56,7 @@ def go_on(config: Config, run_dir: Path) -> tuple[Config, bool]:
     """
     if not (run_dir / "metrics.jsonl").is_file():
         return config, False
-    saved = _read(run_dir / "config.yaml")
+    saved = _absolute(_read(run_dir / "config.yaml"))
     known = replace(
         config,
         resume=saved.resume,
@@ -81,7 +83,7 @@ def _from_run(composed: Config, folder: Path, overrides: list[str], free: tuple[
     """The run's own configuration with the `free` keys that were typed; any other change is refused."""
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder}: no config.yaml there, so it is no run folder")
-    saved = _read(folder / "config.yaml")
+    saved = _absolute(_read(folder / "config.yaml"))
     if saved.policy.path is None:  # a run fills it before it writes its configuration
         raise UserError(f"{folder / 'config.yaml'}: no configuration of a run; copy it again from the run")
     new, old = OmegaConf.structured(composed), OmegaConf.structured(saved)
@@ -110,6 +112,26 @@ def _from_run(composed: Config, folder: Path, overrides: list[str], free: tuple[
     return result  # type: ignore[no-any-return]
 
 
+def _absolute(config: Config) -> Config:
+    """With the full paths of what lies on this disk: a run may be continued from another folder, in which the same relative
+    path is another model, or none."""
+
+    def full(name: Any) -> Any:
+        path = Path(name or "").expanduser()
+        return str(path.absolute()) if name not in (None, *WORDS) and path.exists() else name
+
+    policy, reward = config.policy, config.reward
+    return replace(
+        config,
+        policy=replace(policy, path=full(policy.path), base=full(policy.base)),
+        reward=replace(
+            reward, path=full(reward.path), base=full(reward.base), paths=[full(path) for path in reward.paths]
+        ),
+        data=replace(config.data, path=full(config.data.path)),
+        eval=replace(config.eval, against=full(config.eval.against), reward=full(config.eval.reward)),
+    )
+
+
 def _read(path: Path) -> Config:
     """A run's configuration as it is on disk. Raises UserError if it is none."""
     try:
@@ -125,8 +147,13 @@ def _read(path: Path) -> Config:
     return config
 
 
-def _check_position(config: Config, folder: Path) -> None:
-    """Refuse, before anything is written, a continuation that has nothing to do."""
+def _from_position(config: Config, folder: Path, stops: bool) -> Config:
+    """The continuation without the stop that its run has made already. Refuses, before anything is written, one that has
+    nothing to do.
+
+    Args:
+        stops: whether train.stop_at was typed.
+    """
     found = checkpoints(folder)
     if not found:
         raise UserError(f"resume={config.resume}: no checkpoint below checkpoints/; the run ended before it wrote one")
@@ -134,6 +161,8 @@ def _check_position(config: Config, folder: Path) -> None:
     if done >= config.train.steps:
         raise UserError(f"resume={config.resume}: its {done} steps are done; raise train.steps to go on")
     if config.train.stop_at is not None and config.train.stop_at <= done:
+        if not stops:
+            return _from_position(replace(config, train=replace(config.train, stop_at=None)), folder, stops)
         raise UserError(
             f"resume={config.resume}: {done} steps are done, so train.stop_at={config.train.stop_at} is past; raise it, or "
             "train.stop_at=null to run to the end"
@@ -145,3 +174,4 @@ def _check_position(config: Config, folder: Path) -> None:
             "learning rate are laid out anew from here on",
             file=sys.stderr,
         )
+    return config

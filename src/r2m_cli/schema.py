@@ -14,7 +14,7 @@ from r2m_cli.data.gold_world import WorldConfig
 class TrainConfig:
     # RL steps of the whole run; also T of the feedback schedule w(t)
     steps: int = 100
-    # stop after this step, checkpointed as if interrupted, and go on later with resume=; null: run to the end
+    # stop after this step, checkpointed as if interrupted; resume= then goes on to the end, or to a later one; null: run to the end
     stop_at: int | None = None
 
 
@@ -137,7 +137,7 @@ class FeedbackConfig:
     # which groups are judged: first (a random choice, prompts come in random order) | wide (best and worst are furthest apart)
     # | close (nearest)
     judge_select: str = "first"
-    # pairs judged in earlier steps, with fresh states, added to every update of adapter and head; 0: none
+    # pairs judged so far, with fresh states, added to every update of adapter and head; 0: none
     judge_replay: int = 0
 
 

@@ -35,6 +35,12 @@ class JobFailed(Exception):
         self.what = what
 
 
+def failed(folder: Path, code: int, what: str) -> JobFailed:
+    """What a job of a sweep raises that has no result; its folder says why."""
+    (folder / ERROR).write_text(f"{what}\n", encoding="utf-8")
+    return JobFailed(code, what)
+
+
 def in_order(overrides: list[str]) -> list[str]:
     """The overrides with `+experiment=`, `+method=` and their like in the order of GROUPS, in the places that they had."""
     places = [i for i, text in enumerate(overrides) if GROUP.match(text)]
@@ -75,7 +81,8 @@ class Sweep(Callback):
             folder = Path(config.hydra.runtime.output_dir)
             number, name = config.hydra.job.num, config.hydra.sweep.subdir
             (folder / ERROR).unlink(missing_ok=True)
-            (folder / NUMBER).write_text(f"{number}\n")
+            if config.get("resume") is None:  # else the run has a folder elsewhere, and a sweep of its own
+                (folder / NUMBER).write_text(f"{number}\n")
             print(f"r2m: job {number} of the sweep: {name}", file=sys.stderr, flush=True)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:

@@ -11,7 +11,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from r2m_cli import sweep
 from r2m_cli.combinations import check_combinations
 from r2m_cli.errors import UserError
-from r2m_cli.schema import Config
+from r2m_cli.schema import Config, ReportConfig
 
 CHOICES: dict[str, tuple[Any, ...]] = {
     "task": ("train", "sft", "reward", "evaluate", "analyze"),
@@ -64,6 +64,7 @@ AT_LEAST: dict[str, float] = {
     "ppo.entropy_bonus": 0, "ppo.eos_penalty": 0, "ppo.critic.lr": 0, "ppo.critic.clip": 0, "eval.preflight_pairs": 0,
     "eval.bootstrap": 100, "eval.best_of": 1, "analysis.sequences": 2, "analysis.pairs": 3, "judge.retries": 0, "judge.workers": 1,
 }  # fmt: skip
+SEEDS = ("seed", "data.seed", "reward.fit.seed")
 UNIT_INTERVAL = ("feedback.omega", "feedback.alpha", "data.holdout", "ppo.critic.gamma", "ppo.critic.gae_lambda")
 
 
@@ -88,7 +89,9 @@ def typed(container: DictConfig, schema: type = Config) -> Any:
 def unknown_key(key: str, schema: type = Config) -> str:
     """The error line for a key, or a group of choices, that does not exist."""
     known = keys(schema)
-    groups = {**{name: name for name in GROUPS}, **{name: f"+{name}" for name in sweep.GROUPS}}
+    groups = (
+        {**{name: name for name in GROUPS}, **{name: f"+{name}" for name in sweep.GROUPS}} if schema is Config else {}
+    )
     if near := difflib.get_close_matches(key, groups, n=1, cutoff=0.8):
         return f"unknown configuration key {key}: did you mean {groups[near[0]]}=...?"
     near = difflib.get_close_matches(key, known, n=1) or [k for k in known if k.split(".")[-1] == key.split(".")[-1]]
@@ -127,6 +130,9 @@ def validate(config: Config) -> None:
     for key, least in AT_LEAST.items():
         if not value(key) >= least:  # also false for NaN
             raise UserError(f"{key}={value(key)}: must be at least {least:g}")
+    for key in SEEDS:
+        if value(key) >= 2**63:
+            raise UserError(f"{key}={value(key)}: must be below 2^63")
     for key in keys():
         if isinstance(value(key), float) and not math.isfinite(value(key)):
             raise UserError(f"{key}={value(key)}: must be a finite number")
@@ -156,11 +162,12 @@ def _unreadable(override: str) -> bool:
     return False
 
 
-def explain_composition(error: Exception, overrides: Sequence[str] = ()) -> str:
+def explain_composition(error: Exception, overrides: Sequence[str] = (), word: str = "train") -> str:
     """One line for what Hydra or OmegaConf says of an override: a typo in a key, a group or a value.
 
     Args:
         overrides: what was typed.
+        word: `r2m word`.
     """
     import re
 
@@ -178,7 +185,7 @@ def explain_composition(error: Exception, overrides: Sequence[str] = ()) -> str:
     if named is not None:
         full = re.search(r"full_key: (\S+)", text)
         file = re.search(r"In '([^']+)': ConfigKeyError", text)
-        unknown = unknown_key(full[1] if full else named)
+        unknown = unknown_key(full[1] if full else named, ReportConfig if word == "report" else Config)
         return f"{unknown} (in {file[1]}.yaml)" if file and "/" in file[1] else unknown
     if wrong := re.search(
         r"merging override ([^=\s]+)=[\s\S]*(Value '.*' of type '\w+' could not be converted to \w+)", text
@@ -193,7 +200,11 @@ def explain_composition(error: Exception, overrides: Sequence[str] = ()) -> str:
     if several := re.search(r"Ambiguous value for argument '([^']*)'", text):
         return f"{several[1]}: several values make a sweep, which needs -m"
     if bare := re.search(r"parsing override '(.*)'\s*missing EQUAL", text):
-        return f"{bare[1]}: an override is key=value"
+        mend = {
+            "evaluate": f"; a run is named by run={bare[1]}",
+            "analyze": "; runs are named by run=RUN or runs=[A,B]",
+        }
+        return f"{bare[1]}: an override is key=value{mend.get(word, '')}"
     if group := re.search(
         r"Could not find '([^']+)/([^']+)'\s*Available options in '[^']+':\n((?:\t.*\n)+)", str(error)
     ):

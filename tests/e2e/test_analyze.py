@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import random
+import shutil
 from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
@@ -239,7 +240,7 @@ def test_two_models_and_a_file_of_pairs(r2m: Run, tmp_path: Path) -> None:
 
     (tmp_path / "bare.jsonl").write_text('{"prompt": "tool : axe saw"}\n{"prompt": "tool : axe drill"}')
     for arguments, says in (
-        ((*models, "data=file", "data.path=bare.jsonl"), "no labelled pairs in data.path=bare.jsonl"),
+        ((*models, "data=file", "data.path=bare.jsonl"), "bare.jsonl: give rows with chosen and rejected"),
         ((*given, "reward.max_tokens=8"), "pairs of two different prompts are needed"),
         ((models[0], f"reward.path={policy}"), "no trained scoring head"),
     ):
@@ -276,6 +277,9 @@ def test_a_run_on_a_file_needs_another_reward_model_to_tell_who_hacks(r2m: Run, 
         assert row["truth"] == pytest.approx(reward(row["prompt"], row["response"]), abs=1e-4)
     same = r2m("analyze", "run=run", "eval.reward=proxy", code=2).stderr
     assert "is the run's own reward model" in same
+    shutil.copytree(tmp_path / "proxy", tmp_path / "copy")
+    same = r2m("analyze", "run=run", *FEW, "eval.reward=copy", code=2).stderr
+    assert "eval.reward: orders all responses as the run's own reward model does" in same
     (tmp_path / "run" / "checkpoints" / "step_1" / "policy" / "state.pt").write_bytes(b"no zip")
     damaged = r2m("analyze", "run=run", *FEW, "hydra.run.dir=c", code=2).stderr
     assert "step_1/policy/state.pt: damaged" in damaged

@@ -90,10 +90,15 @@ def test_other_words_sweep_without_a_table(r2m: Run, tmp_path: Path) -> None:
 
 
 def test_runs_of_a_sweep_resume_in_their_own_folders(r2m: Run, tmp_path: Path) -> None:
-    r2m("train", "-m", *QUICK, "train.steps=3", "train.stop_at=2", "seed=0", "hydra.sweep.dir=first")
-    (run,) = (path.parent for path in (tmp_path / "first").rglob("metrics.jsonl"))
-    r2m("train", "-m", f"resume={run}", "train.stop_at=null", "hydra.sweep.dir=second")
+    sweep = ("train", "-m", *QUICK, "train.steps=3", "train.stop_at=2", "hydra.sweep.dir=first")
+    said = r2m(*sweep, "seed=0,2").stderr
+    assert "2 of the sweep's runs have no result" in said, "a run's stop is not its sweep's"
+    assert "stopped at train.stop_at" in said
+    run, other = sorted(path.parent for path in (tmp_path / "first").rglob("metrics.jsonl"))
+    said = r2m("train", "-m", f"resume={run}", "hydra.sweep.dir=second").stderr
+    assert "no result" not in said
     assert (run / "summary.json").is_file()
+    shutil.rmtree(other)
     # One that was resumed by hand is one of its sweep as before.
     r2m("train", f"resume={run}", "train.steps=4")
     r2m("train", "-m", *QUICK, "seed=1", "hydra.sweep.dir=first")

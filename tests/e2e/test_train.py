@@ -1,6 +1,7 @@
 """`r2m train` through its real entry point in the gold world."""
 
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -196,6 +197,20 @@ def test_a_model_that_moved_with_its_cache_may_be_named_anew(r2m: Run, tmp_path:
     assert "cannot become" in other.stderr
 
 
+def test_a_run_is_continued_from_another_folder_with_its_own_models(
+    r2m: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    r2m("sft", *QUICK, "output=model")
+    r2m("train", *QUICK, "policy.path=model", "train.stop_at=1", "hydra.run.dir=run")
+    assert _config(tmp_path / "run")["policy"]["path"] == str(tmp_path / "model")
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "model").mkdir(parents=True)  # what the same relative path means there
+    monkeypatch.chdir(elsewhere)
+    r2m("train", f"resume={tmp_path}/run")
+    assert rows(tmp_path / "run")[-1]["step"] == 2
+    assert _config(tmp_path / "run")["train"]["stop_at"] is None, "the stop was made; one goes on to the end"
+
+
 def test_damaged_files_of_a_run_are_one_line(r2m: Run, tmp_path: Path) -> None:
     r2m("train", *QUICK, "train.stop_at=1", "hydra.run.dir=run")
     newest = tmp_path / "run" / "checkpoints" / "step_1"
@@ -234,6 +249,10 @@ def test_a_policy_that_could_not_read_its_own_responses_is_refused_before_it_is_
 
 def test_a_reward_model_is_no_policy(r2m: Run, tmp_path: Path) -> None:
     r2m("train", *QUICK, "hydra.run.dir=run")
+    (tmp_path / "a copy (1)").symlink_to("run")  # such a name is read as it is typed
+    said = r2m("evaluate", "run=a copy (1)", "eval.reward=run/reward_model", "hydra.run.dir=evaluation").stderr
+    assert "run/reward_model was left by a run with feedback and is read here without states" in said
+    assert "; a run's policy is in its policy/" in r2m("train", *QUICK, "policy.path=run", code=2).stderr
     scorer, policy = (tmp_path / "run" / name for name in ("reward_model", "policy"))
     for key in ("policy.path", "eval.against"):
         word = ("train", *QUICK) if key == "policy.path" else ("evaluate", "run=run", "eval.judge=gold")
@@ -242,6 +261,18 @@ def test_a_reward_model_is_no_policy(r2m: Run, tmp_path: Path) -> None:
     refused = r2m("train", *QUICK, "policy.fit.epochs=1", f"reward.path={policy}", code=2).stderr
     assert "it is a LlamaForCausalLM and has no trained scoring head" in refused
     assert "fitting one" not in refused
+    # A classifier of more than one class, and a model whose weights and configuration do not belong together.
+    for name, changes, says in (
+        ("classifier", {}, "its head has 3 outputs"),
+        ("other", {"hidden_size": 32}, "by its config.json"),
+    ):
+        model = AutoModelForSequenceClassification.from_pretrained(scorer, num_labels=3, ignore_mismatched_sizes=True)
+        model.save_pretrained(tmp_path / name)
+        for file in scorer.glob("token*"):
+            shutil.copy(file, tmp_path / name)
+        written = json.loads((tmp_path / name / "config.json").read_text()) | changes
+        (tmp_path / name / "config.json").write_text(json.dumps(written))
+        assert says in r2m("train", *QUICK, f"reward.path={tmp_path / name}", code=2).stderr
     # A configuration that does not say what it is of: the weights do.
     settings = json.loads((scorer / "config.json").read_text()) | {"tie_word_embeddings": False, "architectures": None}
     (scorer / "config.json").write_text(json.dumps(settings))
@@ -323,9 +354,14 @@ def test_the_guard_ends_a_run_that_has_gone_far_enough(r2m: Run, tmp_path: Path)
         "eval.every=10",
         "guard.stop_on=kl",
         "guard.kl=0.5",
+        "feedback.init_scale=5",
         "hydra.run.dir=run",
     )
-    steps = rows(run)[1:]
+    start, *steps = rows(run)
+    # With the weight that it comes to, also where w(0) = 1 and where the run ends early.
+    (note,) = (line for line in (run / "warnings.log").read_text().splitlines() if "before any RL, at w = 0.6" in line)
+    assert start["eval/pair_accuracy"] != start["eval/pair_accuracy_frozen"]
+    assert f": {start['eval/pair_accuracy']:.1%} ordered right" in note
     assert len(steps) < 50
     assert [row["kl"] > 0.5 for row in steps] == [False] * (len(steps) - 1) + [True]
     assert "eval/gold" in steps[-1]  # the last state is measured, exported and summed up like that of any run

@@ -158,6 +158,17 @@ def test_what_is_clipped_has_no_gradient(level, ratio, advantage):
     assert logp.grad.item() == 0
 
 
+@pytest.mark.parametrize("advantage", [1.0, 0.0])
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_ratio_beyond_fp32_is_clipped_as_any_other(level, advantage):
+    old = torch.tensor([[-100.0]])
+    logp = (old + 95).requires_grad_(True)
+    got = loss_of(logp, old, None, torch.tensor([[True]]), torch.tensor([advantage]), level)
+    got.total.sum().backward()
+    assert got.total.item() == pytest.approx(-1.2 * advantage)
+    assert logp.grad.item() == 0
+
+
 @pytest.mark.parametrize(("ratio", "advantage"), [(1.5, -1.0), (0.5, 1.0)])
 @pytest.mark.parametrize("level", LEVELS)
 def test_what_went_the_wrong_way_keeps_its_gradient_beyond_the_clip(level, ratio, advantage):

@@ -84,6 +84,13 @@ def test_seeds_share_a_label_and_get_a_band(tmp_path, capsys):
     assert (abs(pixels - (1 - 0.16 * (1 - second))) < 0.01).all(axis=1).sum() > 1000
 
 
+def test_a_sweeps_runs_stand_in_the_order_of_its_jobs(tmp_path):
+    (tmp_path / "multirun.yaml").touch()
+    for number, name in enumerate(("rloo", "frozen", "noise")):
+        (make_run(tmp_path / f"method={name}" / "seed=0") / ".job").write_text(f"{number}\n")
+    assert [run.label for run in load_runs([tmp_path])] == ["rloo", "frozen", "noise"]
+
+
 def test_labels_say_what_differs_when_folders_do_not(tmp_path):
     def feedback(kind, omega):
         return {"kind": kind, "omega": omega}

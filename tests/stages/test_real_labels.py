@@ -713,9 +713,11 @@ def test_a_scaled_adapter_is_as_loud_as_the_text_whatever_its_weights(make_actor
     torch.testing.assert_close(module(annotated.rte, states, WEIGHT).reward, before.reward, atol=1e-4, rtol=1e-4)
 
 
-def test_pairs_are_scored_in_parts_as_at_once(make_actors, pairs):
+@pytest.mark.parametrize("kind", ["r2m", "noise", "shuffled"])
+def test_pairs_are_scored_in_parts_as_at_once(make_actors, pairs, kind):
     actors = make_actors()
-    frozen, live = score_pairs(actors, pairs, WEIGHT, 10000)
+    actors = replace(actors, reward=replace(actors.reward, kind=kind))
+    frozen, live = score_pairs(actors, pairs, WEIGHT, 10000)  # a budget for more pairs than there are
     for part, whole in zip(score_pairs(actors, pairs, WEIGHT, 1), (frozen, live)):
         torch.testing.assert_close(part, whole, atol=1e-5, rtol=1e-5)
     assert not live.requires_grad

@@ -14,6 +14,7 @@ from r2m_cli.errors import UserError
 from r2m_cli.folders import checkpoints
 from r2m_cli.inspection import inspect_reward_model
 from r2m_cli.loop import require_finite
+from r2m_cli.models.states import States
 from r2m_cli.observe import evaluation_metrics, rollout_metrics, sample_rows
 from r2m_cli.schema import Config, EvalConfig, FeedbackConfig, PpoConfig, RolloutConfig, TrainConfig
 from r2m_cli.sinks import Sinks
@@ -194,12 +195,18 @@ def test_missing_rewards_are_counted_and_warned_of(make_actors, pairs):
 
 
 def blind(actors, rows, value=math.nan):
-    """The reward model's backbone loses one number of these rows of every batch that it sees."""
+    """The reward model's backbone loses one number of these rows of every batch that it sees; where it gives the states of
+    all tokens, too, also of the last one of each."""
 
-    def spoil(module, args, states):
-        states = states.clone()
-        states[[row for row in rows if row < len(states)], 0] = value
-        return states
+    def spoil(module, args, found):
+        rte, own = found if isinstance(found, tuple) else (found, None)
+        lost, rte = [row for row in rows if row < len(rte)], rte.clone()
+        rte[lost, 0] = value
+        if own is None:
+            return rte
+        hidden = own.hidden.clone()
+        hidden[[int(own.readable[row].nonzero()[-1]) for row in lost], 0] = value
+        return rte, States(hidden, own.readable)
 
     return actors.reward.backbone.register_forward_hook(spoil)
 
@@ -315,9 +322,10 @@ CONFIG = Config(
 )
 
 
+@pytest.mark.parametrize("states", ["policy", "reward"])
 @pytest.mark.parametrize("algorithm", ["rloo", "grpo", "remax", "reinforce_pp", "ppo"])
-def test_a_run_goes_on_over_missing_rewards(make_actors, prompts, tmp_path, algorithm):
-    actors = make_actors(critic=algorithm == "ppo")
+def test_a_run_goes_on_over_missing_rewards(make_actors, prompts, tmp_path, algorithm, states):
+    actors = make_actors(critic=algorithm == "ppo", states=states)
     before = [p.detach().clone() for p in actors.policy.parameters]
     blind(actors, LOST)
     ratio = "token" if algorithm in ("reinforce_pp", "ppo") else "sequence"

@@ -14,6 +14,7 @@ from r2m_cli.analysis.results import Results, estimate
 from r2m_cli.analysis.rewards import require_finite
 from r2m_cli.batch import Rollout
 from r2m_cli.data.source import Source, fitting
+from r2m_cli.errors import UserError
 from r2m_cli.evaluation.policy import text_scores
 from r2m_cli.jsonl import text_of
 from r2m_cli.loop import EVAL
@@ -79,8 +80,14 @@ def table5(states: Tensor, batch: Rollout, proxy: Tensor, truth: Tensor, results
         states: [n, layers + 1, D] of the responses.
         proxy: [n], of the reward model that training began with.
         truth: [n], gold or another reward model's.
+
+    Raises UserError where both order the responses alike.
     """
     overrated = rank_difference(proxy, truth)
+    if not overrated.any():
+        raise UserError(
+            "eval.reward: orders all responses as the run's own reward model does, so it tells none that is overrated"
+        )
     hacking = overrated_most(overrated)
     numbers: dict[str, int] = {}
     units = torch.tensor([numbers.setdefault(json.dumps(prompt), len(numbers)) for prompt in batch.prompt_of])

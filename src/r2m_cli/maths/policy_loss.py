@@ -8,6 +8,8 @@ from torch import Tensor
 from r2m_cli.maths import kl
 from r2m_cli.maths.masking import masked_mean, masked_sum
 
+LARGEST = 80.0  # log-ratio; exp() of a little more is infinite in fp32
+
 
 @dataclass(frozen=True)
 class PolicyLoss:
@@ -46,21 +48,22 @@ def policy_loss(
         advantages: [B], or [B, R] with `level="token"`.
         entropy: [B, R] of the policy, with gradient, nats; its mean over the response's tokens is rewarded.
     """
+    advantage = advantages[:, None] if advantages.dim() == 1 else advantages
     log_ratio = torch.where(mask, logp - old_logp, 0.0)
     if level == "sequence":
         if advantages.dim() != 1:
             raise ValueError(f"one ratio per sequence takes one advantage per sequence, got {tuple(advantages.shape)}")
         reduce = masked_sum
-        ratio = log_ratio.sum(dim=1, keepdim=True).exp()  # [B, 1]
-        ratio_mask = torch.ones_like(ratio, dtype=torch.bool)
+        log_ratio = log_ratio.sum(dim=1, keepdim=True)  # [B, 1]
+        ratio_mask = torch.ones_like(log_ratio, dtype=torch.bool)
     elif level == "token":
         reduce = masked_mean
-        ratio = log_ratio.exp()  # [B, R]
         ratio_mask = mask
     else:
         raise ValueError(f"level is 'sequence' or 'token', got {level!r}")
 
-    advantage = advantages[:, None] if advantages.dim() == 1 else advantages
+    # Where A >= 0 the clip takes the place of a large ratio, and an infinite one would make its gradient 0 x inf.
+    ratio = torch.where(advantage >= 0, log_ratio.clamp(max=LARGEST), log_ratio).exp()
     clipped_ratio = ratio.clamp(1 - clip_low, 1 + clip_high)
     surrogate = torch.minimum(ratio * advantage, clipped_ratio * advantage)
     loss = -masked_mean(surrogate, ratio_mask)

@@ -64,7 +64,8 @@ class RewardModel:
         if self.states != "reward":
             return self.backbone(*batch).float(), None
         rte, states = self.backbone(*batch, with_states=True)
-        return rte.float(), states
+        # A text that is not finite is known by its RTE. Its states shall not take the rewards of its group: 0 x NaN is NaN.
+        return rte.float(), States(states.hidden.nan_to_num(), states.readable)
 
 
 @dataclass(frozen=True)

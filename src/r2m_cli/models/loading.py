@@ -44,8 +44,11 @@ def resolve(name: str, key: str) -> str:
     if Path(name).expanduser().is_dir():
         folder = Path(name).expanduser()
         if not (folder / "config.json").is_file():
-            raise UserError(f"{key}={name}: the folder holds no config.json, so it is no Hugging Face model")
+            mend = "; a run's policy is in its policy/" if (folder / "policy" / "config.json").is_file() else ""
+            raise UserError(f"{key}={name}: the folder holds no config.json, so it is no Hugging Face model{mend}")
         return str(folder)
+    if Path(name).is_absolute():
+        raise UserError(f"{key}={name}: no such folder; where it has moved, {key}=FOLDER names its new place")
     if not looks_like_hub(name):
         raise UserError(f"{key}={name}: no such folder, and not a hub name (owner/model) or smollm2")
     return name
@@ -61,8 +64,10 @@ def looks_like_hub(name: str) -> bool:
 def _load(loader: Callable[[], Any], name: str, key: str) -> Any:
     try:
         return loader()
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:  # of other people's files
         reason = str(error).strip().splitlines()[0]
+        if isinstance(error, KeyError | TypeError):  # whose words alone say little
+            reason = f"{type(error).__name__}: {reason}"
         where = "in this folder" if Path(name).is_dir() else "on the hub or in its cache"
         raise UserError(f"{key}={name}: cannot be loaded {where}: {reason}") from error
 
@@ -83,11 +88,12 @@ def load_causal_lm(name: str, key: str, dtype: torch.dtype) -> PreTrainedModel:
     check_kind(name, key, scorer=False)  # with tied embeddings no weight of an LM head would be missing
     model, info = _load(
         lambda: AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, trust_remote_code=False, output_loading_info=True
+            source, dtype=dtype, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True
         ),
         source,
         key,
     )
+    _refuse_other_shapes(info, name, key)
     if info["missing_keys"]:
         raise UserError(
             f"{key}={name}: it is no causal language model: {sorted(info['missing_keys'])[0]} is missing in its weights"
@@ -121,18 +127,38 @@ def load_reward_model(name: str, key: str, dtype: torch.dtype, pad_id: int, new_
     model, info = _load(
         lambda: AutoModelForSequenceClassification.from_pretrained(
             source, config=config, dtype=dtype, trust_remote_code=False, output_loading_info=True,
-            ignore_mismatched_sizes=new_head,
+            ignore_mismatched_sizes=True,
         ),
         source,
         key,
     )  # fmt: skip
-    missing = [k for k in info["missing_keys"] if "score" in k or "classifier" in k or "out_proj" in k]
+    _refuse_other_shapes(info, name, key, new_head)
+    missing = [k for k in info["missing_keys"] if _of_head(k)]
     if missing and not new_head:
         raise UserError(
             f"{key}={name}: it has no trained scoring head ({missing[0]} is missing); fit one with "
             f"`r2m reward reward.base={name}`"
         )
     return model.eval()
+
+
+def _refuse_other_shapes(info: dict[str, Any], name: str, key: str, new_head: bool = False) -> None:
+    """Raises UserError for weights that do not fit the model's configuration: transformers would draw them anew."""
+    for weight, found, needed in sorted(info["mismatched_keys"]):
+        if _of_head(weight) and len(found) == len(needed) and found[0] != needed[0] == 1:
+            if new_head:
+                continue
+            raise UserError(
+                f"{key}={name}: its head has {found[0]} outputs, a reward model's has one; fit a new head with "
+                f"`r2m reward reward.base={name}`"
+            )
+        raise UserError(
+            f"{key}={name}: {weight} has the shape {list(found)} in its weights and {list(needed)} by its config.json"
+        )
+
+
+def _of_head(weight: str) -> bool:
+    return any(part in weight for part in ("score", "classifier", "out_proj"))
 
 
 def fresh_llama(

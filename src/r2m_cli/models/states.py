@@ -67,9 +67,11 @@ def feedback_states(kind: str, states: States, seeds: list[int], block: int, pha
         states: the policy's own.
         seeds: B, one per sequence.
         block: `shuffled` moves states among this many neighbouring sequences, a group or a pair, so that neither
-            micro-batches nor ranks change what is read.
+            micro-batches nor ranks change what is read (but for single responses in odd numbers, see `balance`).
         phase: ANNOTATED, FRESH or LABELLED; noise is drawn anew for each look.
     """
+    if len(seeds) != len(states.readable):
+        raise ValueError(f"{len(seeds)} seeds for {len(states.readable)} sequences")
     if kind == "noise":
         return noise_like(states, [mix(seed, NOISE, phase) for seed in seeds])
     if kind == "shuffled":

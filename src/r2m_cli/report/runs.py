@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from r2m_cli.errors import UserError
 from r2m_cli.jsonl import lines_of
+from r2m_cli.sweep import NUMBER
 
 # What makes two runs repetitions of one another, or says nothing about the method: never part of a label.
 IGNORED = re.compile(r"(seed|data\.seed|resume|run|output|train\.stop_at|(checkpoint|logger|hydra)\..*)$")
@@ -74,10 +75,19 @@ def _run_folders(folder: Path) -> list[Path]:
         raise UserError(f"runs: {folder} is not a folder; give the folder of a run, or of a multirun")
     if (folder / "metrics.jsonl").exists():
         return [folder.resolve()]
-    found = sorted(file.parent.resolve() for file in folder.rglob("metrics.jsonl"))
+    found = sorted((file.parent.resolve() for file in folder.rglob("metrics.jsonl")), key=_place)
     if not found:
         raise UserError(f"runs: {folder} holds no run (no metrics.jsonl in it or below); is it the hydra.run.dir?")
     return found
+
+
+def _place(run: Path) -> tuple[str, int, str]:
+    """Where a run stands among others: a sweep's by its job, behind the folder of the sweep."""
+    number = run / NUMBER
+    if not number.is_file():
+        return str(run), 0, ""
+    root = next((folder for folder in run.parents if (folder / "multirun.yaml").is_file()), run.parent)
+    return str(root), int(number.read_text()), str(run)
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -186,10 +186,8 @@ def replay_batch(labels: Labels, config: FeedbackConfig, seed: int, step: int) -
 def score_pairs(actors: Actors, pairs: Sequence[Pair], weight: float, budget: int) -> tuple[Tensor, Tensor | None]:
     """`pair_rewards` of any number of pairs, without a gradient; the same on every rank. -> [m, 2], [m, 2]."""
     rows = pairs_per_forward(actors, pairs, budget)
-    parts = [
-        pair_rewards(actors, pairs[i : i + rows], weight, [mix(SCORED, j) for j in range(i, i + rows)])
-        for i in range(0, len(pairs), rows)
-    ]
+    seeds = [mix(SCORED, i) for i in range(len(pairs))]
+    parts = [pair_rewards(actors, pairs[i : i + rows], weight, seeds[i : i + rows]) for i in range(0, len(pairs), rows)]
     frozen = torch.cat([text for text, _ in parts])
     live = [rewards for _, rewards in parts if rewards is not None]
     return frozen, torch.cat(live) if live else None

@@ -93,6 +93,10 @@ def _rows(
     rows = [row for row in rows if len(row[0]) <= limit]
     if not rows:
         where = f"data.path={config.data.path}" if config.data.kind == "file" else f"data={config.data.kind}"
+        if not demonstrations:
+            raise UserError(
+                f"no demonstrations for SFT: {where} has no replies; give pairs, or prompts with a completion"
+            )
         raise UserError(
             f"no demonstrations for SFT: {where} has none with a prompt of at most rollout.max_prompt_tokens={limit} tokens; "
             "raise it"

@@ -62,7 +62,7 @@ def run(config: Config, run_dir: Path) -> None:
         if config.checkpoint.export:
             observer.stage("export")
             settings = {
-                "omega": weight_at(config.train.steps, config), "dim": config.feedback.dim,
+                "kind": config.feedback.kind, "omega": weight_at(config.train.steps, config), "dim": config.feedback.dim,
                 "heads": config.feedback.heads, "query": config.feedback.query, "reads": config.feedback.reads,
                 "temperature": config.rollout.temperature,
             }  # fmt: skip

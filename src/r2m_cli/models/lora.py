@@ -1,5 +1,6 @@
 """LoRA through peft: low-rank adapters in every linear layer, merged into plain weights or kept beside a frozen base."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from r2m_cli.distributed.engine import Engine
+
+# peft asks transformers by a name that is going away; nobody who runs r2m can mend that.
+warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
 
 
 def with_lora(model: nn.Module, rank: int, task: str, seed: int = 0) -> PeftModel:

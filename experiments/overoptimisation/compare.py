@@ -160,8 +160,8 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     """Gold at the end against KL at the end, a panel per world: a point per method and beta, bars of one standard error."""
     worlds = list(dict.fromkeys(table["world"]))
     methods = list(dict.fromkeys(table["method"]))
-    across = min(4, len(worlds))
-    down = -(-len(worlds) // across)
+    down = -(-len(worlds) // 4)
+    across = -(-len(worlds) // down)
     figure, axes = plt.subplots(down, across, figsize=(3.2 * across, 3.2 * down), squeeze=False, layout="constrained")
     for spare in axes.flat[len(worlds) :]:
         spare.axis("off")

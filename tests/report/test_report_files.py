@@ -127,6 +127,14 @@ def test_a_run_under_way_is_read_up_to_its_torn_line(tmp_path):
     assert run.summary == {}
 
 
+def test_a_run_without_a_step_does_not_hold_up_the_others(tmp_path, capsys):
+    make_run(tmp_path / "sweep" / "a")
+    (make_run(tmp_path / "sweep" / "b") / "metrics.jsonl").write_text("")
+    (run,) = load_runs([tmp_path / "sweep"])
+    assert run.path.name == "a"
+    assert f"left out, no step yet: {tmp_path}/sweep/b" in capsys.readouterr().err
+
+
 def test_null_is_not_measured(tmp_path):
     folder = make_run(tmp_path / "a", with_eval=False)
     (folder / "metrics.jsonl").write_text('{"step": 1, "gold": null, "kl": 1}\n{"step": 2, "gold": null, "kl": null}\n')

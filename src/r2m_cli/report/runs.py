@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,10 +57,16 @@ class Run:
 def load_runs(folders: Iterable[str | Path]) -> list[Run]:
     """Every run in `folders`: each a run folder, or one with run folders anywhere below (a multirun).
 
+    Of several runs those that have no step yet are left out, and named on stderr.
+
     Raises:
         UserError: no folder given, or one that is missing, holds no run, or holds a broken one.
     """
     paths = list(dict.fromkeys(path for folder in folders for path in _run_folders(Path(folder))))
+    waiting = [path for path in paths if not (path / "metrics.jsonl").read_bytes().strip()]
+    if waiting and len(waiting) < len(paths):
+        print(f"r2m: left out, no step yet: {', '.join(map(str, waiting))}", file=sys.stderr)
+        paths = [path for path in paths if path not in waiting]
     if not paths:
         raise UserError("runs: no run folder is given; for instance r2m report outputs/vanilla outputs/r2m")
     configs = [_read_config(path / "config.yaml") for path in paths]

@@ -119,13 +119,16 @@ class Observer:
     samples_every: int
     tokens: int = 0  # prompt and response tokens of all steps so far, all ranks
     beta: float | None = None  # where ppo.kl_target has moved the KL weight to; None: ppo.beta
+    begun: float = field(
+        default_factory=perf_counter
+    )  # perf_counter() at the run's start, had it never been interrupted
     history: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     watch: Watch = field(default_factory=Watch)
 
     @property
     def state(self) -> dict[str, Any]:
         """What a checkpoint needs to know of the steps so far."""
-        return {"tokens": self.tokens, "beta": self.beta}
+        return {"tokens": self.tokens, "beta": self.beta, "seconds": perf_counter() - self.begun}
 
     def stage(self, name: str) -> None:
         """Show that a stage begins."""

@@ -206,7 +206,10 @@ def test_a_run_is_continued_from_another_folder_with_its_own_models(
     elsewhere = tmp_path / "elsewhere"
     (elsewhere / "model").mkdir(parents=True)  # what the same relative path means there
     monkeypatch.chdir(elsewhere)
+    before = json.loads((tmp_path / "run" / "checkpoints" / "step_1" / "loop.json").read_text())["seconds"]
     r2m("train", f"resume={tmp_path}/run")
+    last = rows(tmp_path / "run")[-1]["step_time"]
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["seconds"] > before + last
     assert rows(tmp_path / "run")[-1]["step"] == 2
     assert _config(tmp_path / "run")["train"]["stop_at"] is None, "the stop was made; one goes on to the end"
 

@@ -43,7 +43,7 @@ def run(config: Config, run_dir: Path) -> None:
     prompts, eval_prompts, notes = usable_prompts(source, actors.format, config)
     labels = real_labels(config, source, actors)
 
-    state: dict[str, Any] = {"step": 0, "tokens": 0, "beta": None}
+    state: dict[str, Any] = {"step": 0, "tokens": 0, "beta": None, "seconds": 0.0}
     warnings: list[str] = []
     if config.resume:
         state |= checkpoint.load(run_dir, actors)
@@ -53,7 +53,8 @@ def run(config: Config, run_dir: Path) -> None:
         more, warnings = before_training(config, source, actors, labels, run_dir)
         notes += more
     with _sinks(config, run_dir, state["step"]) as sinks:
-        observer = Observer(sinks, config.logger.samples_every, state["tokens"], state["beta"])
+        begun -= state["seconds"]  # of the parts before
+        observer = Observer(sinks, config.logger.samples_every, state["tokens"], state["beta"], begun)
         for note in notes if state["step"] == 0 else []:
             observer.warn(note, "note")
         for warning in warnings:

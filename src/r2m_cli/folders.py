@@ -10,6 +10,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+NUMBER = ".job"  # in a sweep: which job of it the folder is
 LONGEST = 180  # characters of a sweep's folder name; file systems end at 255 bytes
 
 

@@ -14,8 +14,8 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 
 from r2m_cli import folders  # a worker process needs the names that it registers, too
+from r2m_cli.folders import NUMBER
 
-NUMBER = ".job"  # in a sweep: which job of it the folder is
 ERROR = "error.txt"  # in a sweep: what a job that failed had to say
 REASON = 100  # characters of it in the sweep's last line
 # Appended groups overwrite each other in the order in which they are named; this is the order that is meant: a method's

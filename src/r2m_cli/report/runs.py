@@ -12,8 +12,8 @@ import pandas as pd  # type: ignore[import-untyped, unused-ignore]
 from omegaconf import OmegaConf
 
 from r2m_cli.errors import UserError
+from r2m_cli.folders import NUMBER
 from r2m_cli.jsonl import lines_of
-from r2m_cli.sweep import NUMBER
 
 # What makes two runs repetitions of one another, or says nothing about the method: never part of a label.
 IGNORED = re.compile(r"(seed|data\.seed|resume|run|output|train\.stop_at|(checkpoint|logger|hydra)\..*)$")

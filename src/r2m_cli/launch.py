@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from r2m_cli import stop
-from r2m_cli.cache import build_once, write_folder
+from r2m_cli.cache import build_once, read_json, write_folder
 from r2m_cli.combinations import reads_curves_only
 from r2m_cli.errors import UserError
 from r2m_cli.preflight import preflight
@@ -87,7 +87,7 @@ def _without_states(name: str | None) -> str | None:
     from r2m_cli.checkpoint import ADAPTER_CONFIG
 
     settings = Path(name or "").expanduser() / ADAPTER_CONFIG
-    if name is None or not settings.is_file() or json.loads(settings.read_text()).get("kind") == "head_only":
+    if name is None or not settings.is_file() or read_json(settings).get("kind") == "head_only":
         return None
     return (
         f"note: {name} was left by a run with feedback and is read here without states: its learnt head on the text alone "

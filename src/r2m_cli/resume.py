@@ -21,7 +21,7 @@ RESUMABLE = ("train.", "resume", "eval.", "checkpoint.", "logger.", "engine.thre
 EVALUABLE = ("task", "run", "seed", "data.", "rollout.", "eval.", "analysis.", "judge.", "engine.", "train.", "resume",
              "checkpoint.", "logger.")  # fmt: skip
 
-WORDS = ("smollm2", "chosen")  # where a path may stand
+NO_PATHS = ("smollm2", "chosen")  # words that may stand where a path does
 
 
 def configured(composed: DictConfig, overrides: list[str]) -> Config:
@@ -118,7 +118,7 @@ def _absolute(config: Config) -> Config:
 
     def full(name: Any) -> Any:
         path = Path(name or "").expanduser()
-        return str(path.absolute()) if name not in (None, *WORDS) and path.exists() else name
+        return str(path.absolute()) if name not in (None, *NO_PATHS) and path.exists() else name
 
     policy, reward = config.policy, config.reward
     return replace(

@@ -107,6 +107,9 @@ def test_each_method_gets_a_weight_of_its_own(tmp_path: Path) -> None:
     assert study.betas("final", "w", "kl_target", known, best) == ["0.05"]
     assert "feedback.judge_pairs=7.5" in known["r2m_judged"].overrides
     assert all("data.pairs=3450" in known[name].overrides for name in ("offline_labels", "offline_labels_safe"))
+    # Where a world's fit is of a head alone its settings are not those of a whole reward model.
+    assert "reward.fit.lr=3e-3" in study.methods(4000, 60, "head")["pretrained_rm"].overrides
+    assert known["pretrained_rm"].overrides == ["+method=pretrained_rm", "data.pairs=6000"]
     own = study.own_weights(tmp_path)["w"]
     assert own["own_states"] == own["offline_labels_safe"] == own["r2m_safe"] == 0.1
     assert (own["offline_labels"], own["kl_target"]) == (0.4, 0.05)

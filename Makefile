@@ -6,10 +6,10 @@ STAMP := $(VENV)/.installed
 DEMO := outputs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all bench bench-quick lint types docs wheel-check clean
+.PHONY: help install demo test test-all trajectories bench bench-quick lint types docs wheel-check clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 install: $(STAMP) ## create .venv with the exact versions of constraints.txt
 
@@ -34,6 +34,9 @@ test: $(STAMP) ## the fast tests, a few minutes
 
 test-all: $(STAMP) ## all tests, the slow ones too (real language model, every ZeRO stage)
 	$(BIN)/python -m pytest tests
+
+trajectories: $(STAMP) ## write the golden trajectories again, after a change that is meant to change numbers
+	R2M_WRITE_TRAJECTORIES=1 $(BIN)/python -m pytest tests/e2e/test_trajectories.py
 
 bench: $(STAMP) ## speed against TRL, R2M's cost, every stage: about an hour, on an idle machine
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[bench]"

@@ -13,7 +13,14 @@ from r2m_cli.errors import UserError
 from r2m_cli.models.actors import Actors, RewardModel
 from r2m_cli.models.critic import Critic
 from r2m_cli.models.ensemble import Calibration, Ensemble, calibration_of
-from r2m_cli.models.loading import context_length, load_causal_lm, load_reward_model, load_tokenizer, readable
+from r2m_cli.models.loading import (
+    context_length,
+    load_causal_lm,
+    load_reward_model,
+    load_tokenizer,
+    readable,
+    vocabulary,
+)
 from r2m_cli.models.lora import BaseOfLora, with_lora
 from r2m_cli.models.policy import Policy
 from r2m_cli.models.reward_model import FeedbackHead, HeadOnly, RewardBackbone, find_head, frozen_head
@@ -82,7 +89,9 @@ def build_actors(config: Config, source: Source, policy_path: str | None = None)
     """
     assert config.policy.path is not None, "prepare() fills it"
     device, dtype, engine = local_device(config), DTYPES[config.engine.dtype], config.engine
-    chat = ChatFormat(load_tokenizer(config.policy.path, "policy.path"), "policy")
+    chat = ChatFormat(
+        load_tokenizer(config.policy.path, "policy.path"), "policy", vocabulary(config.policy.path, "policy.path")
+    )
     lm = load_causal_lm(policy_path or config.policy.path, "policy.path", dtype)
     check_context(config, f"policy.path={config.policy.path}", context_length(lm.config))
     training, trainer = config.task == "train", config.ppo
@@ -137,7 +146,7 @@ def build_reward(config: Config, feedback_size: int, device: torch.device, key: 
         key: the configuration key that named the model, for error messages.
     """
     assert config.reward.path is not None
-    chat = ChatFormat(load_tokenizer(config.reward.path, key), "reward model")
+    chat = ChatFormat(load_tokenizer(config.reward.path, key), "reward model", vocabulary(config.reward.path, key))
     dtype = DTYPES[config.engine.dtype]
     classifier = load_reward_model(config.reward.path, key, dtype, chat.pad_id)
     head = find_head(classifier)

@@ -30,8 +30,8 @@ def inspect_reward_model(
         warnings.append(
             f"{missing} of {frozen.numel()} rewards are not finite numbers: check reward.path, or engine.dtype"
         )
-    elif frozen.std() < 1e-6:
-        warnings.append("the rewards are all equal, there is nothing to optimise: check reward.path, its chat template")
+    elif equal := equal_rewards(frozen[:, 0] - frozen[:, 1]):
+        warnings += equal
     elif len(pairs) >= 16 and _accuracy(frozen) <= 0.5:
         warnings.append("the reward model is no better than chance: check that it fits the data, and its chat template")
     if warm and live is not None and len(pairs) >= 16:
@@ -43,6 +43,20 @@ def inspect_reward_model(
                 "feedback.warmup_lr, or feedback=none"
             )
     return notes, warnings
+
+
+def equal_rewards(margins: torch.Tensor) -> list[str]:
+    """A warning where a reward model tells no pair's replies apart; training, evaluation and fitting all look.
+
+    Args:
+        margins: reward of the chosen minus that of the rejected reply, [n].
+    """
+    if not len(margins) or not bool((margins.abs() < 1e-6).all()):
+        return []
+    return [
+        f"the rewards of chosen and rejected replies are all equal ({len(margins)} pairs): nothing can be measured or learnt with "
+        "them; check reward.path, its tokenizer and chat template, and reward.max_tokens"
+    ]
 
 
 def _describe(rewards: torch.Tensor) -> str:

@@ -101,7 +101,7 @@ def _missing_from_hub(named: dict[str, str]) -> list[str]:
 def _check_local(config: Config, named: dict[str, str]) -> None:
     """Names that are no hub's must be on this disk."""
     from r2m_cli.data.readers import read_rows
-    from r2m_cli.models.loading import check_kind, looks_like_hub, resolve
+    from r2m_cli.models.loading import check_kind, load_tokenizer, looks_like_hub
 
     for key, name in named.items():
         if looks_like_hub(name) or name == "smollm2":  # the weights of smollm2 are converted when they are wanted
@@ -115,7 +115,7 @@ def _check_local(config: Config, named: dict[str, str]) -> None:
         if key == "data.path":
             next(iter(read_rows(name, config.data.split)), None)
         else:
-            resolve(name, key)
+            load_tokenizer(name, key)  # with the folder and its config.json; only the weights are left
             if key != "reward.base":  # a reward model is made of either kind
                 check_kind(name, key, scorer=key.startswith(("reward.", "eval.reward")))
 

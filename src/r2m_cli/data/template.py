@@ -6,6 +6,7 @@ ChatFormat renders and encodes it again.
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -38,12 +39,17 @@ class ChatFormat:
         pad_id: filler that ends no reply (EOS itself only if the tokenizer offers nothing else). It is always
             masked, yet a pool that looks for pad tokens would otherwise lose the closing EOS.
 
+    Args:
+        vocabulary: rows of the model's input embeddings, if known: a padding token without a row is never used, and any
+            other is refused.
+
     Raises:
         UserError: the template cannot be rendered, or its prompt is not the start of its conversation.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, name: str = "policy") -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, name: str = "policy", vocabulary: int | None = None) -> None:
         self.tokenizer = tokenizer
+        self.vocabulary = vocabulary
         self.name = name
         self._label = f"{name} tokenizer ({tokenizer.name_or_path or type(tokenizer).__name__})"
         self._options: dict[str, Any] = {}  # what the template gets beside the messages
@@ -58,6 +64,7 @@ class ChatFormat:
         self.eos_ids: set[int] = {*self._eos(), *self._close[:1]}
         self.pad_id: int = self._choose_pad()
         self._known = lru_cache(REMEMBERED)(self._ids)
+        self.conversation_ids(_PROBE, _PROBE_REPLY)  # tokens of the template that have no embedding are refused at once
 
     def prompt_text(self, messages: Sequence[Message]) -> str:
         """The prompt as text, up to where the reply starts (generation prompt included).
@@ -110,7 +117,18 @@ class ChatFormat:
         return list(self._known("response", _frozen(messages), response))
 
     def _ids(self, what: str, frozen: tuple[tuple[tuple[str, str], ...], ...], response: str) -> array[int]:
-        """What the public methods give, as compactly as it is kept."""
+        """What the public methods give, as compactly as it is kept. Raises UserError for a token without an embedding."""
+        ids = self._made(what, frozen, response)
+        highest = max(ids, default=0)
+        if self.vocabulary is not None and highest >= self.vocabulary:
+            token = self.tokenizer.convert_ids_to_tokens(int(highest))
+            raise UserError(
+                f"{self._label}: its token {token!r} has the number {highest}, and the model's embeddings have "
+                f"{self.vocabulary} rows; model.resize_token_embeddings(len(tokenizer)) and training give it one"
+            )
+        return ids
+
+    def _made(self, what: str, frozen: tuple[tuple[tuple[str, str], ...], ...], response: str) -> array[int]:
         messages: list[Any] = [dict(items) for items in frozen]
         if what == "prompt":
             return array("q", self._lead + self._encode(self.prompt_text(messages)))
@@ -217,7 +235,8 @@ class ChatFormat:
         endoftext = [id_ for id_, text in specials.items() if text == "<|endoftext|>"]
         first = (self.tokenizer.pad_token_id, *named_pad, *endoftext, self.tokenizer.unk_token_id)
         candidates: Iterable[int | None] = (*first, *specials, *self._eos())
-        usable = [int(token) for token in candidates if token is not None] or [0]
+        limit = math.inf if self.vocabulary is None else self.vocabulary
+        usable = [int(token) for token in candidates if token is not None and token < limit] or [0]
         return next((token for token in usable if token not in self.eos_ids), usable[0])
 
 

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from r2m_cli.data.preferences import Pair
 from r2m_cli.evaluation.findings import Findings, units_of
+from r2m_cli.inspection import equal_rewards
 from r2m_cli.models.actors import Actors
 from r2m_cli.stages.labelled import fits, pair_rewards, pairs_per_forward
 
@@ -30,6 +31,7 @@ def accuracy(actors: Actors, pairs: list[Pair], weight: float, budget: int, find
     if not kept:
         return
     text, live = margins(actors, [pairs[i] for i in kept], weight, budget)
+    findings.notes += equal_rewards(text)
     right, units = (text > 0).double(), units_of(pairs[i].prompt for i in kept)
     findings.mean("pairs/accuracy", right, units)
     if live is not None:

@@ -2,17 +2,14 @@
 
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
@@ -24,6 +21,10 @@ from transformers.utils import logging as transformers_logging
 
 from r2m_cli.errors import UserError
 from r2m_cli.models import smollm2
+from r2m_cli.models.boundary import foreign
+from r2m_cli.models.folder import check_folder
+from r2m_cli.models.tokenizers import read_tokenizer
+from r2m_cli.models.weights import check_keys, check_size, stored
 from r2m_cli.schema import ModelConfig
 
 FRESH_CONTEXT = 512  # tokens that a fresh small Llama reads
@@ -37,17 +38,16 @@ def resolve(name: str, key: str) -> str:
     """A folder on this machine or a hub name, ready for `from_pretrained`.
 
     Raises:
-        UserError: neither a folder nor anything that could be a hub name; `key` says which configuration key gave it.
+        UserError: neither a folder nor anything that could be a hub name, or a folder that holds no usable model (see
+            `check_folder`; its weights are not read); `key` says which configuration key gave it.
     """
     if name == "smollm2":
         return str(smollm2.folder())
-    if Path(name).expanduser().is_dir():
-        folder = Path(name).expanduser()
-        if not (folder / "config.json").is_file():
-            mend = "; a run's policy is in its policy/" if (folder / "policy" / "config.json").is_file() else ""
-            raise UserError(f"{key}={name}: the folder holds no config.json, so it is no Hugging Face model{mend}")
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        check_folder(folder, f"{key}={name}")
         return str(folder)
-    if Path(name).is_absolute():
+    if folder.is_absolute():
         raise UserError(f"{key}={name}: no such folder; where it has moved, {key}=FOLDER names its new place")
     if not looks_like_hub(name):
         raise UserError(f"{key}={name}: no such folder, and not a hub name (owner/model) or smollm2")
@@ -61,49 +61,30 @@ def looks_like_hub(name: str) -> bool:
     return bool(HUB_NAME.fullmatch(name)) and path.parts[0] not in (".", "..") and not data_file and not path.exists()
 
 
-def _load(loader: Callable[[], Any], name: str, key: str) -> Any:
-    try:
-        return loader()
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:  # of other people's files
-        reason = str(error).strip().splitlines()[0]
-        if isinstance(error, KeyError | TypeError):  # whose words alone say little
-            reason = f"{type(error).__name__}: {reason}"
-        where = "in this folder" if Path(name).is_dir() else "on the hub or in its cache"
-        raise UserError(f"{key}={name}: cannot be loaded {where}: {reason}") from error
-
-
 def load_tokenizer(name: str, key: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model. Raises UserError."""
-    source = resolve(name, key)
-    return _load(lambda: AutoTokenizer.from_pretrained(source, trust_remote_code=False), source, key)
+    """The tokenizer of a model, which tells texts apart and has an embedding for its words. Raises UserError."""
+    return read_tokenizer(resolve(name, key), f"{key}={name}", vocabulary(name, key))
+
+
+def vocabulary(name: str, key: str) -> int | None:
+    """Rows of a model's input embeddings, if its configuration says: the ids below it can be read. Raises UserError."""
+    return getattr(load_config(name, key).get_text_config(), "vocab_size", None)
 
 
 def load_causal_lm(name: str, key: str, dtype: torch.dtype) -> PreTrainedModel:
     """A causal language model in evaluation mode (no dropout: the ratio of the first epoch must be 1).
 
     Raises:
-        UserError: not loadable, or weights that are missing (a reward model has no LM head).
+        UserError: not loadable, or weights that are missing or left over (a reward model has no LM head).
     """
-    source = resolve(name, key)
     check_kind(name, key, scorer=False)  # with tied embeddings no weight of an LM head would be missing
-    model, info = _load(
-        lambda: AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True
-        ),
-        source,
-        key,
-    )
-    _refuse_other_shapes(info, name, key)
-    if info["missing_keys"]:
-        raise UserError(
-            f"{key}={name}: it is no causal language model: {sorted(info['missing_keys'])[0]} is missing in its weights"
-        )
-    return model.eval()
+    return _load(AutoModelForCausalLM, name, key, load_config(name, key), dtype)
 
 
 def check_kind(name: str, key: str, scorer: bool) -> None:
     """Raises UserError where a model's configuration says that it is a language model, and a scorer is wanted, or the other way round."""
-    known_as = (load_config(name, key).architectures or [""])[0]
+    named = load_config(name, key).architectures
+    known_as = str(named[0]) if isinstance(named, list) and named else ""
     if not scorer and known_as.endswith("ForSequenceClassification"):
         raise UserError(f"{key}={name}: it is a {known_as}, as reward models are, and no causal language model")
     if scorer and known_as.endswith("ForCausalLM"):
@@ -119,46 +100,56 @@ def load_reward_model(name: str, key: str, dtype: torch.dtype, pad_id: int, new_
         new_head: the head may be missing from the weights (a language model that is to become a reward model).
 
     Raises:
-        UserError: not loadable, or no trained scoring head where one is needed.
+        UserError: not loadable, weights that are missing or left over, or no trained scoring head where one is needed.
     """
-    source, config = resolve(name, key), load_config(name, key)
+    config = load_config(name, key)
     config.num_labels = 1
     config.pad_token_id = pad_id  # transformers refuses batches without one; the RTE is picked by the mask
-    model, info = _load(
-        lambda: AutoModelForSequenceClassification.from_pretrained(
+    return _load(AutoModelForSequenceClassification, name, key, config, dtype, new_head)
+
+
+def _load(
+    kind: Any, name: str, key: str, config: PretrainedConfig, dtype: torch.dtype, new_head: bool = False
+) -> PreTrainedModel:
+    """A model of an Auto class, all of whose weights come from its files, and which runs."""
+    source, where = resolve(name, key), f"{key}={name}"
+    with foreign(where, f"cannot be loaded {_place(source)}"):
+        # Files may ask for kernels that are not installed; engine.attention chooses among those that are.
+        if config._attn_implementation not in (None, "eager", "sdpa"):
+            config._attn_implementation = None
+        if Path(source).is_dir():
+            with torch.device("meta"):
+                check_size(kind.from_config(config, trust_remote_code=False), stored(Path(source)), where)
+        model, info = kind.from_pretrained(
             source, config=config, dtype=dtype, trust_remote_code=False, output_loading_info=True,
             ignore_mismatched_sizes=True,
-        ),
-        source,
-        key,
-    )  # fmt: skip
-    _refuse_other_shapes(info, name, key, new_head)
-    missing = [k for k in info["missing_keys"] if _of_head(k)]
-    if missing and not new_head:
-        raise UserError(
-            f"{key}={name}: it has no trained scoring head ({missing[0]} is missing); fit one with "
-            f"`r2m reward reward.base={name}`"
-        )
-    return model.eval()
+        )  # fmt: skip
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise UserError(f"{where}: transformers has added an adapter to it (adapter_config.json); name a merged model")
+    check_keys(model, info, where, name, new_head)
+    _check_runs(model.eval(), where)
+    return model  # type: ignore[no-any-return]
 
 
-def _refuse_other_shapes(info: dict[str, Any], name: str, key: str, new_head: bool = False) -> None:
-    """Raises UserError for weights that do not fit the model's configuration: transformers would draw them anew."""
-    for weight, found, needed in sorted(info["mismatched_keys"]):
-        if _of_head(weight) and len(found) == len(needed) and found[0] != needed[0] == 1:
-            if new_head:
-                continue
-            raise UserError(
-                f"{key}={name}: its head has {found[0]} outputs, a reward model's has one; fit a new head with "
-                f"`r2m reward reward.base={name}`"
-            )
+@torch.no_grad()
+def _check_runs(model: PreTrainedModel, where: str) -> None:
+    """Raises UserError for a model that cannot read three tokens, or gives no numbers: a config.json may be wrong in ways that
+    only this shows."""
+    end = model.config.eos_token_id
+    rows = len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
+    # Classifiers after BART pool at the end token.
+    ids = [1 % rows, 2 % rows, end if isinstance(end, int) and 0 <= end < rows else 3 % rows]
+    with foreign(where, "loads, but cannot read three tokens; look into its config.json"):
+        logits = model(input_ids=torch.tensor([ids], device=model.device)).logits
+    if not bool(logits.isfinite().all()):
         raise UserError(
-            f"{key}={name}: {weight} has the shape {list(found)} in its weights and {list(needed)} by its config.json"
+            f"{where}: what it makes of three tokens is not finite: NaN or infinity in its weights or config.json, or numbers too "
+            "large for engine.dtype"
         )
 
 
-def _of_head(weight: str) -> bool:
-    return any(part in weight for part in ("score", "classifier", "out_proj"))
+def _place(source: str) -> str:
+    return "in this folder" if Path(source).is_dir() else "on the hub or in its cache"
 
 
 def fresh_llama(
@@ -199,7 +190,8 @@ def readable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, limit: 
 def load_config(name: str, key: str) -> PretrainedConfig:
     """The configuration of a model, without its weights. Raises UserError."""
     source = resolve(name, key)
-    return _load(lambda: AutoConfig.from_pretrained(source, trust_remote_code=False), source, key)  # type: ignore[no-any-return]
+    with foreign(f"{key}={name}", f"cannot be loaded {_place(source)}"):
+        return AutoConfig.from_pretrained(source, trust_remote_code=False)  # type: ignore[no-any-return]
 
 
 def context_length(config: PretrainedConfig) -> int | None:

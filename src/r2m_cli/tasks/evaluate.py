@@ -20,6 +20,7 @@ from r2m_cli.evaluation import best_of_n, win_rate
 from r2m_cli.evaluation.findings import Findings, units_of
 from r2m_cli.evaluation.pairs import accuracy
 from r2m_cli.evaluation.policy import alpaca_rows, evaluation_prompts, scored, text_scores
+from r2m_cli.models.tokenizers import check_known
 from r2m_cli.schema import Config
 from r2m_cli.stages.packing import rows_per_forward
 
@@ -48,6 +49,7 @@ def run(config: Config, run_dir: Path) -> None:
     findings = Findings(run_dir, config.eval.bootstrap, config.seed)
     if run is None:
         findings.notes.append("no run= is given: this is the configured policy before any RL")
+    findings.notes += check_known(source, actors.format, actors.reward.format)
     prompts = evaluation_prompts(source, actors.format, config, findings)
     budget = config.rollout.tokens_per_batch
     rows = rows_per_forward(budget, [config.rollout.max_prompt_tokens + config.rollout.max_new_tokens])

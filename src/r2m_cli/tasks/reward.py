@@ -2,6 +2,7 @@
 
 import json
 import random
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,11 +20,13 @@ from r2m_cli.distributed import comm
 from r2m_cli.distributed.engine import DTYPES, make_engine
 from r2m_cli.errors import UserError
 from r2m_cli.fit import fit
+from r2m_cli.inspection import equal_rewards
 from r2m_cli.maths.reward_loss import bradley_terry
 from r2m_cli.models.actors import pad
-from r2m_cli.models.loading import fresh_llama, load_reward_model, load_tokenizer, readable
+from r2m_cli.models.loading import fresh_llama, load_reward_model, load_tokenizer, readable, vocabulary
 from r2m_cli.models.lora import merged, with_lora
 from r2m_cli.models.reward_model import RewardBackbone, find_head, frozen_head
+from r2m_cli.models.tokenizers import check_known
 from r2m_cli.progress import Count
 from r2m_cli.schema import Config
 from r2m_cli.seeds import mix
@@ -67,7 +70,10 @@ def run(config: Config, run_dir: Path) -> None:
         tokenizer = source.world.tokenizer()
     else:
         raise UserError("reward.path and reward.base are both null: name a model to start from (reward.base=FOLDER)")
-    chat = ChatFormat(tokenizer, "reward model")
+    chat = ChatFormat(tokenizer, "reward model", None if c.base is None else vocabulary(c.base, "reward.base"))
+    if comm.is_main():
+        for note in check_known(source, chat):
+            print(f"r2m: note: {note}", file=sys.stderr)
     seed = varied(config.data.seed, c.fit.seed)
     if c.base is not None:
         with torch.random.fork_rng(devices=[]):
@@ -214,6 +220,9 @@ def _figures(before: Tensor, after: Tensor, loss: float) -> dict[str, float]:
         return float((rewards[0] > rewards[1]).float().mean())
 
     scores = after.float()
+    if comm.is_main():
+        for warning in equal_rewards(after[0] - after[1]):
+            print(f"r2m: warning: {warning}", file=sys.stderr)
     return {
         "accuracy_before": accuracy(before), "accuracy": accuracy(after), "loss": loss,
         "score_mean": float(scores.mean()), "score_std": float(scores.std(correction=0)),

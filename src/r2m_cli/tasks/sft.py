@@ -1,6 +1,7 @@
 """`r2m sft` on one rank: fit the policy's starting point on demonstrations."""
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ from r2m_cli.distributed.engine import DTYPES, Engine, make_engine
 from r2m_cli.errors import UserError
 from r2m_cli.fit import fit
 from r2m_cli.models.actors import pad
-from r2m_cli.models.loading import fresh_llama, load_causal_lm, load_tokenizer
+from r2m_cli.models.loading import fresh_llama, load_causal_lm, load_tokenizer, vocabulary
 from r2m_cli.models.lora import merged, with_lora
 from r2m_cli.models.policy import Policy
 from r2m_cli.models.sequences import Sequences
+from r2m_cli.models.tokenizers import check_known
 from r2m_cli.schema import Config, FitConfig
 from r2m_cli.stages.packing import rows_per_forward
 
@@ -40,7 +42,10 @@ def run(config: Config, run_dir: Path) -> None:
         tokenizer = source.world.tokenizer()
     else:
         raise UserError("policy.path and policy.base are both null: name a model to start from (policy.base=FOLDER)")
-    chat = ChatFormat(tokenizer, "policy")
+    chat = ChatFormat(tokenizer, "policy", None if c.base is None else vocabulary(c.base, "policy.base"))
+    if comm.is_main():
+        for note in check_known(source, chat):
+            print(f"r2m: note: {note}", file=sys.stderr)
 
     if c.base is not None:
         lm = load_causal_lm(c.base, "policy.base", DTYPES[config.engine.dtype])

@@ -24,6 +24,7 @@ from r2m_cli.judges.openai_judge import OpenAIJudge
 from r2m_cli.loop import train, weight_at
 from r2m_cli.models.actors import Actors
 from r2m_cli.models.sharing import ASKED
+from r2m_cli.models.tokenizers import check_known
 from r2m_cli.observe import Observer
 from r2m_cli.schema import Config
 from r2m_cli.seeds import mix
@@ -41,6 +42,7 @@ def run(config: Config, run_dir: Path) -> None:
     source = load_source(config.data, config.eval.prompts)
     actors = build_actors(config, source)
     prompts, eval_prompts, notes = usable_prompts(source, actors.format, config)
+    notes += check_known(source, actors.format, actors.reward.format)
     labels = real_labels(config, source, actors)
 
     state: dict[str, Any] = {"step": 0, "tokens": 0, "beta": None, "seconds": 0.0}

@@ -1,0 +1,139 @@
+"""A model folder before transformers reads it: files that are none, numbers that no machine can hold, adapters, quantisation.
+
+transformers answers such folders with tracebacks, hangs, or, worst, with other weights than are meant.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from r2m_cli.errors import UserError
+from r2m_cli.models.boundary import foreign
+from r2m_cli.models.weights import PICKLED, SAFETENSORS, Shapes, stored
+
+READ = (
+    ".json",
+    ".jinja",
+    ".txt",
+    ".model",
+    ".safetensors",
+    ".bin",
+    ".tiktoken",
+)  # what transformers opens, by its ending
+LFS = b"version https://git-lfs"
+ADAPTER = "adapter_config.json"
+# More of them is no model that anyone has, whatever its weights.
+MANY_LAYERS, MANY, MANY_NUMBERS = 1000, 10**4, 10**6
+LAYERS = re.compile(r"((n|num|encoder|decoder)_)+(\w+_)?layers?")
+COUNTS = re.compile(r"(n|num)_(\w+_)?(labels|heads|experts|groups|blocks|stages)")
+SIZES = re.compile(r"\w*(size|dim|embd|inner|rank|d_model|d_ff|d_kv|n_positions|n_ctx)")
+
+
+def check_folder(folder: Path, where: str) -> None:
+    """Look at every file that transformers would open; of the weights only names and shapes are read.
+
+    Args:
+        where: configuration key=value that named the folder.
+
+    Raises:
+        UserError: files that cannot be read, a config.json that cannot be meant, adapters, quantised weights.
+    """
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{where}: {_no_model(folder)}")
+    with foreign(where, "cannot be read"):
+        files = sorted(path for path in folder.iterdir() if path.suffix in READ and not path.name.startswith("."))
+    for file in files:
+        _check_file(file)
+    if (folder / ADAPTER).exists():
+        if any((folder / f"{name}{end}").exists() for name in (SAFETENSORS, PICKLED) for end in ("", ".index.json")):
+            raise UserError(
+                f"{where}: holds adapter files ({ADAPTER}) beside whole weights, and transformers would add the adapter to them; "
+                "if it is merged already, move adapter_* away, else merge it: "
+                "AutoPeftModelForCausalLM.from_pretrained(FOLDER).merge_and_unload().save_pretrained(NEW)"
+            )
+        raise UserError(f"{where}: {_no_model(folder)}")
+    config = json_object(folder / "config.json")
+    quantised = config.get("quantization_config")
+    if quantised:
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else None
+        raise UserError(
+            f"{where}: its weights are quantised (quantization_config{f': {method}' if method else ''} in config.json), and r2m "
+            "reads plain ones; name the model that it was made from"
+        )
+    check_numbers(config, stored(folder), str(folder / "config.json"))
+
+
+def _no_model(folder: Path) -> str:
+    """Why a folder is no model that can be loaded, and what may be meant."""
+    if (folder / ADAPTER).is_file():
+        base = json_object(folder / ADAPTER).get("base_model_name_or_path")
+        mend = (
+            f"name {folder.parent / 'policy'}, which has it merged"
+            if (folder.parent / "policy" / "config.json").is_file()
+            else "merge it first: AutoPeftModelForCausalLM.from_pretrained(FOLDER).merge_and_unload().save_pretrained(NEW), and the "
+            "base's tokenizer with it"
+        )
+        return f"the folder holds an adapter alone, of the base {base}; {mend}"
+    mend = "; a run's policy is in its policy/" if (folder / "policy" / "config.json").is_file() else ""
+    return f"the folder holds no config.json, so it is no Hugging Face model{mend}"
+
+
+def _check_file(file: Path) -> None:
+    if not file.is_file():
+        kind = "a folder" if file.is_dir() else "a link to nothing" if file.is_symlink() else "no regular file"
+        raise UserError(f"{file}: is {kind}; put the model's file in its place, or remove it")
+    if not os.access(file, os.R_OK):
+        raise UserError(f"{file}: cannot be read; chmod u+r makes it readable")
+    with foreign(str(file), "cannot be read"), file.open("rb") as opened:
+        begins = opened.read(len(LFS))
+    if begins == LFS:
+        raise UserError(f"{file}: is a Git LFS pointer and not the file itself; run `git lfs pull` in its folder")
+
+
+def json_object(file: Path) -> dict[str, Any]:
+    """The JSON object in a file of a model folder. Raises UserError."""
+    with foreign(str(file), "cannot be read as JSON"):
+        found = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        raise UserError(f"{file}: holds no JSON object but {json.dumps(found)[:40]}")
+    return found
+
+
+def check_numbers(config: dict[str, Any], held: Shapes, file: str) -> None:
+    """Raises UserError for counts and sizes that the weights cannot have: building such a model takes all memory, or for ever.
+
+    Args:
+        config: of config.json, with parts of its own (text_config, ...).
+        held: the weights, as from `stored`.
+    """
+    elements = sum(_elements(shape) for shape in held.values())
+    for key, value in _integers(config):
+        name = key.rpartition(".")[2]
+        if LAYERS.fullmatch(name):
+            limit, of = max(len(held), MANY_LAYERS), f"the weights have {len(held)} tensors"
+        elif COUNTS.fullmatch(name):
+            limit, of = MANY, "no model has so many"
+        elif SIZES.fullmatch(name):
+            limit, of = max(elements, MANY_NUMBERS), f"the weights have {elements:,} numbers in all"
+        else:
+            continue
+        if value > limit:
+            raise UserError(f"{file}: {key}={value}: {of}; it is not the config.json of these weights, or damaged")
+
+
+def _elements(shape: tuple[int, ...]) -> int:
+    product = 1
+    for size in shape:
+        product *= size
+    return product
+
+
+def _integers(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, int]]:
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from _integers(value, f"{prefix}{key}.")
+        elif isinstance(value, int) and not isinstance(value, bool):
+            yield prefix + key, value

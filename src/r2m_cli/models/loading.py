@@ -1,5 +1,6 @@
 """Models and tokenizers by name: a folder, the hub, the packaged SmolLM2, or a fresh small Llama."""
 
+import inspect
 import os
 import re
 from pathlib import Path
@@ -139,8 +140,9 @@ def _check_runs(model: PreTrainedModel, where: str) -> None:
     rows = len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
     # Classifiers after BART pool at the end token.
     ids = [1 % rows, 2 % rows, end if isinstance(end, int) and 0 <= end < rows else 3 % rows]
+    options = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
     with foreign(where, "loads, but cannot read three tokens; look into its config.json"):
-        logits = model(input_ids=torch.tensor([ids], device=model.device)).logits
+        logits = model(input_ids=torch.tensor([ids], device=model.device), **options).logits
     if not bool(logits.isfinite().all()):
         raise UserError(
             f"{where}: what it makes of three tokens is not finite: NaN or infinity in its weights or config.json, or numbers too "

@@ -31,7 +31,11 @@ def read_tokenizer(source: str, where: str, rows: int | None) -> PreTrainedToken
     Raises:
         UserError: not loadable; or one that cannot tell texts apart, or of another model.
     """
-    with foreign(where, _missing(source) or "its tokenizer cannot be loaded"):
+    copy = "copy that of the model it was made from: AutoTokenizer.from_pretrained(MODEL).save_pretrained(FOLDER)"
+    folder = Path(source)
+    if folder.is_dir() and not any(any(folder.glob(name)) for name in FILES):
+        raise UserError(f"{where}: the folder holds no tokenizer (tokenizer.json); {copy}")
+    with foreign(where, "its tokenizer cannot be loaded"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         longest = tokenizer.model_max_length
         added = tokenizer.added_tokens_decoder
@@ -40,12 +44,11 @@ def read_tokenizer(source: str, where: str, rows: int | None) -> PreTrainedToken
         usable = not unknown and _tells_apart(tokenizer)
     if unknown:
         raise UserError(
-            f"{where}: its {unknown[0]} {getattr(tokenizer, unknown[0])!r} is no token of its vocabulary; mend tokenizer_config.json "
+            f"{where}: its {unknown[0]} {getattr(tokenizer, unknown[0])!r} is no token of its vocabulary; correct tokenizer_config.json "
             "or special_tokens_map.json"
         )
     if not usable:
-        found = _missing(source) or "its tokenizer cannot tell texts apart: none comes back as it went in"
-        raise UserError(f"{where}: {found}; copy the tokenizer of the model it was made from, with save_pretrained")
+        raise UserError(f"{where}: its tokenizer cannot tell texts apart, none comes back as it went in; {copy}")
     if isinstance(longest, bool) or not isinstance(longest, int | float) or not longest >= 1:
         raise UserError(
             f"{where}: tokenizer_config.json says model_max_length={longest!r}; a number of tokens is at least 1"
@@ -65,13 +68,6 @@ def _has_number(tokenizer: PreTrainedTokenizerBase, kind: str) -> bool:
     except RecursionError:
         return False
     return True
-
-
-def _missing(source: str) -> str:
-    """What to say of a folder that has no file of a tokenizer; nothing of others."""
-    folder = Path(source)
-    there = not folder.is_dir() or any(any(folder.glob(name)) for name in FILES)
-    return "" if there else "the folder holds no tokenizer (tokenizer.json)"
 
 
 def _tells_apart(tokenizer: PreTrainedTokenizerBase) -> bool:

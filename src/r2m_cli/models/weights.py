@@ -115,9 +115,9 @@ def check_keys(model: PreTrainedModel, info: dict[str, Any], where: str, base: s
             f"{where}: {weight} has the shape {list(found)} in its weights and {list(needed)} by its config.json"
         )
     missing, unused = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
-    renamed = _renamed(missing, unused)
+    renamed = _renamed({key for key in missing if _of_body(model, key)}, unused)
     if renamed:
-        raise UserError(f"{where}: its weights have other names than the model's, {unused[0]} for one: {renamed}")
+        raise UserError(f"{where}: its weights have other names than the model's, {unused[0]} for one; {renamed}")
     if new_head:
         missing, unused = (
             [key for key in keys if _of_body(model, key) and "pooler" not in key] for keys in (missing, unused)
@@ -152,26 +152,27 @@ def _of_body(model: PreTrainedModel, key: str) -> bool:
     return key.startswith(f"{prefix}.") if prefix and hasattr(model, prefix) else not _of_head(key)
 
 
-def _renamed(missing: list[str], unused: list[str]) -> str:
+def _renamed(missing: set[str], unused: list[str]) -> str:
     """Who has renamed the weights, and how to undo it; nothing where they are not the missing ones under other names."""
     if any(".lora_A." in key or ".base_layer." in key for key in unused):
         return (
             "peft's adapters are still apart in them; merge before saving, "
             "peft_model.merge_and_unload().save_pretrained(FOLDER)"
         )
-    wanted, found = set(missing), Counter[str]()
+    found = Counter[str]()
     for key in unused:
         parts = key.split(".")
-        own = next((i for i in range(1, len(parts)) if ".".join(parts[i:]) in wanted), 0)
+        own = next((i for i in range(1, len(parts)) if ".".join(parts[i:]) in missing), 0)
         if own:
             found[".".join(parts[:own]) + "."] += 1
-        elif key.replace(FSDP, "") in wanted:
+        elif key.replace(FSDP, "") in missing:
             found[FSDP] += 1
     if not found:
         return ""
     prefix = found.most_common(1)[0][0]
     by = next((name for mark, name in WRAPPERS.items() if mark in prefix), "a wrapper")
+    stripped = f"name.replace({prefix!r}, '')" if prefix == FSDP else f"name.removeprefix({prefix!r})"
     return (
-        f"{by} has put {prefix!r} before them; save the model that is inside the wrapper, or rename them, "
-        f"{{name.replace({prefix!r}, ''): tensor for name, tensor in state_dict.items()}}"
+        f"{by} has put {prefix!r} before them; save the model that is inside the wrapper, or rename them: "
+        f"{{{stripped}: tensor for name, tensor in state_dict.items()}}"
     )

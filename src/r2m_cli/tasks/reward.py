@@ -71,8 +71,8 @@ def run(config: Config, run_dir: Path) -> None:
     else:
         raise UserError("reward.path and reward.base are both null: name a model to start from (reward.base=FOLDER)")
     chat = ChatFormat(tokenizer, "reward model", None if c.base is None else vocabulary(c.base, "reward.base"))
-    if comm.is_main():
-        for note in check_known(source, chat):
+    for note in check_known(source, chat):
+        if comm.is_main():
             print(f"r2m: note: {note}", file=sys.stderr)
     seed = varied(config.data.seed, c.fit.seed)
     if c.base is not None:

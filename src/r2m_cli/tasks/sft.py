@@ -43,8 +43,8 @@ def run(config: Config, run_dir: Path) -> None:
     else:
         raise UserError("policy.path and policy.base are both null: name a model to start from (policy.base=FOLDER)")
     chat = ChatFormat(tokenizer, "policy", None if c.base is None else vocabulary(c.base, "policy.base"))
-    if comm.is_main():
-        for note in check_known(source, chat):
+    for note in check_known(source, chat):
+        if comm.is_main():
             print(f"r2m: note: {note}", file=sys.stderr)
 
     if c.base is not None:

@@ -116,7 +116,8 @@ def test_a_real_language_model_on_dialogues(r2m: Run, tmp_path: Path, engine: st
 
 def test_completions_are_learnt_from_and_compared_with(r2m: Run, tmp_path: Path, base: Path) -> None:
     """Rows as of summarisation data: a prompt and one good reply, no labels."""
-    rows_ = [{"prompt": f"tell me about number {i}", "completion": f"number {i} is even ."} for i in range(0, 40, 2)]
+    words = [word for word in sorted(GoldWorld().tokenizer().get_vocab()) if word.isalpha()][:20]
+    rows_ = [{"prompt": f"tool : {word}", "completion": f"i suggest {word} ."} for word in words]
     (tmp_path / "summaries.jsonl").write_text("\n".join(map(json.dumps, rows_)))
     data = ("data=file", "data.path=summaries.jsonl", "data.holdout=0.2", *QUICK)
     r2m("sft", *data, f"policy.base={base}", "output=policy")
@@ -127,4 +128,4 @@ def test_completions_are_learnt_from_and_compared_with(r2m: Run, tmp_path: Path,
     figures = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
     assert figures["win_rate/wins"] + figures["win_rate/ties"] + figures["win_rate/losses"] == 4
     others = [json.loads(line)["other"] for line in (tmp_path / "evaluation" / "comparisons.jsonl").open()]
-    assert all(text.endswith("is even .") for text in others)
+    assert all(text.startswith("i suggest ") for text in others)

@@ -247,6 +247,7 @@ def test_pointers_pipes_folders_and_links_in_place_of_files(policy, file: str) -
         ({"rms_norm_eps": float("nan")}, "is not finite"),
         ({"hidden_act": "nope"}, "cannot be loaded in this folder"),
         ({"model_type": "nope"}, "cannot be loaded in this folder"),
+        ({"model_type": "nope", "auto_map": {"AutoModel": "modeling.Nope"}}, "needs code of its own (auto_map"),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantised (quantization_config: gptq"),
         ({"quantization_config": {"load_in_4bit": True}}, "quantised"),
     ],

@@ -10,19 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from transformers import CONFIG_MAPPING
+
 from r2m_cli.errors import UserError
 from r2m_cli.models.boundary import foreign
 from r2m_cli.models.weights import PICKLED, SAFETENSORS, Shapes, stored
 
-READ = (
-    ".json",
-    ".jinja",
-    ".txt",
-    ".model",
-    ".safetensors",
-    ".bin",
-    ".tiktoken",
-)  # what transformers opens, by its ending
+# What transformers opens, by its ending.
+READ = (".json", ".jinja", ".txt", ".model", ".safetensors", ".bin", ".tiktoken")
 LFS = b"version https://git-lfs"
 ADAPTER = "adapter_config.json"
 # More of them is no model that anyone has, whatever its weights.
@@ -56,6 +51,11 @@ def check_folder(folder: Path, where: str) -> None:
             )
         raise UserError(f"{where}: {_no_model(folder)}")
     config = json_object(folder / "config.json")
+    if config.get("auto_map") and str(config.get("model_type")) not in CONFIG_MAPPING:
+        raise UserError(
+            f"{where}: it needs code of its own (auto_map in config.json), which r2m does not run; name a model whose architecture "
+            "transformers has"
+        )
     quantised = config.get("quantization_config")
     if quantised:
         method = quantised.get("quant_method") if isinstance(quantised, dict) else None

@@ -5,6 +5,7 @@ from collections import Counter
 from math import prod
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from safetensors import safe_open
@@ -65,9 +66,7 @@ def _tensors(file: Path) -> Shapes:
     with foreign(str(file), f"{damaged}, or holds other Python objects than tensors, which are never run here; save the "
                  "model anew with save_pretrained"):  # fmt: skip
         # mmap reads nothing of the data; files of torch before 1.6 are no zip archives and cannot be mapped.
-        found = torch.load(
-            file, map_location="meta", weights_only=True, mmap=torch.serialization._is_zipfile(file.open("rb"))
-        )
+        found = torch.load(file, map_location="meta", weights_only=True, mmap=is_zipfile(file))
     if not isinstance(found, dict) or not all(isinstance(v, torch.Tensor) for v in found.values()):
         raise UserError(
             f"{file}: is no state_dict (name -> tensor) but a {type(found).__name__}, as of a whole training state; save the "

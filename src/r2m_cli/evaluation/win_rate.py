@@ -11,7 +11,6 @@ import torch
 from r2m_cli.batch import Prompt, Rollout
 from r2m_cli.cache import cache_dir
 from r2m_cli.data.source import Source
-from r2m_cli.data.template import ChatFormat
 from r2m_cli.distributed.engine import DTYPES, SingleEngine
 from r2m_cli.errors import UserError
 from r2m_cli.evaluation.findings import Findings, units_of
@@ -21,9 +20,10 @@ from r2m_cli.judges.openai_judge import OpenAIJudge
 from r2m_cli.loop import EVAL
 from r2m_cli.maths.statistics import length_controlled_win_rate, win_rate
 from r2m_cli.models.actors import Actors
-from r2m_cli.models.loading import context_length, load_causal_lm, load_tokenizer
+from r2m_cli.models.formats import policy_format
+from r2m_cli.models.loading import context_length, load_causal_lm
 from r2m_cli.models.policy import Policy
-from r2m_cli.schema import Config
+from r2m_cli.schema import Config, PolicyConfig
 from r2m_cli.seeds import mix
 from r2m_cli.stages.rollout import rollout
 
@@ -147,7 +147,7 @@ def measure(judge: Judge, batch: Rollout, others: list[Opponent | None], finding
 def _sampled(config: Config, actors: Actors, prompts: list[Prompt]) -> Rollout:
     """The other policy's responses to the same prompts, from the same draws, through its own tokenizer and template."""
     name, key = config.eval.against, "eval.against"
-    chat = ChatFormat(load_tokenizer(name, key), "policy of eval.against")
+    chat = policy_format(PolicyConfig(), name, key)
     lm = load_causal_lm(name, key, DTYPES[config.engine.dtype])
     limit = context_length(lm.config)
     longest = max(len(chat.prompt_ids(prompt)) for prompt in prompts) + config.rollout.max_new_tokens

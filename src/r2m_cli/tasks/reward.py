@@ -14,14 +14,14 @@ from r2m_cli.build import local_device
 from r2m_cli.data.labels import labelled_pairs, save_pairs
 from r2m_cli.data.preferences import Pair
 from r2m_cli.data.source import load_source
-from r2m_cli.data.template import ChatFormat
 from r2m_cli.distributed import comm
 from r2m_cli.distributed.engine import DTYPES, make_engine
 from r2m_cli.errors import UserError
 from r2m_cli.fit import fit
 from r2m_cli.maths.reward_loss import bradley_terry
 from r2m_cli.models.actors import pad
-from r2m_cli.models.loading import fresh_llama, load_reward_model, load_tokenizer, readable
+from r2m_cli.models.formats import format_of, reward_format
+from r2m_cli.models.loading import fresh_llama, load_reward_model, readable
 from r2m_cli.models.lora import merged, with_lora
 from r2m_cli.models.reward_model import RewardBackbone, find_head, frozen_head
 from r2m_cli.progress import Count
@@ -62,12 +62,12 @@ def run(config: Config, run_dir: Path) -> None:
     pairs, heldout = pairs[: c.fit.rows], heldout[: config.eval.pairs]
 
     if c.base is not None:
-        tokenizer = load_tokenizer(c.base, "reward.base")
+        chat = reward_format(c, c.base, "reward.base")
     elif source.world is not None:
-        tokenizer = source.world.tokenizer()
+        chat = format_of(source.world.tokenizer(), "reward model", c.template, c.end_token)
     else:
         raise UserError("reward.path and reward.base are both null: name a model to start from (reward.base=FOLDER)")
-    chat = ChatFormat(tokenizer, "reward model")
+    tokenizer = chat.tokenizer
     seed = varied(config.data.seed, c.fit.seed)
     if c.base is not None:
         with torch.random.fork_rng(devices=[]):
@@ -94,7 +94,7 @@ def run(config: Config, run_dir: Path) -> None:
     fitting = _fit_head if c.fit.parameters == "head" else _fit_backbone
     figures = fitting(config, classifier, rows, tests, chat.pad_id, device, run_dir)
     if comm.is_main():
-        tokenizer.save_pretrained(run_dir)
+        chat.save(run_dir)
         (run_dir / "fit.json").write_text(json.dumps(figures | {"pairs": len(rows), "heldout": len(tests)}, indent=2))
         if source.world is not None:
             save_pairs(run_dir, pairs, heldout)

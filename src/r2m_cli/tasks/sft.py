@@ -17,7 +17,8 @@ from r2m_cli.distributed.engine import DTYPES, Engine, make_engine
 from r2m_cli.errors import UserError
 from r2m_cli.fit import fit
 from r2m_cli.models.actors import pad
-from r2m_cli.models.loading import fresh_llama, load_causal_lm, load_tokenizer
+from r2m_cli.models.formats import format_of, policy_format
+from r2m_cli.models.loading import fresh_llama, load_causal_lm
 from r2m_cli.models.lora import merged, with_lora
 from r2m_cli.models.policy import Policy
 from r2m_cli.models.sequences import Sequences
@@ -35,24 +36,23 @@ def run(config: Config, run_dir: Path) -> None:
     """
     source, c = load_source(config.data, 1), config.policy
     if c.base is not None:
-        tokenizer = load_tokenizer(c.base, "policy.base")
+        chat = policy_format(c, c.base, "policy.base")
     elif source.world is not None:
-        tokenizer = source.world.tokenizer()
+        chat = format_of(source.world.tokenizer(), "policy", c.template)
     else:
         raise UserError("policy.path and policy.base are both null: name a model to start from (policy.base=FOLDER)")
-    chat = ChatFormat(tokenizer, "policy")
 
     if c.base is not None:
         lm = load_causal_lm(c.base, "policy.base", DTYPES[config.engine.dtype])
     else:
-        lm = fresh_llama(c, tokenizer, chat.pad_id, config.data.seed, scorer=False)
+        lm = fresh_llama(c, chat.tokenizer, chat.pad_id, config.data.seed, scorer=False)
     fitted = with_lora(lm, c.fit.lora_rank, "CAUSAL_LM") if c.fit.parameters == "lora" else lm
     engine, figures = fit_lm(lm, chat, source.demonstrations, config, c.fit)
     with engine.whole():
         if comm.is_main():
             merged(fitted).save_pretrained(run_dir)
     if comm.is_main():
-        tokenizer.save_pretrained(run_dir)
+        chat.save(run_dir)
         (run_dir / "fit.json").write_text(json.dumps(figures, indent=2))
         print(
             f"r2m: SFT on {figures['demonstrations']} demonstrations: loss {figures['loss']:.3f} nats per token",

@@ -1,0 +1,41 @@
+"""The formatter of every model that is named: its tokenizer, read as the configuration or its folder says."""
+
+from pathlib import Path
+from typing import Any
+
+from r2m_cli.data.forms import chosen
+from r2m_cli.data.template import ChatFormat
+from r2m_cli.models.loading import load_tokenizer, resolve
+from r2m_cli.schema import PolicyConfig, RewardConfig
+
+
+def policy_format(c: PolicyConfig, name: str, key: str) -> ChatFormat:
+    """Of the policy `name`, which `key` named. Raises UserError, also from `ChatFormat`."""
+    return format_of(load_tokenizer(name, key), "policy", c.template, folder=_folder(name, key))
+
+
+def reward_format(c: RewardConfig, name: str, key: str) -> ChatFormat:
+    """Of the reward model `name`, which `key` named. Raises UserError, also from `ChatFormat`."""
+    return format_of(load_tokenizer(name, key), "reward model", c.template, c.end_token, _folder(name, key))
+
+
+def format_of(
+    tokenizer: Any, who: str, template: str | None = None, end_token: bool | None = None, folder: Path | None = None
+) -> ChatFormat:
+    """A tokenizer's formatter.
+
+    Args:
+        who: as `ChatFormat.name`.
+        template, end_token: policy.template, or reward.template and reward.end_token.
+        folder: of the model, whose record counts where these are None.
+    """  # fmt: skip
+    key = "policy.template" if who == "policy" else "reward.template"
+    choice, jinja = chosen(template, end_token, folder, key)
+    if jinja is not None:
+        tokenizer.chat_template = jinja
+    return ChatFormat(tokenizer, who, choice)
+
+
+def _folder(name: str, key: str) -> Path | None:
+    path = Path(resolve(name, key))
+    return path if path.is_dir() else None

@@ -168,13 +168,15 @@ def build_reward(config: Config, feedback_size: int, device: torch.device, key: 
                 head, size, f.dim, seed, f.init_scale, f.scale == "rte", f.heads, f.query == "learned"
             )
         feedback = make_engine(module, config.engine, device, weight_decay=0.0, max_grad_norm=0.0, small=True)
+    max_tokens, limited_by = readable(classifier, chat.tokenizer, config.reward.max_tokens)
     backbone = RewardBackbone(classifier, config.engine.attention, reads(config, "reward"), chat.boundary)
     return RewardModel(
         backbone=place_frozen(backbone, config.engine, device),
         frozen_head=initial,
         feedback=feedback,
         format=chat,
-        max_tokens=readable(classifier, chat.tokenizer, config.reward.max_tokens),
+        max_tokens=max_tokens,
+        limited_by=limited_by,
         kind=f.kind,
         states=f.states,
         ensemble=_ensemble(config, device) if config.reward.paths else None,
@@ -199,9 +201,10 @@ def _ensemble(config: Config, device: torch.device) -> Ensemble:
     further = []
     for i, path in enumerate(c.paths):
         alone = replace(config, reward=replace(c, path=path, paths=[]), feedback=replace(config.feedback, kind="none"))
-        further.append(build_reward(alone, 0, device, f"reward.paths[{i}]").score)
+        further.append(build_reward(alone, 0, device, f"reward.paths[{i}]"))
     calibrations = tuple(calibration_of(path) or Calibration() for path in (c.path, *c.paths))
-    return Ensemble(tuple(further), calibrations, c.combine, c.uncertainty)
+    readers = tuple(reader for member in further for reader in member.readers)
+    return Ensemble(tuple(member.score for member in further), calibrations, c.combine, c.uncertainty, readers)
 
 
 def reads(config: Config, model: str, lora: bool = False) -> str:

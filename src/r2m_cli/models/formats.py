@@ -11,12 +11,14 @@ from r2m_cli.schema import PolicyConfig, RewardConfig
 
 def policy_format(c: PolicyConfig, name: str, key: str) -> ChatFormat:
     """Of the policy `name`, which `key` named. Raises UserError, also from `ChatFormat`."""
-    return format_of(load_tokenizer(name, key), "policy", c.template, folder=_folder(name, key))
+    who = "policy" if key.startswith("policy.") else f"policy of {key}"
+    return format_of(load_tokenizer(name, key), who, c.template, folder=_folder(name, key))
 
 
 def reward_format(c: RewardConfig, name: str, key: str) -> ChatFormat:
     """Of the reward model `name`, which `key` named. Raises UserError, also from `ChatFormat`."""
-    return format_of(load_tokenizer(name, key), "reward model", c.template, c.end_token, _folder(name, key))
+    who = "reward model" if key.startswith("reward.") else f"reward model of {key}"
+    return format_of(load_tokenizer(name, key), who, c.template, c.end_token, _folder(name, key))
 
 
 def format_of(
@@ -29,7 +31,7 @@ def format_of(
         template, end_token: policy.template, or reward.template and reward.end_token.
         folder: of the model, whose record counts where these are None.
     """  # fmt: skip
-    key = "policy.template" if who == "policy" else "reward.template"
+    key = "policy.template" if who.startswith("policy") else "reward.template"
     choice, jinja = chosen(template, end_token, folder, key)
     if jinja is not None:
         tokenizer.chat_template = jinja

@@ -88,7 +88,11 @@ def length_controlled_win_rate(
         return torch.where(same, _mean(preferences, times), _intercept(preferences, feature, times).sigmoid())
 
     whole = rate(torch.ones(1, len(preferences), dtype=torch.float64)).item()
-    return Estimate(whole, *_interval(_units(preferences, units), resamples, seed, rate, whole, (0.0, 1.0)))
+    units, bounds = _units(preferences, units), (0.0, 1.0)
+    low, high = _interval(units, resamples, seed, rate, whole, bounds)
+    if (preferences == preferences[0]).all() and low == low:  # the ridge alone makes the resamples differ
+        low, high = _of_constant(whole, len(units.unique()), bounds)
+    return Estimate(whole, low, high)
 
 
 def resampled(units: Tensor, resamples: int, seed: int, statistic: Callable[[Tensor], Tensor]) -> Tensor:

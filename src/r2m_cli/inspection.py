@@ -3,7 +3,7 @@
 import torch
 
 from r2m_cli.data.preferences import Pair
-from r2m_cli.evaluation.findings import accuracy_of, percent, units_of
+from r2m_cli.evaluation.findings import accuracy_of, percent, units_of, unsure
 from r2m_cli.models.actors import Actors
 from r2m_cli.stages.labelled import score_pairs
 
@@ -54,8 +54,9 @@ def _describe(rewards: torch.Tensor, units: torch.Tensor, resamples: int) -> str
     if not len(rewards):
         return "no pair has finite rewards"
     margins = rewards[:, 0] - rewards[:, 1]
+    accuracy = accuracy_of(margins, units, resamples, seed=0)
     return (
-        f"{percent(accuracy_of(margins, units, resamples, seed=0))} ordered right, spread (standard deviation) {rewards.std():.3g}, mean margin "
+        f"{percent(accuracy)} ordered right{unsure(accuracy)}, spread (standard deviation) {rewards.std():.3g}, mean margin "
         f"{margins.mean():.3g}"
     )
 

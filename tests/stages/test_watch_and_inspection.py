@@ -118,10 +118,10 @@ def figures(rewards, pairs):
     spread = math.sqrt(sum((x - mean) ** 2 for x in everything) / (len(everything) - 1))
     ordered = torch.tensor([float(chosen > rejected) for chosen, rejected in rows])
     right = bootstrap_mean(ordered, 1000, 0, units_of(pair.prompt for pair in pairs), (0.0, 1.0))
-    chance = " (not distinguishable from chance)" if right.low <= 0.5 <= right.high else ""
-    shown = f"{right.value:.1%} [{100 * right.low:.1f}, {100 * right.high:.1f}]{chance}"
+    chance = ", not distinguishable from chance" if right.low <= 0.5 <= right.high else ""
+    shown = f"{right.value:.1%} [{100 * right.low:.1f}, {100 * right.high:.1f}]"
     margin = sum(chosen - rejected for chosen, rejected in rows) / len(rows)
-    return f"{shown} ordered right, spread (standard deviation) {spread:.3g}, mean margin {margin:.3g}"
+    return f"{shown} ordered right{chance}, spread (standard deviation) {spread:.3g}, mean margin {margin:.3g}"
 
 
 @pytest.mark.parametrize("micro_rows", [1, 4, 100])

@@ -12,7 +12,7 @@ from r2m_cli.analysis import figures
 from r2m_cli.analysis.results import Results, estimate
 from r2m_cli.analysis.sequences import CHOSEN, Selection
 from r2m_cli.errors import UserError
-from r2m_cli.evaluation.findings import CHANCE, accuracy_of
+from r2m_cli.evaluation.findings import accuracy_of, unsure
 from r2m_cli.maths.similarity import rowwise_similarity
 from r2m_cli.maths.statistics import resample_weights
 
@@ -67,8 +67,7 @@ def accuracy(rewards: Tensor, selection: Selection, apart: list[int], results: R
     units = selection.units[: selection.compared : 2][apart]
     right = accuracy_of(both[:, 0] - both[:, 1], units, results.resamples, results.seed)
     results.figures["reward_model"] = {"pairs": len(both), "accuracy": right}
-    unsure = f", {CHANCE}" if right.low <= 0.5 <= right.high else ""
-    results.line("-", f"reward model right, {len(both)} pairs{unsure}", right)
+    results.line("-", f"reward model right, {len(both)} pairs{unsure(right)}", right)
 
 
 def correlations(alike: Tensor, distance: Tensor) -> dict[str, float]:

@@ -102,11 +102,15 @@ def accuracy_of(margins: Tensor, units: Tensor, resamples: int, seed: int) -> Es
 
 
 def percent(accuracy: Estimate) -> str:
-    """An accuracy beside its interval, for one line of text: "56.2% [43.8, 68.8]", and whether chance explains it."""
+    """An accuracy beside its interval, for one line of text: "56.2% [43.8, 68.8]"."""
     if accuracy.interval is None:
         return f"{accuracy.value:.1%} ({NO_INTERVAL})"
-    unsure = f" ({CHANCE})" if accuracy.low <= 0.5 <= accuracy.high else ""
-    return f"{accuracy.value:.1%} [{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]{unsure}"
+    return f"{accuracy.value:.1%} [{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]"
+
+
+def unsure(accuracy: Estimate) -> str:
+    """What to add to an accuracy that chance explains as well; nothing to others."""
+    return f", {CHANCE}" if accuracy.low <= 0.5 <= accuracy.high else ""
 
 
 def units_of(prompts: Iterable[Sequence[Message]]) -> Tensor:

@@ -19,7 +19,7 @@ from r2m_cli.data.template import ChatFormat
 from r2m_cli.distributed import comm
 from r2m_cli.distributed.engine import DTYPES, make_engine
 from r2m_cli.errors import UserError
-from r2m_cli.evaluation.findings import accuracy_of, percent, units_of
+from r2m_cli.evaluation.findings import accuracy_of, percent, units_of, unsure
 from r2m_cli.fit import fit
 from r2m_cli.maths.reward_loss import bradley_terry
 from r2m_cli.maths.statistics import Estimate
@@ -113,7 +113,7 @@ def run(config: Config, run_dir: Path) -> None:
             save_pairs(run_dir, pairs, heldout)
         print(
             f"r2m: reward model on {len(rows)} pairs: {accuracies[0].value:.1%} -> {percent(accuracies[1])} of {len(tests)} "
-            f"held-out pairs right, loss {loss:.3f}",
+            f"held-out pairs right{unsure(accuracies[1])}, loss {loss:.3f}",
             flush=True,
         )
     comm.barrier()

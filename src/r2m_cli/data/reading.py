@@ -1,5 +1,6 @@
 """What a reward model reads of conversations, and what its limit on tokens does to them: counted and said."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -44,7 +45,7 @@ class Reader:
 
 def which_cut(readers: Sequence[Reader], prompts: Sequence[Prompt], replies: Sequence[str]) -> list[bool]:
     """Which conversations are cut, by any of the readers (the members of an ensemble)."""
-    return [any(reader.cuts(*text) for reader in readers) for text in zip(prompts, replies)]
+    return [bool(_cutters(readers, *text)) for text in zip(prompts, replies)]
 
 
 def cut_notes(readers: Sequence[Reader], prompts: Sequence[Prompt], replies: Sequence[str], what: str) -> list[str]:
@@ -53,11 +54,7 @@ def cut_notes(readers: Sequence[Reader], prompts: Sequence[Prompt], replies: Seq
     Args:
         what: the conversations, as in "31 of 64 WHAT are longer than ...".
     """
-    count = sum(which_cut(readers, prompts, replies))
-    if not count:
-        return []
-    tightest = max(readers, key=lambda reader: sum(reader.cuts(*text) for text in zip(prompts, replies)))
-    return [f"{count} of {len(replies)} {what} are longer than {tightest.limit}"]
+    return _notes([_cutters(readers, *text) for text in zip(prompts, replies)], what)
 
 
 def told_apart(readers: Sequence[Reader], pairs: Sequence[Pair], what: str) -> tuple[list[int], list[str]]:
@@ -68,16 +65,26 @@ def told_apart(readers: Sequence[Reader], pairs: Sequence[Pair], what: str) -> t
     Args:
         what: the pairs, as in "3 of 32 WHAT are equal ...".
     """
-    prompts = [pair.prompt for pair in pairs for _ in (pair.chosen, pair.rejected)]
-    replies = [reply for pair in pairs for reply in (pair.chosen, pair.rejected)]
-    notes = cut_notes(readers, prompts, replies, f"conversations of the {what}")
-    kept = [i for i, pair in enumerate(pairs) if not notes or not _made_equal(readers, pair)]
+    kept: list[int] = []
+    cutters: list[list[Reader]] = []  # of each conversation
+    for i, pair in enumerate(pairs):  # one pair at a time: a large file's conversations are not encoded again
+        both = [_cutters(readers, pair.prompt, reply) for reply in (pair.chosen, pair.rejected)]
+        cutters += both
+        if not any(both) or any(r.ids(pair.prompt, pair.chosen) != r.ids(pair.prompt, pair.rejected) for r in readers):
+            kept.append(i)
+    notes = _notes(cutters, f"conversations of the {what}")
     if len(kept) < len(pairs):
         notes.append(f"{len(pairs) - len(kept)} of the {len(pairs)} {what} are equal after that cut, and are left out")
     return kept, notes
 
 
-def _made_equal(readers: Sequence[Reader], pair: Pair) -> bool:
-    if not any(which_cut(readers, [pair.prompt] * 2, [pair.chosen, pair.rejected])):
-        return False
-    return all(reader.ids(pair.prompt, pair.chosen) == reader.ids(pair.prompt, pair.rejected) for reader in readers)
+def _cutters(readers: Sequence[Reader], prompt: Prompt, reply: str) -> list[Reader]:
+    return [reader for reader in readers if reader.cuts(prompt, reply)]
+
+
+def _notes(cutters: Sequence[Sequence[Reader]], what: str) -> list[str]:
+    count = sum(map(bool, cutters))
+    if not count:
+        return []
+    limit, _ = Counter(reader.limit for found in cutters for reader in found).most_common(1)[0]
+    return [f"{count} of {len(cutters)} {what} are longer than {limit}"]

@@ -16,8 +16,9 @@ def accuracy(actors: Actors, pairs: list[Pair], weight: float, budget: int, find
     """`pairs/accuracy` of the initial reward model on the text alone, and, where the run has feedback,
     `pairs/accuracy_feedback` of the live one, with `pairs/accuracy_difference`, the second minus the first on the same pairs.
 
-    A margin of 0 is wrong; pairs that are equal once they are cut to what the model reads are left out and counted
-    as `pairs/equal_after_cut`, and `pairs/cut_ratio` is the share of conversations of the others that are cut. Every pair goes to `pairs.jsonl` with its margins (chosen minus rejected, units of reward).
+    A margin of 0 is wrong; pairs that are equal once they are cut to what the model reads are left out and counted as
+    `pairs/equal_after_cut`; of the others `pairs/cut_ratio` is the share of conversations that are cut. Every pair goes to
+    `pairs.jsonl` with its margins (chosen minus rejected, units of reward).
     Intervals are over distinct prompts.
 
     Args:

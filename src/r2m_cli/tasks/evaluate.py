@@ -49,8 +49,9 @@ def run(config: Config, run_dir: Path) -> None:
     findings = Findings(run_dir, config.eval.bootstrap, config.seed)
     if run is None:
         findings.notes.append("no run= is given: this is the configured policy before any RL")
-    for chat in (actors.format, actors.reward.format, *([heldout.format] if heldout is not None else [])):
-        findings.notes += [note] if (note := chat.note()) is not None else []
+    read_by = [*actors.reward.readers, *(heldout.readers if heldout is not None else ())]
+    forms = [chat.note() for chat in (actors.format, *(reader.format for reader in read_by))]
+    findings.notes += dict.fromkeys(note for note in forms if note is not None)
     prompts = evaluation_prompts(source, actors.format, config, findings)
     budget = config.rollout.tokens_per_batch
     rows = rows_per_forward(budget, [config.rollout.max_prompt_tokens + config.rollout.max_new_tokens])

@@ -54,6 +54,7 @@ class Annotated:
     values: Tensor | None  # [B, R] the critic's, before each response token; None without a critic
     attention_entropy: Tensor  # [B] nats; empty without an adapter
     adapter_scale: Tensor  # [B]; empty without an adapter
+    cut: Tensor  # [B] true where the conversation is longer than the reward model reads
 
 
 @dataclass(frozen=True)

@@ -6,26 +6,20 @@ from pathlib import Path
 import torch
 
 from r2m_cli.cache import cache_dir, digest_of, key_of
+from r2m_cli.data.forms import BUILT_IN
 from r2m_cli.data.source import Source, identity_of
-from r2m_cli.data.template import ChatFormat
 from r2m_cli.distributed.engine import DTYPES, make_engine, place_frozen, resolve_device
 from r2m_cli.errors import UserError
 from r2m_cli.models.actors import Actors, RewardModel
 from r2m_cli.models.critic import Critic
 from r2m_cli.models.ensemble import Calibration, Ensemble, calibration_of
-from r2m_cli.models.loading import (
-    context_length,
-    load_causal_lm,
-    load_reward_model,
-    load_tokenizer,
-    readable,
-    vocabulary,
-)
+from r2m_cli.models.formats import policy_format, reward_format
+from r2m_cli.models.loading import context_length, load_causal_lm, load_reward_model, readable
 from r2m_cli.models.lora import BaseOfLora, with_lora
 from r2m_cli.models.policy import Policy
 from r2m_cli.models.reward_model import FeedbackHead, HeadOnly, RewardBackbone, find_head, frozen_head
 from r2m_cli.models.states import width
-from r2m_cli.schema import Config
+from r2m_cli.schema import Config, PolicyConfig, RewardConfig
 from r2m_cli.seeds import mix
 
 ADAPTER_SEED, LORA_SEED = 7, 10  # streams of random numbers for initial weights
@@ -33,7 +27,7 @@ ADAPTER_SEED, LORA_SEED = 7, 10  # streams of random numbers for initial weights
 
 def policy_cache(config: Config) -> Path:
     """Where the fitted policy of this configuration lies, or will lie."""
-    model = asdict(config.policy) | {"path": None, "base": _content(config.policy.base)}
+    model = _identity(config.policy)
     del model["lora_rank"]  # how RL trains it, not how it was fitted
     lengths = [config.rollout.max_prompt_tokens, config.rollout.max_new_tokens]  # demonstrations are cut to them
     rest = [config.data.demonstrations, lengths, config.engine.dtype]
@@ -43,7 +37,7 @@ def policy_cache(config: Config) -> Path:
 
 def reward_cache(config: Config) -> Path:
     """Where the fitted reward model of this configuration lies, or will lie."""
-    model = asdict(config.reward) | {"path": None, "base": _content(config.reward.base)}
+    model = _identity(config.reward)
     for key in ("members", "paths", "combine", "uncertainty"):  # a member of an ensemble is a model like any other
         del model[key]
     labels: list[object] = [identity_of(config.data), config.engine.dtype]
@@ -54,9 +48,24 @@ def reward_cache(config: Config) -> Path:
             config.rollout.max_new_tokens,
         ]
         labels += [config.rollout.temperature, config.eval.pairs]
+        if config.policy.template is not None:
+            labels.append(template_identity(config.policy.template))
         if config.reward.pretrain_epochs:
             labels += [asdict(config.policy.fit), config.data.demonstrations, config.rollout.max_prompt_tokens]
     return cache_dir() / f"reward-{key_of('reward', model, labels)}"
+
+
+def _identity(c: PolicyConfig | RewardConfig) -> dict[str, object]:
+    """What a fitted model is made of."""
+    model = asdict(c) | {"path": None, "base": _content(c.base), "template": template_identity(c.template)}
+    unset = [key for key in ("template", "end_token") if model.get(key) is None]
+    return {key: value for key, value in model.items() if key not in unset}
+
+
+def template_identity(template: str | None) -> str | None:
+    """A template file by what is in it; a built-in form by its name."""
+    file = Path(template or "").expanduser()
+    return digest_of(file) if template not in (None, *BUILT_IN) and file.is_file() else template
 
 
 def _content(name: str | None) -> str | None:
@@ -89,9 +98,7 @@ def build_actors(config: Config, source: Source, policy_path: str | None = None)
     """
     assert config.policy.path is not None, "prepare() fills it"
     device, dtype, engine = local_device(config), DTYPES[config.engine.dtype], config.engine
-    chat = ChatFormat(
-        load_tokenizer(config.policy.path, "policy.path"), "policy", vocabulary(config.policy.path, "policy.path")
-    )
+    chat = policy_format(config.policy, config.policy.path, "policy.path")
     lm = load_causal_lm(policy_path or config.policy.path, "policy.path", dtype)
     check_context(config, f"policy.path={config.policy.path}", context_length(lm.config))
     training, trainer = config.task == "train", config.ppo
@@ -146,7 +153,7 @@ def build_reward(config: Config, feedback_size: int, device: torch.device, key: 
         key: the configuration key that named the model, for error messages.
     """
     assert config.reward.path is not None
-    chat = ChatFormat(load_tokenizer(config.reward.path, key), "reward model", vocabulary(config.reward.path, key))
+    chat = reward_format(config.reward, config.reward.path, key)
     dtype = DTYPES[config.engine.dtype]
     classifier = load_reward_model(config.reward.path, key, dtype, chat.pad_id)
     head = find_head(classifier)
@@ -161,13 +168,15 @@ def build_reward(config: Config, feedback_size: int, device: torch.device, key: 
                 head, size, f.dim, seed, f.init_scale, f.scale == "rte", f.heads, f.query == "learned"
             )
         feedback = make_engine(module, config.engine, device, weight_decay=0.0, max_grad_norm=0.0, small=True)
-    backbone = RewardBackbone(classifier, config.engine.attention, reads(config, "reward"))
+    max_tokens, limited_by = readable(classifier, chat.tokenizer, config.reward.max_tokens)
+    backbone = RewardBackbone(classifier, config.engine.attention, reads(config, "reward"), chat.boundary)
     return RewardModel(
         backbone=place_frozen(backbone, config.engine, device),
         frozen_head=initial,
         feedback=feedback,
         format=chat,
-        max_tokens=readable(classifier, chat.tokenizer, config.reward.max_tokens),
+        max_tokens=max_tokens,
+        limited_by=limited_by,
         kind=f.kind,
         states=f.states,
         ensemble=_ensemble(config, device) if config.reward.paths else None,
@@ -179,7 +188,8 @@ def build_heldout_reward(config: Config, device: torch.device) -> RewardModel | 
     """The reward model that eval.reward names, which reads the text alone; None where it names none."""
     if config.eval.reward is None:
         return None
-    model = replace(config.reward, path=config.eval.reward, members=1, paths=[])
+    # reward.template is that of another model.
+    model = replace(config.reward, path=config.eval.reward, members=1, paths=[], template=None, end_token=None)
     alone = replace(config, reward=model, feedback=replace(config.feedback, kind="none"))
     return build_reward(alone, 0, device, key="eval.reward")
 
@@ -191,9 +201,10 @@ def _ensemble(config: Config, device: torch.device) -> Ensemble:
     further = []
     for i, path in enumerate(c.paths):
         alone = replace(config, reward=replace(c, path=path, paths=[]), feedback=replace(config.feedback, kind="none"))
-        further.append(build_reward(alone, 0, device, f"reward.paths[{i}]").score)
+        further.append(build_reward(alone, 0, device, f"reward.paths[{i}]"))
     calibrations = tuple(calibration_of(path) or Calibration() for path in (c.path, *c.paths))
-    return Ensemble(tuple(further), calibrations, c.combine, c.uncertainty)
+    readers = tuple(reader for member in further for reader in member.readers)
+    return Ensemble(tuple(member.score for member in further), calibrations, c.combine, c.uncertainty, readers)
 
 
 def reads(config: Config, model: str, lora: bool = False) -> str:

@@ -127,7 +127,7 @@ def export(
                     write_folder(run_dir / "policy_adapter", actors.lora.save_pretrained)
                     lm = merged_from(load_causal_lm(policy_path, "policy.path", lm.dtype), run_dir / "policy_adapter")
                 lm.save_pretrained(folder)
-                actors.format.tokenizer.save_pretrained(folder)
+                actors.format.save(folder)
 
             write_folder(run_dir / "policy", policy_files)
     if comm.is_main():
@@ -144,7 +144,7 @@ def export(
                 )
                 (folder / ADAPTER_CONFIG).write_text(json.dumps(feedback, indent=2))
             classifier.save_pretrained(folder)
-            chat.tokenizer.save_pretrained(folder)
+            chat.save(folder)
 
         write_folder(run_dir / "reward_model", reward_files)
     comm.barrier()

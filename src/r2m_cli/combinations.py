@@ -10,7 +10,18 @@ LEARNING = ("r2m", "noise", "shuffled", "head_only")  # kinds of feedback with a
 
 def check_combinations(config: Config) -> None:
     """Raises UserError for the first combination that cannot work."""
-    for check in (check_words, _starting_points, _ppo, _feedback, _reward, _judges, _engine, _data, _analysis):
+    for check in (
+        check_words,
+        _starting_points,
+        _templates,
+        _ppo,
+        _feedback,
+        _reward,
+        _judges,
+        _engine,
+        _data,
+        _analysis,
+    ):
         check(config)
 
 
@@ -41,6 +52,14 @@ def _starting_points(c: Config) -> None:
             raise UserError(
                 f"{key}.path={model.path}: names a model that is ready; `r2m {word}` starts from {key}.base, name it there"
             )
+
+
+def _templates(c: Config) -> None:
+    if c.policy.template == "pair":
+        raise UserError(
+            "policy.template=pair: a policy goes on with one text, pair gives a model two; it is for reward models "
+            "(reward.template=pair)"
+        )
 
 
 def _ppo(c: Config) -> None:

@@ -3,14 +3,15 @@
 import torch
 
 from r2m_cli.data.preferences import Pair
+from r2m_cli.evaluation.findings import accuracy_of, percent, units_of, unsure
 from r2m_cli.models.actors import Actors
 from r2m_cli.stages.labelled import score_pairs
 
 
 def inspect_reward_model(
-    actors: Actors, pairs: list[Pair], omega: float, budget: int, warm: bool = False
+    actors: Actors, pairs: list[Pair], omega: float, budget: int, warm: bool = False, resamples: int = 1000
 ) -> tuple[list[str], list[str]]:
-    """Accuracy and spread as notes for the person, and warnings where the rewards are flat, no better than chance, or worse
+    """Accuracy, with its interval, and spread as notes for the person, and warnings where the rewards are flat, no better than chance, or worse
     with feedback than without.
 
     Every rank scores the same pairs.
@@ -18,12 +19,14 @@ def inspect_reward_model(
     Args:
         omega: w(T), the weight at which the adapter's part is shown.
         budget: tokens per forward.
+        resamples: behind the interval, over distinct prompts.
         warm: adapter and head have learnt from labelled pairs, so that they should be no worse than the text alone.
     """
     frozen, live = score_pairs(actors, pairs, omega, budget)
-    notes = [f"reward model on {len(pairs)} held-out pairs: {_describe(frozen)}"]
+    units = units_of(pair.prompt for pair in pairs)
+    notes = [f"reward model on {len(pairs)} held-out pairs: {_describe(frozen, units, resamples)}"]
     if live is not None and actors.reward.kind != "head_only":
-        notes.append(f"with feedback, before any RL, at w = {omega:g}: {_describe(live)}")
+        notes.append(f"with feedback, before any RL, at w = {omega:g}: {_describe(live, units, resamples)}")
     missing = int((~frozen.isfinite()).sum())
     warnings = []
     if missing:
@@ -59,13 +62,15 @@ def equal_rewards(margins: torch.Tensor) -> list[str]:
     ]
 
 
-def _describe(rewards: torch.Tensor) -> str:
-    rewards = rewards[rewards.isfinite().all(dim=1)]
+def _describe(rewards: torch.Tensor, units: torch.Tensor, resamples: int) -> str:
+    finite = rewards.isfinite().all(dim=1).cpu()
+    rewards, units = rewards.cpu()[finite], units[finite]
     if not len(rewards):
         return "no pair has finite rewards"
     margins = rewards[:, 0] - rewards[:, 1]
+    accuracy = accuracy_of(margins, units, resamples, seed=0)
     return (
-        f"{_accuracy(rewards):.1%} ordered right, spread (standard deviation) {rewards.std():.3g}, mean margin "
+        f"{percent(accuracy)} ordered right{unsure(accuracy)}, spread (standard deviation) {rewards.std():.3g}, mean margin "
         f"{margins.mean():.3g}"
     )
 

@@ -142,7 +142,7 @@ def _new_folder(output: str) -> Path:
 
 def _figures(folder: Path) -> str:
     figures = json.loads((folder / "fit.json").read_text())
-    return "(" + ", ".join(f"{k} {v:.3g}" for k, v in figures.items()) + ")"
+    return "(" + ", ".join(f"{k} {v:.3g}" for k, v in figures.items() if v is not None) + ")"
 
 
 def execute(config: Config, run_dir: Path) -> None:

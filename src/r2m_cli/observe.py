@@ -57,6 +57,7 @@ def rollout_metrics(annotated: Annotated) -> MetricSums:
     metrics.add("reward", annotated.rewards)
     metrics.add("reward_frozen", annotated.frozen_rewards)
     metrics.add("frac_reward_missing", (~annotated.valid).float())
+    metrics.add("reward_model/cut_ratio", annotated.cut.float())
     if rollout.group_size > 1:
         std = annotated.rewards.std(dim=1)
         metrics.add("reward_std", std)

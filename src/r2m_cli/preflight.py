@@ -100,9 +100,13 @@ def _missing_from_hub(named: dict[str, str]) -> list[str]:
 
 def _check_local(config: Config, named: dict[str, str]) -> None:
     """Names that are no hub's must be on this disk."""
+    from r2m_cli.data.forms import BUILT_IN, read_template
     from r2m_cli.data.readers import read_rows
     from r2m_cli.models.loading import check_kind, load_tokenizer, looks_like_hub
 
+    for key, template in (("policy.template", config.policy.template), ("reward.template", config.reward.template)):
+        if template not in (None, *BUILT_IN) and not reads_curves_only(config):
+            read_template(template, key)
     for key, name in named.items():
         if looks_like_hub(name) or name == "smollm2":  # the weights of smollm2 are converted when they are wanted
             continue

@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from r2m_cli.combinations import check_words
+from r2m_cli.data.forms import BUILT_IN
 from r2m_cli.errors import UserError
 from r2m_cli.folders import checkpoints
 from r2m_cli.schema import Config
@@ -21,7 +22,7 @@ RESUMABLE = ("train.", "resume", "eval.", "checkpoint.", "logger.", "engine.thre
 EVALUABLE = ("task", "run", "seed", "data.", "rollout.", "eval.", "analysis.", "judge.", "engine.", "train.", "resume",
              "checkpoint.", "logger.")  # fmt: skip
 
-NO_PATHS = ("smollm2", "chosen")  # words that may stand where a path does
+NO_PATHS = ("smollm2", "chosen", *BUILT_IN)  # words that may stand where a path does
 
 
 def configured(composed: DictConfig, overrides: list[str]) -> Config:
@@ -123,9 +124,13 @@ def _absolute(config: Config) -> Config:
     policy, reward = config.policy, config.reward
     return replace(
         config,
-        policy=replace(policy, path=full(policy.path), base=full(policy.base)),
+        policy=replace(policy, path=full(policy.path), base=full(policy.base), template=full(policy.template)),
         reward=replace(
-            reward, path=full(reward.path), base=full(reward.base), paths=[full(path) for path in reward.paths]
+            reward,
+            path=full(reward.path),
+            base=full(reward.base),
+            template=full(reward.template),
+            paths=[full(path) for path in reward.paths],
         ),
         data=replace(config.data, path=full(config.data.path)),
         eval=replace(config.eval, against=full(config.eval.against), reward=full(config.eval.reward)),

@@ -42,6 +42,10 @@ class ModelConfig:
     path: str | None = None
     # where fitting starts when path is null: the same kinds of value; null: a fresh Llama of the sizes below
     base: str | None = None
+    # how conversations are written for the model: a file with a chat template (Jinja) | hh ("\n\nHuman: ...") | plain (the
+    # texts alone) | pair (reward models that read question and answer as two texts); null: its tokenizer's own template, or,
+    # without one, the text of a single message and hh for longer conversations
+    template: str | None = None
     # width of a fresh model
     hidden_size: int = 64
     # layers of a fresh model
@@ -70,8 +74,11 @@ class PolicyConfig(ModelConfig):
 
 @dataclass
 class RewardConfig(ModelConfig):
-    # tokens of a conversation that the reward model reads at most; older ones are cut off on the left
+    # tokens of a conversation that the reward model reads at most; older ones are cut off on the left, and that is counted
     max_tokens: int = 1024
+    # end token of a conversation: true (there is always one) | false (only what template and tokenizer write); null: where
+    # nothing else closes the reply
+    end_token: bool | None = None
     # reward models in an ensemble; those without a path are fitted with seeds of their own; 1: no ensemble
     members: int = 1
     # folders or hub names of the further members (the first is reward.path)

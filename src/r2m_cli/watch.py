@@ -21,6 +21,12 @@ RULES: dict[str, tuple[Callable[[float], bool], str]] = {
         "{value:.1%} of the rewards are not finite numbers; they are masked (advantage 0). Check the reward model, or try "
         "engine.dtype=fp32",
     ),
+    "reward_model/cut_ratio": (
+        lambda share: share > 0,
+        "{value:.1%} of the conversations are longer than the reward model reads and lose their beginning: raise "
+        "reward.max_tokens if that is the limit (a note at the start says which is), or lower rollout.max_prompt_tokens or "
+        "rollout.max_new_tokens",
+    ),
     "kl": (
         lambda nats: nats < -1 or nats > 100 or nats != nats,
         "KL to the reference is {value:.3g} nats per response. It is estimated by k1, so a little below 0 is noise; far "

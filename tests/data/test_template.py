@@ -1,13 +1,20 @@
 """ChatFormat: one formatter, real tokenizers trained in memory, templates in the styles that are in use."""
 
+from pathlib import Path
+
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from r2m_cli.data.forms import RECORD, Choice, chosen, write_record
 from r2m_cli.data.template import ChatFormat
 from r2m_cli.errors import UserError
+from r2m_cli.models.formats import reward_format
+from r2m_cli.models.reward_model import segments
+from r2m_cli.schema import RewardConfig
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -298,6 +305,169 @@ def test_no_eos_at_all() -> None:
     chat = ChatFormat(words("hi", "yes", unk_token="<unk>"))
     assert chat.eos_ids == set()
     assert chat.tokenizer.convert_ids_to_tokens(chat.conversation_ids(ASK, "yes")) == ["hi", "yes"]
+
+
+# ---- forms that a key names ----
+
+
+@pytest.mark.parametrize(
+    ("form", "text"),
+    [
+        (None, "be brief\n\nHuman: hi\n\nAssistant: hello there\n\nHuman: how are you?\n\nAssistant: fine</s>"),
+        ("hh", "be brief\n\nHuman: hi\n\nAssistant: hello there\n\nHuman: how are you?\n\nAssistant: fine</s>"),
+        ("plain", "be brief\nhi\nhello there\nhow are you? fine</s>"),
+        ("pair", "be brief\nhi\nhello there\nhow are you?fine"),
+    ],
+)
+def test_every_form_of_a_dialogue(form: str | None, text: str) -> None:
+    chat = ChatFormat(bpe(), "reward model", Choice(form))
+    assert read(chat, chat.conversation_ids([SYSTEM, *TALK], "fine")) == text
+
+
+@pytest.mark.parametrize(("form", "text"), [("hh", "\n\nHuman: hi\n\nAssistant: yes</s>"), ("plain", "hi yes</s>")])
+def test_a_form_that_is_asked_for_comes_before_the_tokenizers_template(form: str, text: str) -> None:
+    chat = ChatFormat(bpe(CHATML), "reward model", Choice(form))
+    assert read(chat, chat.conversation_ids(ASK, "yes")) == text
+    assert "yes</s>" in str(chat.note())
+    assert "reward.template" in str(chat.note())
+    assert BPE["chatml"].note() is None
+
+
+@pytest.mark.parametrize("form", ["hh", "plain"])
+def test_a_policy_goes_on_in_the_form_that_it_is_scored_in(form: str) -> None:
+    chat = ChatFormat(bpe(), "policy", Choice(form))
+    assert chat.prompt_ids(TALK) + chat.response_ids(TALK, "yes") == chat.conversation_ids(TALK, "yes")
+
+
+@pytest.mark.parametrize("template", [None, CHATML, OPEN])
+def test_the_end_token_is_there_or_not_by_key(template: str | None) -> None:
+    tokenizer = bpe(template)
+    without = ChatFormat(tokenizer, "reward model", Choice(end_token=False)).conversation_ids(ASK, "yes")
+    closed = ChatFormat(tokenizer, "reward model", Choice(end_token=True)).conversation_ids(ASK, "yes")
+    assert closed == [*without, tokenizer.eos_token_id]
+    ends_itself = {None: "hi yes", CHATML: "yes<|im_end|>\n", OPEN: "assistant: yes\n"}[template]
+    assert read(ChatFormat(tokenizer), without).endswith(ends_itself)
+
+
+def test_an_encoders_own_closing_token_is_no_end_token() -> None:
+    tokenizer = words("hi", "yes", post=("[CLS]", "[SEP]"), unk_token="[UNK]", pad_token="[PAD]")
+    kept = ChatFormat(tokenizer, "reward model", Choice(end_token=False)).conversation_ids(ASK, "yes")
+    assert tokenizer.convert_ids_to_tokens(kept) == ["[CLS]", "hi", "yes", "[SEP]"]
+    with pytest.raises(UserError, match=r"reward\.end_token=true: .* has no end token"):
+        ChatFormat(tokenizer, "reward model", Choice(end_token=True))
+
+
+def bert(**types: int) -> PreTrainedTokenizerFast:
+    """BERT's way with two texts; `types` the number of the second one."""
+    second = types.get("second", 1)
+    tokenizer = words(
+        "hi", "yes", "no", post=("[CLS]", "[SEP]"), unk_token="[UNK]", pad_token="[PAD]", sep_token="[SEP]"
+    )
+    ids = [(text, tokenizer.convert_tokens_to_ids(text)) for text in ("[CLS]", "[SEP]")]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair=f"[CLS] $A [SEP] $B:{second} [SEP]:{second}", special_tokens=ids
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer, unk_token="[UNK]", pad_token="[PAD]", sep_token="[SEP]",
+        cls_token="[CLS]", model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("limit", [100, 6, 5])
+def test_a_pair_is_what_the_tokenizer_makes_of_question_and_answer(limit: int) -> None:
+    tokenizer = bert()
+    chat = ChatFormat(tokenizer, "reward model", Choice("pair"))
+    whole = tokenizer("hi no", "yes no")
+    assert chat.conversation_ids([{"role": "user", "content": "hi no"}], "yes no") == whole["input_ids"]
+    ids = chat.cut(whole["input_ids"], limit)
+    assert chat.boundary == tokenizer.sep_token_id
+    found = segments(torch.tensor([ids + [0]]), torch.tensor([len(ids)]), chat.boundary)[0].tolist()
+    assert found == [0, *whole["token_type_ids"][len(whole["input_ids"]) - len(ids) + 1 :], 0]
+
+
+def test_texts_that_are_not_numbered_or_strangely() -> None:
+    assert ChatFormat(bert(second=0), "reward model", Choice("pair")).boundary is None
+    assert ChatFormat(bpe(), "reward model", Choice("pair")).boundary is None
+    with pytest.raises(UserError, match=r"reward\.template=pair: .* numbers two texts in a way"):
+        ChatFormat(bert(second=2), "reward model", Choice("pair"))
+
+
+def test_a_template_without_a_generation_prompt_is_for_reward_models_only() -> None:
+    bare = CHATML.split("{% if add")[0]
+    with pytest.raises(
+        UserError, match=r"ignores add_generation_prompt: '<\|im_start\|>assistant\\n' .*policy\.template=FILE"
+    ):
+        ChatFormat(bpe(bare))
+    chat = ChatFormat(bpe(bare), "reward model")
+    assert chat.conversation_ids(ASK, "yes") == ChatFormat(bpe(CHATML)).conversation_ids(ASK, "yes")
+
+
+@pytest.mark.parametrize(
+    ("template", "fault"),
+    [
+        ("", "renders to nothing"),
+        ("{# #}", "renders to nothing"),
+        ("{% for m in messages %}{{ m.role }}{% endfor %}", "drops what the user says"),
+        ("{{ messages[0].content }}", "drops what the assistant says"),
+    ],
+)
+def test_a_template_that_drops_what_is_said_is_one_line(template: str, fault: str) -> None:
+    with pytest.raises(UserError, match=fault) as caught:
+        ChatFormat(bpe(template), "reward model")
+    assert "reward.template" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+# ---- where the choice stands ----
+
+
+def test_a_key_comes_before_the_record_in_the_folder(tmp_path: Path) -> None:
+    file = tmp_path / "mine.jinja"
+    file.write_text(CHATML)
+    assert chosen(None, None, tmp_path, "reward.template") == (Choice(), None)
+    write_record(tmp_path, Choice("hh", end_token=False))
+    assert chosen(None, None, tmp_path, "reward.template") == (Choice("hh", end_token=False), None)
+    assert chosen("plain", None, tmp_path, "reward.template") == (Choice("plain", end_token=False), None)
+    assert chosen(str(file), True, tmp_path, "reward.template") == (Choice(None, end_token=True), CHATML)
+
+
+def test_a_saved_format_reads_the_same(tmp_path: Path) -> None:
+    for i, (template, choice) in enumerate(
+        [(None, Choice("hh")), (CHATML, Choice("plain", False)), (LLAMA3, Choice())]
+    ):
+        chat = ChatFormat(bpe(template), "reward model", choice)
+        chat.save(tmp_path / str(i))
+        again = reward_format(RewardConfig(), str(config_beside(tmp_path / str(i))), "reward.path")
+        assert again.conversation_ids(TALK, "yes") == chat.conversation_ids(TALK, "yes")
+
+
+def config_beside(folder: Path) -> Path:
+    """A folder that passes for a model's."""
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "the file is empty"),
+        (b"\xff\xfe\x00", "cannot be read as UTF-8"),
+        (None, "neither a file nor one of hh, plain, pair"),
+    ],
+)
+def test_a_file_that_is_no_template(tmp_path: Path, content: bytes | None, says: str) -> None:
+    file = tmp_path / "t.jinja"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(UserError, match=says):
+        chosen(str(file), None, None, "policy.template")
+
+
+@pytest.mark.parametrize("record", ["{", "[]", '{"template": "chatml"}', '{"end_token": 1}'])
+def test_a_damaged_record_is_one_line(tmp_path: Path, record: str) -> None:
+    (tmp_path / RECORD).write_text(record)
+    with pytest.raises(UserError, match=RECORD):
+        chosen(None, None, tmp_path, "reward.template")
 
 
 # ---- the pad ----

@@ -5,6 +5,7 @@ import functools
 import json
 import math
 import random
+import re
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -252,15 +253,16 @@ def test_a_file_of_pairs_and_what_is_missing_from_it(r2m: Run, tmp_path: Path) -
     assert len(turns) == 4
     assert all(text.startswith("Human: ") for text in turns)
 
-    # Pairs with one and the same prompt are one draw: their interval has no width, whatever they say.
+    # Pairs with one and the same prompt are one draw: whatever they say, there is no interval.
     sides = [(pair["chosen"], pair["rejected"]) for pair in pairs[:6]]
     same = [{"prompt": "tool : axe saw", "chosen": a, "rejected": b} for x, y in sides for a, b in ((x, y), (y, x))]
     (tmp_path / "same.jsonl").write_text("\n".join(map(json.dumps, same)))
-    r2m("evaluate", *QUICK, *models, "data.path=same.jsonl", "hydra.run.dir=same")
+    said = r2m("evaluate", *QUICK, *models, "data.path=same.jsonl", "hydra.run.dir=same").stdout
+    assert re.search(r"pairs/accuracy +0.5 +one prompt: no interval", said)
     figures = figures_of(tmp_path / "same")
     assert figures["pairs/count"] == 12
     assert figures["pairs/accuracy"] == 0.5
-    assert figures["intervals"]["pairs/accuracy"] == [0.5, 0.5]
+    assert figures["intervals"]["pairs/accuracy"] is None
 
     (tmp_path / "bare.jsonl").write_text("\n".join(bare))
     prompts_alone = (*QUICK, *models, "data.path=bare.jsonl")

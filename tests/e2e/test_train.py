@@ -364,7 +364,7 @@ def test_the_guard_ends_a_run_that_has_gone_far_enough(r2m: Run, tmp_path: Path)
     # With the weight that it comes to, also where w(0) = 1 and where the run ends early.
     (note,) = (line for line in (run / "warnings.log").read_text().splitlines() if "before any RL, at w = 0.6" in line)
     assert start["eval/pair_accuracy"] != start["eval/pair_accuracy_frozen"]
-    assert f": {start['eval/pair_accuracy']:.1%} ordered right" in note
+    assert f": {start['eval/pair_accuracy']:.1%} [" in note, "beside its interval"
     assert len(steps) < 50
     assert [row["kl"] > 0.5 for row in steps] == [False] * (len(steps) - 1) + [True]
     assert "eval/gold" in steps[-1]  # the last state is measured, exported and summed up like that of any run

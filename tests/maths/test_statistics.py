@@ -47,7 +47,6 @@ def naive_controlled_rate(said, differences):
 def test_a_mean_by_hand():
     # two values: a resample's mean is 0 or 1 with probability 1/4 each, and 1/2 otherwise
     assert bootstrap_mean(torch.tensor([0.0, 1.0]), 1000, 0) == (0.5, 0.0, 1.0)
-    assert bootstrap_mean(torch.tensor([3.0]), 100, 0) == (3.0, 3.0, 3.0)
     assert win_rate(torch.tensor([1.0, 1.0, 0.5, 0.0]), 100, 0).value == 0.625, "a tie counts half"
 
 
@@ -70,7 +69,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
 
 
 @QUICK
-@given(st.lists(st.floats(-5, 5), min_size=1, max_size=30), st.integers(0, 5))
+@given(st.lists(st.floats(-5, 5), min_size=2, max_size=30), st.integers(0, 5))
 def test_the_interval_equals_a_naive_resampling_and_its_seed_fixes_it(values, seed):
     found = bootstrap_mean(torch.tensor(values), 200, seed)
     assert found == bootstrap_mean(torch.tensor(values), 200, seed)
@@ -85,6 +84,38 @@ def test_the_interval_equals_a_naive_resampling_and_its_seed_fixes_it(values, se
 
     assert found.low == pytest.approx(percentile(0.025), abs=1e-9)
     assert found.high == pytest.approx(percentile(0.975), abs=1e-9)
+
+
+@pytest.mark.parametrize("units", [None, torch.tensor([7, 7, 7])])
+def test_one_unit_has_a_mean_and_no_interval(units):
+    values = torch.tensor([3.0] if units is None else [1.0, 0.0, 0.5])
+    found = bootstrap_mean(values, 100, 0, units)
+    assert found.value == values.mean()
+    assert found.interval is None
+    assert math.isnan(found.low)
+    differences = torch.arange(len(values)).float()
+    assert length_controlled_win_rate(values.clamp(max=1), differences, 100, 0, units).interval is None
+
+
+def test_a_share_of_all_or_nothing_has_wilsons_interval():
+    # 1.96^2 = 3.84: of ten that are all right Wilson's lower end is 10 / 13.84
+    all_right = bootstrap_mean(torch.ones(10), 100, 0, bounds=(0.0, 1.0))
+    assert all_right == pytest.approx((1.0, 0.7225, 1.0), abs=1e-4)
+    none = bootstrap_mean(torch.zeros(20), 100, 0, torch.arange(10).repeat(2), bounds=(0.0, 1.0))
+    assert none == pytest.approx((0.0, 0.0, 0.2775), abs=1e-4), "ten prompts, twice each"
+    assert bootstrap_mean(torch.zeros(10), 100, 0, bounds=(-1.0, 1.0)) == pytest.approx((0, -0.2775, 0.2775), abs=1e-4)
+    assert win_rate(torch.full((10,), 0.5), 100, 0) == pytest.approx((0.5, 0.3612, 0.6388), abs=1e-4)
+    assert bootstrap_mean(torch.ones(10), 100, 0) == (1.0, 1.0, 1.0), "what has no bounds may well be constant"
+
+
+@QUICK
+@given(st.lists(st.sampled_from([0.0, 1.0]), min_size=2, max_size=12), st.integers(0, 5))
+def test_no_share_of_several_prompts_has_an_interval_of_width_zero(values, seed):
+    found = bootstrap_mean(torch.tensor(values), 100, seed, bounds=(0.0, 1.0))
+    assert 0 <= found.low <= found.value <= found.high <= 1
+    assert found.high - found.low > 0.05
+    controlled = length_controlled_win_rate(torch.tensor(values), torch.arange(len(values)).float(), 100, seed)
+    assert controlled.high > controlled.low
 
 
 def test_many_values_do_not_need_all_resamples_in_memory_at_once():

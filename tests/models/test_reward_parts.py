@@ -17,8 +17,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from r2m_cli.data.reading import MAX_TOKENS, POSITIONS, TOKENIZER
 from r2m_cli.errors import UserError
 from r2m_cli.maths.masking import length_mask
+from r2m_cli.models.actors import pad
 from r2m_cli.models.cross_attention import CrossAttention
 from r2m_cli.models.loading import readable
 from r2m_cli.models.reward_model import FeedbackHead, RewardBackbone, find_head, frozen_head
@@ -137,20 +139,38 @@ def tokenizer(longest: int | None = None) -> PreTrainedTokenizerFast:
 
 
 @pytest.mark.parametrize(
-    ("family", "own_limit", "asked", "expected"),
+    ("family", "own_limit", "asked", "expected", "by"),
     [
-        ("llama", None, 1000, 24),  # the model's positions
-        ("llama", None, 10, 10),
-        ("bert", 20, 1000, 20),
-        ("roberta", 22, 1000, 22),  # the first two of its 24 positions are reserved; its tokenizer knows
+        ("llama", None, 1000, 24, POSITIONS),
+        ("llama", None, 10, 10, MAX_TOKENS),
+        ("llama", None, 24, 24, POSITIONS),  # raising reward.max_tokens would not help
+        ("bert", 20, 1000, 20, TOKENIZER),
+        ("roberta", 30, 1000, 22, POSITIONS),  # the first two of its 24 positions are reserved
     ],
 )
 @torch.no_grad()
-def test_as_many_tokens_as_are_readable_can_be_read(family, own_limit, asked, expected):
+def test_as_many_tokens_as_are_readable_can_be_read(family, own_limit, asked, expected, by):
     model = classifier(family)
-    assert readable(model, tokenizer(own_limit), asked) == expected
+    assert readable(model, tokenizer(own_limit), asked) == (expected, by)
     tokens, mask = batch(model.config.pad_token_id, (expected,))
     assert RewardBackbone(model)(tokens, mask.sum(dim=1)).isfinite().all()
+
+
+@torch.no_grad()
+def test_a_pair_of_texts_is_read_with_their_numbers():
+    """[CLS] a [SEP] b [SEP] through transformers with token_type_ids, one row at a time; the second lost its beginning."""
+    model, sep = copy.deepcopy(classifier("bert")), 3
+    torch.nn.init.normal_(model.bert.embeddings.token_type_embeddings.weight)
+    rows = [[2, 5, 6, 7, sep, 8, 9, sep], [2, 6, sep, 8, 4, sep], [2, sep, 9, sep]]
+    types = [[0, 0, 0, 0, 0, 1, 1, 1], [0, 0, 0, 1, 1, 1], [0, 0, 1, 1]]
+    tokens, lengths = pad(rows, 0)
+    found = find_head(model)(RewardBackbone(model, boundary=sep)(tokens, lengths)).squeeze(1)
+    alone = [model(torch.tensor([row]), token_type_ids=torch.tensor([kind])).logits for row, kind in zip(rows, types)]
+    assert found.tolist() == pytest.approx([score.item() for score in alone], abs=1e-5)
+    unnumbered = find_head(model)(RewardBackbone(copy.deepcopy(model))(tokens, lengths)).squeeze(1)
+    assert (found - unnumbered).abs().max() > 1e-3, "the numbers matter"
+    deberta = build("deberta-v2", ENCODER | {"type_vocab_size": 0})
+    assert RewardBackbone(deberta, boundary=sep).boundary is None, "it has no use for them"
 
 
 def test_find_head_takes_the_last_linear_layer_of_one_output():

@@ -11,9 +11,11 @@ from packs import flat, packs
 
 from r2m_cli.data.preferences import Pair
 from r2m_cli.errors import UserError
+from r2m_cli.evaluation.findings import units_of
 from r2m_cli.folders import checkpoints
 from r2m_cli.inspection import inspect_reward_model
 from r2m_cli.loop import require_finite
+from r2m_cli.maths.statistics import bootstrap_mean
 from r2m_cli.models.states import States
 from r2m_cli.observe import evaluation_metrics, rollout_metrics, sample_rows
 from r2m_cli.schema import Config, EvalConfig, FeedbackConfig, PpoConfig, RolloutConfig, TrainConfig
@@ -37,6 +39,7 @@ THRESHOLDS = [
     ("completions/clipped_ratio", 0.9, 0.91, "91%"),
     ("frac_reward_zero_std", 0.99, 1.0, "every group"),
     ("frac_reward_missing", 0.0, 0.005, "0.5%"),
+    ("reward_model/cut_ratio", 0.0, 0.02, "2.0% of the conversations are longer than the reward model reads"),
     ("kl", 100.0, 101.0, "101 nats"),
     ("kl", -1.0, -1.5, "-1.5 nats"),
     ("kl", 0.0, math.nan, "nan nats"),
@@ -107,15 +110,18 @@ def plain_rewards(actors, pairs):
     return torch.stack(frozen).view(-1, 2), torch.stack(live).view(-1, 2) if live else None
 
 
-def figures(rewards):
-    """Accuracy, spread and mean margin as the note shows them."""
+def figures(rewards, pairs):
+    """Accuracy with its interval, spread and mean margin as the note shows them."""
     rows = rewards.tolist()
     everything = [x for row in rows for x in row]
     mean = sum(everything) / len(everything)
     spread = math.sqrt(sum((x - mean) ** 2 for x in everything) / (len(everything) - 1))
-    right = sum(chosen > rejected for chosen, rejected in rows) / len(rows)
+    ordered = torch.tensor([float(chosen > rejected) for chosen, rejected in rows])
+    right = bootstrap_mean(ordered, 1000, 0, units_of(pair.prompt for pair in pairs), (0.0, 1.0))
+    chance = ", not distinguishable from chance" if right.low <= 0.5 <= right.high else ""
+    shown = f"{right.value:.1%} [{100 * right.low:.1f}, {100 * right.high:.1f}]"
     margin = sum(chosen - rejected for chosen, rejected in rows) / len(rows)
-    return f"{right:.1%} ordered right, spread (standard deviation) {spread:.3g}, mean margin {margin:.3g}"
+    return f"{shown} ordered right{chance}, spread (standard deviation) {spread:.3g}, mean margin {margin:.3g}"
 
 
 @pytest.mark.parametrize("micro_rows", [1, 4, 100])
@@ -125,10 +131,10 @@ def test_accuracy_and_spread_equal_a_plain_recomputation(make_actors, pairs, mic
     frozen, live = plain_rewards(actors, pairs)
     notes, _ = inspect_reward_model(actors, pairs, WEIGHT, micro_rows)
     assert notes == [
-        f"reward model on 17 held-out pairs: {figures(frozen)}",
-        f"with feedback, before any RL, at w = 0.6: {figures(live)}",
+        f"reward model on 17 held-out pairs: {figures(frozen, pairs)}",
+        f"with feedback, before any RL, at w = 0.6: {figures(live, pairs)}",
     ]
-    assert figures(frozen) != figures(live)
+    assert figures(frozen, pairs) != figures(live, pairs)
 
 
 @pytest.mark.parametrize("kind", ["none", "head_only"])
@@ -136,7 +142,7 @@ def test_accuracy_and_spread_equal_a_plain_recomputation(make_actors, pairs, mic
 def test_without_an_adapter_there_is_one_note(make_actors, pairs, kind):
     actors = make_actors(kind=kind)
     notes, _ = inspect_reward_model(actors, pairs, 1.0, 4)
-    assert notes == [f"reward model on 17 held-out pairs: {figures(plain_rewards(actors, pairs)[0])}"]
+    assert notes == [f"reward model on 17 held-out pairs: {figures(plain_rewards(actors, pairs)[0], pairs)}"]
 
 
 @torch.no_grad()

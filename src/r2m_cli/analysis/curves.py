@@ -159,6 +159,9 @@ def _plain(run: Run) -> bool:
 
 def _flat(label: str, costs: dict[str, Any]) -> dict[str, Any]:
     row = {"label": label, "steps": costs["steps"]}
-    row |= {f"step_seconds{end}": value for end, value in zip(("", "_low", "_high"), costs["step_seconds"])}
+    mean = costs["step_seconds"]
+    row |= dict(
+        zip(("step_seconds", "step_seconds_low", "step_seconds_high"), (mean.value, *(mean.interval or ("", ""))))
+    )
     row |= {f"{stage}_seconds": costs["stages"].get(stage, 0.0) for stage in STAGES}
     return row | {"light_update_share": costs["light_update_share"], "peak_memory_bytes": costs["peak_memory_bytes"]}

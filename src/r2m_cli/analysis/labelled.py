@@ -11,6 +11,8 @@ from r2m_cli.analysis.results import Results
 from r2m_cli.analysis.rewards import accuracy, figure2, require_finite
 from r2m_cli.analysis.sequences import Selection, select
 from r2m_cli.data.labels import known_pairs
+from r2m_cli.data.preferences import Pair
+from r2m_cli.data.reading import cut_notes, told_apart
 from r2m_cli.data.source import Source
 from r2m_cli.data.template import ChatFormat
 from r2m_cli.errors import UserError
@@ -42,18 +44,26 @@ def labelled(
         )
     limit = min(reward.max_tokens, context_length(lm.config) or reward.max_tokens)
     selection = select(pairs, chat, limit, config.seed, config.analysis)
+    chats = (chat, *(reader.format for reader in reward.readers))
+    results.notes += dict.fromkeys(note for note in (each.note() for each in chats) if note is not None)
+    texts = [s.prompt for s in selection.sequences], [s.response for s in selection.sequences]
+    results.notes += cut_notes(reward.readers, *texts, "sequences")
     _say(config, source, lm, pairs, limit, selection, results)
     sequences, budget = selection.sequences, config.rollout.tokens_per_batch
     print(f"r2m: {len(sequences)} sequences: their rewards, then their hidden states", file=sys.stderr, flush=True)
     starts = [s.start(config.analysis.tokens) for s in sequences]
     rows = rows_per_forward(budget, [len(s.tokens) for s in sequences])
-    rewards = text_scores(reward, [s.prompt for s in sequences], [s.response for s in sequences], device, rows)
+    rewards = text_scores(reward, *texts, device, rows)
     require_finite(rewards)
     states = pooled_states(lm, [s.tokens for s in sequences], starts, budget, chat.pad_id, "states of labelled pairs")
     results.table("sequences.csv", selection.rows(rewards))
     figure1(states, selection, results)
     figure2(states, rewards, selection, results)
-    accuracy(rewards, selection, results)
+    compared = sequences[: selection.compared]
+    figure1_pairs = [Pair(a.prompt, a.response, b.response) for a, b in zip(compared[::2], compared[1::2])]
+    apart, notes = told_apart(reward.readers, figure1_pairs, "pairs of figure 1")
+    results.notes += notes[1:]  # the first is of conversations, which `cut_notes` has counted
+    accuracy(rewards, selection, apart, results)
     return selection
 
 

@@ -51,7 +51,9 @@ class Results:
 
     def line(self, figure: str, what: str, value: Estimate | float, paper: str = "") -> None:
         """A line of the table: a figure's number beside what the paper has."""
-        interval = f"[{digits(value.low)}, {digits(value.high)}]" if isinstance(value, Estimate) else ""
+        interval = ""
+        if isinstance(value, Estimate):
+            interval = f"[{digits(value.low)}, {digits(value.high)}]" if value.interval is not None else "none"
         number = value.value if isinstance(value, Estimate) else value
         self.lines.append((figure, what, digits(number), interval, paper))
 

@@ -12,8 +12,9 @@ from r2m_cli.analysis import figures
 from r2m_cli.analysis.results import Results, estimate
 from r2m_cli.analysis.sequences import CHOSEN, Selection
 from r2m_cli.errors import UserError
+from r2m_cli.evaluation.findings import accuracy_of, unsure
 from r2m_cli.maths.similarity import rowwise_similarity
-from r2m_cli.maths.statistics import bootstrap_mean, resample_weights
+from r2m_cli.maths.statistics import resample_weights
 
 COEFFICIENTS: dict[str, Any] = {
     "pearson": stats.pearsonr, "spearman": stats.spearmanr, "kendall": stats.kendalltau,
@@ -52,15 +53,21 @@ def figure2(states: Tensor, rewards: Tensor, selection: Selection, results: Resu
     )
 
 
-def accuracy(rewards: Tensor, selection: Selection, results: Results) -> None:
-    """Share of figure 1's pairs whose chosen reply has the higher reward (an equal one is wrong), with its interval."""
+def accuracy(rewards: Tensor, selection: Selection, apart: list[int], results: Results) -> None:
+    """Share of figure 1's pairs whose chosen reply has the higher reward (an equal one is wrong), with its interval.
+
+    Args:
+        apart: places of the pairs that still differ once they are cut to what the reward model reads; the others have no say.
+    """
+    if not apart:
+        return
     labels = [s.label for s in selection.sequences[: selection.compared : 2]]
     assert set(labels) == {CHOSEN}, "figure 1's sequences are chosen, rejected, chosen, ..."
-    both = rewards[: selection.compared].view(-1, 2)
-    units = selection.units[: selection.compared : 2]
-    right = bootstrap_mean((both[:, 0] > both[:, 1]).double(), results.resamples, results.seed, units)
+    both = rewards[: selection.compared].view(-1, 2)[apart]
+    units = selection.units[: selection.compared : 2][apart]
+    right = accuracy_of(both[:, 0] - both[:, 1], units, results.resamples, results.seed)
     results.figures["reward_model"] = {"pairs": len(both), "accuracy": right}
-    results.line("-", f"reward model right, {len(both)} pairs", right)
+    results.line("-", f"reward model right, {len(both)} pairs{unsure(right)}", right)
 
 
 def correlations(alike: Tensor, distance: Tensor) -> dict[str, float]:

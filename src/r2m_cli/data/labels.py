@@ -8,13 +8,13 @@ import torch
 
 from r2m_cli.data.preferences import Pair
 from r2m_cli.data.source import Source, user_prompt
-from r2m_cli.data.template import ChatFormat
 from r2m_cli.data.world import World
 from r2m_cli.distributed import comm
 from r2m_cli.errors import UserError
 from r2m_cli.jsonl import lines_of, text_of
+from r2m_cli.models.formats import policy_format
 from r2m_cli.models.generate import sample, uniform_rows
-from r2m_cli.models.loading import load_causal_lm, load_tokenizer, vocabulary
+from r2m_cli.models.loading import load_causal_lm
 from r2m_cli.models.policy import Policy
 from r2m_cli.progress import Count
 from r2m_cli.schema import Config
@@ -45,9 +45,7 @@ def labelled_pairs(config: Config, source: Source, device: torch.device) -> tupl
 def _label(config: Config, world: World, device: torch.device) -> list[Pair]:
     """Two responses of the starting policy to each prompt, judged by the world's biased, noisy labellers."""
     assert config.policy.path is not None
-    chat = ChatFormat(
-        load_tokenizer(config.policy.path, "policy.path"), "policy", vocabulary(config.policy.path, "policy.path")
-    )
+    chat = policy_format(config.policy, config.policy.path, "policy.path")
     policy = Policy(load_causal_lm(config.policy.path, "policy.path", torch.float32)).to(device)
     rng = random.Random(mix(config.data.seed, LABELS))
     wanted = config.data.pairs + config.eval.pairs

@@ -10,61 +10,93 @@ import math
 from array import array
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from r2m_cli.data.preferences import Message, write_transcript
+from r2m_cli.data.chat_template import PROBE, REPLY, ChatTemplate
+from r2m_cli.data.forms import RECORD, Choice, joined, prompt_in, write_record
+from r2m_cli.data.preferences import Message
 from r2m_cli.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_PROBE: list[Message] = [{"role": "user", "content": "hello"}]
-_PROBE_REPLY = "yes"  # a word that no template has as a word of its own
 REMEMBERED = (
     2**14
 )  # texts whose ids are kept: rendering and encoding labelled pairs anew at every look costs more than the models
 
 
 class ChatFormat:
-    """How one tokenizer sees conversations: by its chat template, or, if it has none, as plain text.
+    """How one tokenizer sees conversations: by its chat template, or in a form of `forms.py`.
 
-    Plain text: a lone user message is its content; anything longer is an HH transcript. The reply follows
-    after one space (unless white space is there). The tokenizer's own special tokens stand around the whole,
-    and EOS closes it.
+    In these the reply follows after one space (unless white space is there), the tokenizer's own special tokens stand
+    around the whole, and EOS closes it; `pair` gives prompt and reply to the tokenizer as its two texts, and adds nothing.
 
     Attributes:
         tokenizer: as given.
         name: whose it is ("policy", "reward model"), for messages to the user.
+        choice: as given; by default the tokenizer decides.
         eos_ids: the tokens that end a reply: EOS, and the one that closes the template's assistant turn.
         pad_id: filler that ends no reply (EOS itself only if the tokenizer offers nothing else). It is always
             masked, yet a pool that looks for pad tokens would otherwise lose the closing EOS.
+        boundary: with `pair`, the token that separates the two texts, where the tokenizer numbers them (token_type_ids).
 
     Args:
         vocabulary: rows of the model's input embeddings, if known: a padding token without a row is never used, and any
             other is refused.
 
     Raises:
-        UserError: the template cannot be rendered, or its prompt is not the start of its conversation.
+        UserError: the template cannot be rendered, drops what it is given, or changes a prompt once a reply follows; a
+            policy's has no generation prompt; an end token is asked for and there is none.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, name: str = "policy", vocabulary: int | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        name: str = "policy",
+        choice: Choice | None = None,
+        vocabulary: int | None = None,
+    ) -> None:
         self.tokenizer = tokenizer
         self.vocabulary = vocabulary
         self.name = name
+        self.choice = choice or Choice()
         self._label = f"{name} tokenizer ({tokenizer.name_or_path or type(tokenizer).__name__})"
-        self._options: dict[str, Any] = {}  # what the template gets beside the messages
+        self._template: ChatTemplate | None = None
         self._lead: list[int] = []  # special tokens before the text (template: they stand in the text)
-        if tokenizer.chat_template is None:
-            self._lead, closing = self._own_specials()
-        else:
-            self._options = self._stable_options()
+        if self.choice.form is None and tokenizer.chat_template is not None:
+            self._template = ChatTemplate(tokenizer, self._label, self.key, writes=name.startswith("policy"))
             closing = self._closing_token()
-        self._template_closes = bool(closing) and tokenizer.chat_template is not None
+        else:
+            self._lead, closing = self._own_specials()
+        self._template_closes = bool(closing) and self._template is not None
         self._close = closing or self._eos()
+        self._tail = self._last([] if self._template is not None else closing)
         self.eos_ids: set[int] = {*self._eos(), *self._close[:1]}
         self.pad_id: int = self._choose_pad()
+        self.boundary = self._boundary() if self.choice.form == "pair" else None
         self._known = lru_cache(REMEMBERED)(self._ids)
-        self.conversation_ids(_PROBE, _PROBE_REPLY)  # tokens of the template that have no embedding are refused at once
+        self.conversation_ids(PROBE, REPLY)  # tokens of the template that have no embedding are refused at once
+
+    @property
+    def key(self) -> str:
+        """What changes the form, for messages to the user."""
+        keys = {"policy": "policy.template", "reward model": "reward.template"}
+        return keys.get(self.name, f"a file {RECORD} in its folder")
+
+    def note(self) -> str | None:
+        """Where the tokenizer's own template is not what is used, how conversations are written; for the person."""
+        if self._template is not None:
+            return None
+        shown = self._decode(self.conversation_ids(PROBE, REPLY))
+        why = "its tokenizer has no chat template" if self.choice.form is None else f"form {self.choice.form}"
+        asked = PROBE[0]["content"]
+        return f"the {self.name} reads {asked!r} answered {REPLY!r} as {shown!r} ({why}; {self.key} changes it)"
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer, and what else is needed to read conversations in the same way, beside a model."""
+        self.tokenizer.save_pretrained(folder)
+        write_record(folder, self.choice)
 
     def prompt_text(self, messages: Sequence[Message]) -> str:
         """The prompt as text, up to where the reply starts (generation prompt included).
@@ -72,13 +104,11 @@ class ChatFormat:
         Raises:
             UserError: the template refuses the messages (a system role, roles out of turn, ...).
 
-        Source: transformers' `apply_chat_template`; HH notation without a template.
+        Source: transformers' `apply_chat_template`; without a template `forms.prompt_in`.
         """
-        if self.tokenizer.chat_template is not None:
-            return self._render(messages, add_generation_prompt=True)
-        if len(messages) == 1 and messages[0]["role"] == "user":
-            return messages[0]["content"]
-        return write_transcript(messages) + "\n\nAssistant:"
+        if self._template is not None:
+            return self._template.prompt(messages)
+        return prompt_in(self.choice.form, messages)
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of `prompt_text`, [P]: what the policy continues. Raises, source: as `prompt_text`."""
@@ -88,7 +118,7 @@ class ChatFormat:
         """Token ids of prompt and response with the turn closed, [S]: what a reward model reads.
 
         With a template this is exactly what the template renders (also a newline behind the closing token, as
-        reward models are trained on it); EOS is added only where nothing closes the turn.
+        reward models are trained on it); EOS is added only where nothing closes the turn, or as reward.end_token says.
 
         Raises:
             UserError: the template refuses the messages.
@@ -134,13 +164,16 @@ class ChatFormat:
             return array("q", self._lead + self._encode(self.prompt_text(messages)))
         if what == "response":
             return array("q", self._response_ids(messages, response))
+        if self.choice.form == "pair":
+            both = self.tokenizer(self.prompt_text(messages), response, verbose=False)["input_ids"]
+            return array("q", _closed(list(both), self._tail))
         ids = self._lead + self._encode(self._conversation_text(messages, response))
-        return array("q", ids if self._template_closes else self._closed(ids))
+        return array("q", _closed(ids, self._tail))
 
     def _response_ids(self, messages: Sequence[Message], response: str) -> list[int]:
         prompt, conversation = self.prompt_text(messages), self._conversation_text(messages, response)
-        if not conversation.startswith(prompt):
-            raise UserError(self._unstable(prompt, conversation))
+        if self._template is not None and not conversation.startswith(prompt):
+            raise UserError(self._template.unstable(prompt, conversation))
         head, whole = self._encode(prompt), self._encode(conversation)
         if whole[: len(head)] == head:
             ids = whole[len(head) :]
@@ -151,26 +184,12 @@ class ChatFormat:
                 raise UserError(f"{self._label}: {fault}; strip the white space where they meet")
         if self._template_closes:
             return ids[: len(ids) - ids[::-1].index(self._close[0])]
-        return self._closed(ids)
+        return _closed(ids, self._close)
 
     def _conversation_text(self, messages: Sequence[Message], response: str) -> str:
-        if self.tokenizer.chat_template is not None:
-            return self._render([*messages, {"role": "assistant", "content": response}])
-        prompt = self.prompt_text(messages)
-        joined = not prompt or not response or prompt[-1].isspace() or response[0].isspace()
-        return prompt + ("" if joined else " ") + response
-
-    def _render(self, messages: Sequence[Message], **options: Any) -> str:
-        try:
-            # tokenize=False: in transformers 5 the other way returns a BatchEncoding, not ids
-            given = self._options | options
-            text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, **given)
-        except Exception as error:  # jinja's own errors, and whatever Python the template runs into
-            roles = ", ".join(turn["role"] for turn in messages)
-            mend = "change the prompts (no system message, roles that alternate) or the model"
-            refused = f"the chat template of the {self._label} refuses the roles [{roles}]: {error}"
-            raise UserError(f"{refused}; {mend}") from error
-        return str(text)
+        if self._template is not None:
+            return self._template.conversation(messages, response)
+        return joined(self.prompt_text(messages), response)
 
     def _encode(self, text: str) -> list[int]:
         # without special tokens: the template writes its own BOS. verbose: no warning about the length
@@ -183,50 +202,43 @@ class ChatFormat:
         eos = self.tokenizer.eos_token_id
         return [] if eos is None else [int(eos)]
 
-    def _closed(self, ids: list[int]) -> list[int]:
-        """The ids, with the closing tokens behind them unless they are there."""
-        return ids if self._close and ids[-len(self._close) :] == self._close else ids + self._close
+    def _last(self, own: list[int]) -> list[int]:
+        """The tokens that end every conversation, `own` being those that the tokenizer itself puts behind a text."""
+        if self.choice.end_token:
+            if not self._eos():
+                raise UserError(f"reward.end_token=true: the {self._label} has no end token; set it to false or null")
+            own = [] if self.choice.form == "pair" else own  # of a pair they stand there already
+            return own if own[-1:] == self._eos() else own + self._eos()
+        if self.choice.end_token is None and self.choice.form != "pair":
+            return [] if self._template_closes else self._close
+        return [] if self.choice.form == "pair" else own
 
     def _own_specials(self) -> tuple[list[int], list[int]]:
         """What the tokenizer itself puts before and after a text: BOS, [CLS] ... [SEP], EOS."""
-        bare = self._encode(_PROBE_REPLY)
-        full = list(self.tokenizer(_PROBE_REPLY, verbose=False)["input_ids"])
+        bare = self._encode(REPLY)
+        full = list(self.tokenizer(REPLY, verbose=False)["input_ids"])
         n = len(bare)
         starts = (i for i in range(len(full)) if full[i : i + n] == bare)
         return next(((full[:i], full[i + n :]) for i in starts), ([], []))
 
-    def _stable_options(self) -> dict[str, Any]:
-        """Options under which the probe's prompt is the start of its conversation, best with the reply next.
-
-        Qwen3 and others put "<think></think>" between the two unless `enable_thinking` is false; then the
-        empty block is part of the prompt, and the reply just the reply. Other templates ignore the option.
-        """
-        stable: list[dict[str, Any]] = []
-        for options in ({}, {"enable_thinking": False}):
-            self._options = options
-            prompt, conversation = self.prompt_text(_PROBE), self._conversation_text(_PROBE, _PROBE_REPLY)
-            if not conversation.startswith(prompt):
-                continue
-            if conversation[len(prompt) :].lstrip().startswith(_PROBE_REPLY):
-                return options
-            stable.append(options)
-        if not stable:
-            raise UserError(self._unstable(prompt, conversation))
-        return stable[0]
-
-    def _unstable(self, prompt: str, conversation: str) -> str:
-        at = next((i for i, (a, b) in enumerate(zip(prompt, conversation, strict=False)) if a != b), 0)
-        changed = f"{prompt[at : at + 40]!r} became {conversation[at : at + 40]!r}"
-        return (
-            f"the chat template of the {self._label} changes a prompt once a reply follows: {changed}; give "
-            "it a chat_template that keeps the prompt (neither adds nor strips thinking), or another model"
-        )
-
     def _closing_token(self) -> list[int]:
         """The first added token behind the reply in a rendered conversation: <|im_end|>, <|eot_id|>, </s>."""
-        text = self._conversation_text(_PROBE, _PROBE_REPLY)
-        behind = text[text.rindex(_PROBE_REPLY) + len(_PROBE_REPLY) :] if _PROBE_REPLY in text else ""
-        return [token for token in self._encode(behind) if token in self.tokenizer.added_tokens_decoder][:1]
+        assert self._template is not None
+        behind = self._encode(self._template.behind())
+        return [token for token in behind if token in self.tokenizer.added_tokens_decoder][:1]
+
+    def _boundary(self) -> int | None:
+        """What tells the second text of a pair from the first, if the tokenizer numbers them; see `segments`."""
+        both = self.tokenizer(PROBE[0]["content"], REPLY, verbose=False)
+        types, sep = both.get("token_type_ids"), self.tokenizer.sep_token_id
+        if types is None or not any(types):
+            return None
+        last = len(types) - 1 - types[::-1].index(0)
+        if sep is None or both["input_ids"][last] != sep or types != [0] * (last + 1) + [1] * (len(types) - last - 1):
+            raise UserError(
+                f"reward.template=pair: the {self._label} numbers two texts in a way that r2m does not know"
+            )
+        return int(sep)
 
     def _choose_pad(self) -> int:
         added = self.tokenizer.added_tokens_decoder
@@ -238,6 +250,11 @@ class ChatFormat:
         limit = math.inf if self.vocabulary is None else self.vocabulary
         usable = [int(token) for token in candidates if token is not None and token < limit] or [0]
         return next((token for token in usable if token not in self.eos_ids), usable[0])
+
+
+def _closed(ids: list[int], close: list[int]) -> list[int]:
+    """The ids, with the closing tokens behind them unless they are there."""
+    return ids if close and ids[-len(close) :] == close else ids + close
 
 
 def _frozen(messages: Sequence[Message]) -> tuple[tuple[tuple[str, str], ...], ...]:

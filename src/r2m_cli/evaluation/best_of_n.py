@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from r2m_cli.batch import Prompt
+from r2m_cli.data.reading import cut_notes
 from r2m_cli.errors import UserError
 from r2m_cli.evaluation.findings import Findings, units_of
 from r2m_cli.evaluation.policy import text_scores
@@ -48,6 +49,12 @@ def curve(
         UserError: no prompt has finite scores.
     """
     scores, table = _samples(actors, prompts, config, weight, heldout, rows)
+    texts = [prompts[int(str(row["prompt"]))] for row in table], [str(row["response"]) for row in table]
+    for model, whose in ((actors.reward, ""), (heldout, " (eval.reward)")):
+        if model is not None:
+            findings.notes += cut_notes(
+                model.readers, *texts, f"responses for the best of n, with their prompts,{whose}"
+            )
     findings.rows("best_of_n.jsonl", table)
     usable = (scores["proxy"] + scores.get("live", 0.0)).isfinite().all(dim=1)
     if not usable.any():
@@ -117,7 +124,8 @@ def _write(lines: list[tuple[int, float, dict[str, Estimate]]], findings: Findin
         writer = csv.writer(file)
         writer.writerow(["n", "kl", *(f"{name}{end}" for name in names for end in ("", "_low", "_high"))])
         for n, kl, estimates in lines:
-            writer.writerow([n, kl, *(number for name in names for number in estimates[name])])
+            cells = [(e.value, *(e.interval or ("", ""))) for e in (estimates[name] for name in names)]
+            writer.writerow([n, kl, *(cell for row in cells for cell in row)])
 
 
 def show(findings: Findings, config: Config) -> None:
@@ -127,6 +135,7 @@ def show(findings: Findings, config: Config) -> None:
     for n in sizes(config.eval.best_of):
         cells = []
         for name in names:
-            low, high = findings.intervals[f"best_of/{n}/{name}"]
-            cells.append(f"{findings.figures[f'best_of/{n}/{name}']:8.3f}  [{low:7.3f}, {high:7.3f}]")
+            interval = findings.intervals[f"best_of/{n}/{name}"]
+            around = f"{'no interval':18}" if interval is None else f"[{interval[0]:7.3f}, {interval[1]:7.3f}]"
+            cells.append(f"{findings.figures[f'best_of/{n}/{name}']:8.3f}  {around}")
         print(f"  {n:9}   {divergence(n):4.2f}" + "  ".join(cells))

@@ -14,6 +14,11 @@ from r2m_cli.errors import UserError
 from r2m_cli.jsonl import text_of
 from r2m_cli.maths.statistics import Estimate, bootstrap_mean
 
+NO_INTERVAL = "one prompt: no interval"
+CHANCE = "not distinguishable from chance"
+# shares that a coin would bring to 0.5
+AGAINST_CHANCE = ("pairs/accuracy", "pairs/accuracy_feedback", "win_rate", "win_rate/length_controlled")
+
 
 @dataclass
 class Findings:
@@ -23,7 +28,7 @@ class Findings:
     resamples: int  # eval.bootstrap
     seed: int
     figures: dict[str, float] = field(default_factory=dict)
-    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    intervals: dict[str, tuple[float, float] | None] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def number(self, name: str, value: float) -> None:
@@ -33,15 +38,16 @@ class Findings:
     def estimate(self, name: str, estimate: Estimate) -> None:
         """A figure with its interval."""
         self.figures[name] = estimate.value
-        self.intervals[name] = (estimate.low, estimate.high)
+        self.intervals[name] = estimate.interval
 
-    def mean(self, name: str, values: Tensor, units: Tensor) -> Estimate:
+    def mean(self, name: str, values: Tensor, units: Tensor, bounds: tuple[float, float] | None = None) -> Estimate:
         """The mean of one number per prompt or pair, with its interval. [n] -> Estimate.
 
         Values that are not finite are left out, and that is noted.
 
         Args:
             units: [n], from `units_of`; those of one are resampled together.
+            bounds: as in `bootstrap_mean`.
 
         Raises:
             UserError: none is finite.
@@ -54,7 +60,7 @@ class Findings:
             )
         if len(kept) < len(values):
             self.notes.append(f"{name}: {len(values) - len(kept)} of {len(values)} values are not finite, and left out")
-        estimate = bootstrap_mean(kept, self.resamples, self.seed, units[finite])
+        estimate = bootstrap_mean(kept, self.resamples, self.seed, units[finite], bounds)
         self.estimate(name, estimate)
         return estimate
 
@@ -64,8 +70,9 @@ class Findings:
         (self.run_dir / name).write_text(text_of(finite), encoding="utf-8")
 
     def save(self) -> None:
-        """Write evaluation.json: name -> value; under "intervals" name -> [low, high], 95 %; under "notes" what was said."""
-        intervals = {k: list(v) for k, v in self.intervals.items()}
+        """Write evaluation.json: name -> value; under "intervals" name -> [low, high], 95 %, or null where
+        there is none; under "notes" what was said."""
+        intervals = {k: None if v is None else list(v) for k, v in self.intervals.items()}
         found: dict[str, Any] = {**self.figures, "intervals": intervals, "notes": self.notes}
         (self.run_dir / "evaluation.json").write_text(json.dumps(found, indent=2))
 
@@ -76,11 +83,34 @@ class Findings:
         lines = {k: v for k, v in self.figures.items() if not k.startswith("best_of/")}
         width = max(map(len, lines), default=0)
         for name, value in lines.items():
-            interval = self.intervals.get(name)
-            around = f"  [{interval[0]:.4g}, {interval[1]:.4g}]" if interval else ""
+            around = "  " + self._around(name) if name in self.intervals else ""
             print(f"  {name:{width}}  {value:<10.4g}{around}")
         if self.intervals:
             print(f"  [ ]: 95 % intervals, percentile bootstrap over distinct prompts, {self.resamples} resamples")
+
+    def _around(self, name: str) -> str:
+        interval = self.intervals[name]
+        if interval is None:
+            return NO_INTERVAL
+        unsure = f"  {CHANCE}" if name in AGAINST_CHANCE and interval[0] <= 0.5 <= interval[1] else ""
+        return f"[{interval[0]:.4g}, {interval[1]:.4g}]{unsure}"
+
+
+def accuracy_of(margins: Tensor, units: Tensor, resamples: int, seed: int) -> Estimate:
+    """Share of margins (chosen minus rejected) above 0, with its interval over units. [n], [n] -> Estimate."""
+    return bootstrap_mean((margins > 0).double(), resamples, seed, units, bounds=(0.0, 1.0))
+
+
+def percent(accuracy: Estimate) -> str:
+    """An accuracy beside its interval, for one line of text: "56.2% [43.8, 68.8]"."""
+    if accuracy.interval is None:
+        return f"{accuracy.value:.1%} ({NO_INTERVAL})"
+    return f"{accuracy.value:.1%} [{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]"
+
+
+def unsure(accuracy: Estimate) -> str:
+    """What to add to an accuracy that chance explains as well; nothing to others."""
+    return f", {CHANCE}" if accuracy.low <= 0.5 <= accuracy.high else ""
 
 
 def units_of(prompts: Iterable[Sequence[Message]]) -> Tensor:

@@ -1,9 +1,12 @@
 """A reward model on labelled pairs: how often it scores the chosen reply above the rejected one."""
 
+from statistics import fmean
+
 import torch
 from torch import Tensor
 
 from r2m_cli.data.preferences import Pair
+from r2m_cli.data.reading import told_apart, which_cut
 from r2m_cli.evaluation.findings import Findings, units_of
 from r2m_cli.inspection import equal_rewards
 from r2m_cli.models.actors import Actors
@@ -14,7 +17,9 @@ def accuracy(actors: Actors, pairs: list[Pair], weight: float, budget: int, find
     """`pairs/accuracy` of the initial reward model on the text alone, and, where the run has feedback,
     `pairs/accuracy_feedback` of the live one, with `pairs/accuracy_difference`, the second minus the first on the same pairs.
 
-    A margin of 0 is wrong. Every pair goes to `pairs.jsonl` with its margins (chosen minus rejected, units of reward).
+    A margin of 0 is wrong; pairs that are equal once they are cut to what the model reads are left out and counted as
+    `pairs/equal_after_cut`; of the others `pairs/cut_ratio` is the share of conversations that are cut. Every pair goes to
+    `pairs.jsonl` with its margins (chosen minus rejected, units of reward).
     Intervals are over distinct prompts.
 
     Args:
@@ -30,15 +35,24 @@ def accuracy(actors: Actors, pairs: list[Pair], weight: float, budget: int, find
         findings.notes.append(f"{left_out}, and are left out")
     if not kept:
         return
+    apart, notes = told_apart(actors.reward.readers, [pairs[i] for i in kept], "labelled pairs")
+    if len(apart) < len(kept):
+        findings.number("pairs/equal_after_cut", len(kept) - len(apart))
+    kept = [kept[i] for i in apart]
+    findings.notes += notes
+    if not kept:
+        return
     text, live = margins(actors, [pairs[i] for i in kept], weight, budget)
     findings.notes += equal_rewards(text)
     right, units = (text > 0).double(), units_of(pairs[i].prompt for i in kept)
-    findings.mean("pairs/accuracy", right, units)
+    findings.mean("pairs/accuracy", right, units, (0.0, 1.0))
     if live is not None:
         with_feedback = (live > 0).double()
-        findings.mean("pairs/accuracy_feedback", with_feedback, units)
-        findings.mean("pairs/accuracy_difference", with_feedback - right, units)
+        findings.mean("pairs/accuracy_feedback", with_feedback, units, (0.0, 1.0))
+        findings.mean("pairs/accuracy_difference", with_feedback - right, units, (-1.0, 1.0))
     findings.number("pairs/count", len(kept))
+    texts = [(pair.prompt, reply) for pair in (pairs[i] for i in kept) for reply in (pair.chosen, pair.rejected)]
+    findings.number("pairs/cut_ratio", fmean(which_cut(actors.reward.readers, *zip(*texts))))
     table = []
     for row, i in enumerate(kept):
         found = {"margin_text": text[row].item()} | ({"margin_feedback": live[row].item()} if live is not None else {})

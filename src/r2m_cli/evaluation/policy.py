@@ -8,6 +8,7 @@ from torch import Tensor
 
 from r2m_cli.batch import Prompt, Rollout
 from r2m_cli.data.preferences import write_transcript
+from r2m_cli.data.reading import cut_notes
 from r2m_cli.data.source import Source, fitting
 from r2m_cli.data.template import ChatFormat
 from r2m_cli.errors import UserError
@@ -47,6 +48,7 @@ def scored(actors: Actors, prompts: list[Prompt], config: Config, weight: float,
         weight: w(t) of the live reward.
     """
     batch = rollout(actors, prompts, range(len(prompts)), 1, config.rollout, config.seed, EVAL, 0)
+    findings.notes += cut_notes(actors.reward.readers, prompts, batch.responses, "responses with their prompts")
     (packs,) = pack(batch, config.rollout.tokens_per_batch)
     annotated = annotate(actors, batch, packs, weight, config.rollout.temperature)
     valid, units = annotated.valid.flatten(), units_of(prompts)
@@ -60,7 +62,9 @@ def scored(actors: Actors, prompts: list[Prompt], config: Config, weight: float,
         ("eval/repetition", torch.tensor([repetition(text) for text in batch.responses])),
     ):
         if values is not None:
-            findings.mean(name, values.flatten().double(), units)
+            bounds = (0.0, 1.0) if name in ("eval/finished", "eval/repetition") else None
+            findings.mean(name, values.flatten().double(), units, bounds)
+    findings.number("eval/cut_ratio", annotated.cut.double().mean().item())
     return batch
 
 

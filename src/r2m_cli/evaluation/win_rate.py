@@ -10,8 +10,8 @@ import torch
 
 from r2m_cli.batch import Prompt, Rollout
 from r2m_cli.cache import cache_dir
+from r2m_cli.data.reading import cut_notes
 from r2m_cli.data.source import Source
-from r2m_cli.data.template import ChatFormat
 from r2m_cli.distributed.engine import DTYPES, SingleEngine
 from r2m_cli.errors import UserError
 from r2m_cli.evaluation.findings import Findings, units_of
@@ -20,10 +20,11 @@ from r2m_cli.judges.judge import Comparison, Judge, gold_judge, score_judge
 from r2m_cli.judges.openai_judge import OpenAIJudge
 from r2m_cli.loop import EVAL
 from r2m_cli.maths.statistics import length_controlled_win_rate, win_rate
-from r2m_cli.models.actors import Actors
-from r2m_cli.models.loading import context_length, load_causal_lm, load_tokenizer, vocabulary
+from r2m_cli.models.actors import Actors, RewardModel
+from r2m_cli.models.formats import policy_format
+from r2m_cli.models.loading import context_length, load_causal_lm
 from r2m_cli.models.policy import Policy
-from r2m_cli.schema import Config
+from r2m_cli.schema import Config, PolicyConfig
 from r2m_cli.seeds import mix
 from r2m_cli.stages.rollout import rollout
 
@@ -94,12 +95,15 @@ def opponents(config: Config, source: Source, actors: Actors, prompts: list[Prom
     return [None if text is None else Opponent(text, True) for text in found]
 
 
-def measure(judge: Judge, batch: Rollout, others: list[Opponent | None], findings: Findings) -> None:
+def measure(
+    judge: Judge, batch: Rollout, others: list[Opponent | None], findings: Findings, scorer: RewardModel | None
+) -> None:
     """Ask the judge for every prompt. `win_rate` and `win_rate/length_controlled` with intervals over prompts,
     `win_rate/wins`, `/ties`, `/losses` and `/length_difference` (mean, characters); every comparison in `comparisons.jsonl`.
 
     Args:
         others: one per prompt of the batch, whose group size is 1.
+        scorer: the reward model that judges, if one does.
     """
     sides = [(i, other) for i, other in enumerate(others) if other is not None]
     if len(sides) < len(others):
@@ -110,6 +114,9 @@ def measure(judge: Judge, batch: Rollout, others: list[Opponent | None], finding
         Comparison(batch.prompts[i], batch.responses[i], other.response, (batch.finished[i], other.finished))
         for i, other in sides
     ]
+    if scorer is not None:
+        texts = [c.prompt for c in comparisons] * 2, [c.first for c in comparisons] + [c.second for c in comparisons]
+        findings.notes += cut_notes(scorer.readers, *texts, "responses that are compared, with their prompts,")
     answers = judge(comparisons)
     without = sum(map(math.isnan, answers))
     if without:
@@ -147,7 +154,7 @@ def measure(judge: Judge, batch: Rollout, others: list[Opponent | None], finding
 def _sampled(config: Config, actors: Actors, prompts: list[Prompt]) -> Rollout:
     """The other policy's responses to the same prompts, from the same draws, through its own tokenizer and template."""
     name, key = config.eval.against, "eval.against"
-    chat = ChatFormat(load_tokenizer(name, key), "policy of eval.against", vocabulary(name, key))
+    chat = policy_format(PolicyConfig(), name, key)
     lm = load_causal_lm(name, key, DTYPES[config.engine.dtype])
     limit = context_length(lm.config)
     longest = max(len(chat.prompt_ids(prompt)) for prompt in prompts) + config.rollout.max_new_tokens

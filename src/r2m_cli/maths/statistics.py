@@ -8,31 +8,46 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LEVEL = 0.95
+Z = 1.959963984540054  # quantile of the standard normal at (1 + LEVEL) / 2
 RIDGE = 1e-2  # weight of half the squared coefficients beside a sum over the comparisons: it stops a divergence only
 _AT_ONCE = 1 << 20  # values of all resamples in memory at once
 
 
 class Estimate(NamedTuple):
-    """A figure and the interval around it, all in the figure's own unit."""
+    """A figure and the interval around it, all in the figure's own unit. From a single unit there is none: NaN."""
 
     value: float
     low: float
     high: float
 
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Both ends, or None where there is no interval."""
+        return (self.low, self.high) if self.low == self.low and self.high == self.high else None
 
-def bootstrap_mean(values: Tensor, resamples: int, seed: int, units: Tensor | None = None) -> Estimate:
+
+def bootstrap_mean(
+    values: Tensor,
+    resamples: int,
+    seed: int,
+    units: Tensor | None = None,
+    bounds: tuple[float, float] | None = None,
+) -> Estimate:
     """The mean of values with its interval. [n] -> Estimate.
 
     Args:
         units: [n], whole numbers; values of one unit (those of one prompt) are no independent draws and are resampled
             together. None: each is its own.
+        bounds: least and greatest value that there can be, (0, 1) of a share: the interval has a width even where no
+            resample differs, see `_of_constant`.
 
     Raises:
         ValueError: no values, or not one unit for each.
     """
     values = _checked(values)
     units = _units(values, units)
-    return Estimate(values.mean().item(), *_interval(units, resamples, seed, lambda times: _mean(values, times)))
+    mean = values.mean().item()
+    return Estimate(mean, *_interval(units, resamples, seed, lambda times: _mean(values, times), mean, bounds))
 
 
 def win_rate(preferences: Tensor, resamples: int, seed: int, units: Tensor | None = None) -> Estimate:
@@ -41,7 +56,7 @@ def win_rate(preferences: Tensor, resamples: int, seed: int, units: Tensor | Non
     A judge that is asked in both orders and contradicts itself may also say 0.25 or 0.75: the rate is the mean.
     `units` and errors are those of `bootstrap_mean`; and ValueError for a preference outside of 0 to 1.
     """
-    return bootstrap_mean(_preferences(preferences), resamples, seed, units)
+    return bootstrap_mean(_preferences(preferences), resamples, seed, units, bounds=(0.0, 1.0))
 
 
 def length_controlled_win_rate(
@@ -72,8 +87,12 @@ def length_controlled_win_rate(
         same = (feature == 0).all(dim=1)  # nothing to control for
         return torch.where(same, _mean(preferences, times), _intercept(preferences, feature, times).sigmoid())
 
-    whole = rate(torch.ones(1, len(preferences), dtype=torch.float64))
-    return Estimate(whole.item(), *_interval(_units(preferences, units), resamples, seed, rate))
+    whole = rate(torch.ones(1, len(preferences), dtype=torch.float64)).item()
+    units, bounds = _units(preferences, units), (0.0, 1.0)
+    low, high = _interval(units, resamples, seed, rate, whole, bounds)
+    if (preferences == preferences[0]).all() and low == low:  # the ridge alone makes the resamples differ
+        low, high = _of_constant(whole, len(units.unique()), bounds)
+    return Estimate(whole, low, high)
 
 
 def resampled(units: Tensor, resamples: int, seed: int, statistic: Callable[[Tensor], Tensor]) -> Tensor:
@@ -110,10 +129,37 @@ def ends(found: Tensor) -> tuple[Tensor, Tensor]:
     return low, high
 
 
-def _interval(units: Tensor, resamples: int, seed: int, statistic: Callable[[Tensor], Tensor]) -> tuple[float, float]:
-    """Both ends of the interval of a statistic that gives [rows]."""
-    low, high = ends(resampled(units, resamples, seed, statistic))
-    return low.item(), high.item()
+def _interval(
+    units: Tensor,
+    resamples: int,
+    seed: int,
+    statistic: Callable[[Tensor], Tensor],
+    value: float,
+    bounds: tuple[float, float] | None,
+) -> tuple[float, float]:
+    """Both ends of the interval of a statistic that gives [rows]; NaN from a single unit.
+
+    Args:
+        value: the statistic of the units as they are.
+        bounds: as in `bootstrap_mean`.
+    """
+    count = len(units.unique())
+    if count == 1:
+        return torch.nan, torch.nan
+    low, high = (end.item() for end in ends(resampled(units, resamples, seed, statistic)))
+    if bounds is not None and high - low < 1e-12:
+        return _of_constant(value, count, bounds)
+    return low, high
+
+
+def _of_constant(value: float, count: int, bounds: tuple[float, float]) -> tuple[float, float]:
+    """The interval around a mean of `count` units that are all the same, where the bootstrap has no width.
+
+    As many others as Wilson's interval allows of which none was seen, z^2 / (count + z^2), may lie at either bound. Of a
+    share of 0 or 1 this is Wilson's interval itself (Wilson 1927, J. Am. Stat. Assoc. 22).
+    """
+    unseen = Z**2 / (count + Z**2)
+    return value - unseen * (value - bounds[0]), value + unseen * (bounds[1] - value)
 
 
 def _units(values: Tensor, units: Tensor | None) -> Tensor:

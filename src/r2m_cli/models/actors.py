@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from r2m_cli.batch import Prompt
+from r2m_cli.data.reading import MAX_TOKENS, Reader
 from r2m_cli.data.template import ChatFormat
 from r2m_cli.distributed.engine import Engine
 from r2m_cli.models.ensemble import Ensemble
@@ -26,10 +27,17 @@ class RewardModel:
     feedback: Engine | None  # FeedbackHead or HeadOnly; None for feedback=none
     format: ChatFormat
     max_tokens: int
+    limited_by: str = MAX_TOKENS  # as in `Reader`
     kind: str = "r2m"  # feedback.kind: what the adapter reads
     states: str = "policy"  # feedback.states: whose
     ensemble: Ensemble | None = None  # further frozen models; None for a single one
     unshared: str = ""  # why the backbone reads every prompt once per response; empty where it shares them
+
+    @property
+    def readers(self) -> tuple[Reader, ...]:
+        """How each member of the ensemble reads conversations; this model itself is the first."""
+        own = Reader(self.format, self.max_tokens, self.limited_by)
+        return (own, *(self.ensemble.readers if self.ensemble is not None else ()))
 
     def read(self, rte: Tensor, states: States, weight: float, seeds: list[int], block: int, phase: int) -> Score:
         """Live rewards [B] with the policy's states, or with what `kind` puts in their place (see `feedback_states`).
@@ -56,9 +64,7 @@ class RewardModel:
     def embed(self, prompts: list[Prompt], responses: list[str], device: torch.device) -> tuple[Tensor, States | None]:
         """Reward token embeddings of whole conversations, through the reward model's own template, [B, D_rm] fp32; and, where
         the adapter reads them, the backbone's states of all their tokens."""
-        rows = [
-            self.format.cut(self.format.conversation_ids(p, r), self.max_tokens) for p, r in zip(prompts, responses)
-        ]
+        rows = [self.readers[0].ids(*text) for text in zip(prompts, responses)]
         tokens, lengths = pad(rows, self.format.pad_id)
         batch = tokens.to(device), lengths.to(device), group_size(prompts)
         if self.states != "reward":

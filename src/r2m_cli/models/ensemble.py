@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from r2m_cli.batch import Prompt
+from r2m_cli.data.reading import Reader
 from r2m_cli.errors import UserError
 from r2m_cli.maths.ensemble import combine, standardise
 
@@ -37,6 +38,7 @@ class Ensemble:
     calibrations: tuple[Calibration, ...]  # M
     how: str  # reward.combine
     uncertainty: float  # reward.uncertainty
+    readers: tuple[Reader, ...] = ()  # M - 1, of the further members
 
     def reward(self, first: Tensor, prompts: list[Prompt], responses: list[str], device: torch.device) -> Tensor:
         """The members' calibrated scores, combined; `first` [B] are the first member's raw scores. -> [B]."""

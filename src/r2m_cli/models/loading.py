@@ -20,6 +20,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from r2m_cli.data.reading import MAX_TOKENS, POSITIONS, TOKENIZER
 from r2m_cli.errors import UserError
 from r2m_cli.models import smollm2
 from r2m_cli.models.boundary import foreign
@@ -179,14 +180,20 @@ def fresh_llama(
         return (LlamaForSequenceClassification if scorer else LlamaForCausalLM)(llama).eval()
 
 
-def readable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, limit: int) -> int:
-    """Tokens of a conversation that a reward model reads: `limit`, or less if model or tokenizer say so."""
-    positions = context_length(model.config) or limit
-    for module in model.modules():  # RoBERTa numbers its positions from padding_idx + 1
-        padding: int | None = getattr(getattr(module, "position_embeddings", None), "padding_idx", None)
-        if padding is not None:
-            positions -= padding + 1
-    return min(limit, positions, tokenizer.model_max_length)
+def readable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, limit: int) -> tuple[int, str]:
+    """Tokens of a conversation that a reward model reads: `limit`, or less if model or tokenizer say so; and which of the
+    three it is, as in `Reader.limited_by`."""
+    limits = [(limit, MAX_TOKENS), (int(tokenizer.model_max_length), TOKENIZER)]
+    positions = context_length(model.config)
+    if positions is not None:
+        for module in model.modules():  # RoBERTa numbers its positions from padding_idx + 1
+            padding: int | None = getattr(getattr(module, "position_embeddings", None), "padding_idx", None)
+            if padding is not None:
+                positions -= padding + 1
+        limits.append((positions, POSITIONS))
+    return min(
+        reversed(limits), key=lambda known: known[0]
+    )  # where two are equal, raising reward.max_tokens is no help
 
 
 def load_config(name: str, key: str) -> PretrainedConfig:

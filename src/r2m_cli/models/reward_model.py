@@ -20,9 +20,17 @@ class RewardBackbone(nn.Module):
     with pad = EOS the latter reads the wrong token. Replies to one prompt share it, as in `Policy`.
     """
 
-    def __init__(self, classifier: nn.Module, attention: str = "sdpa", reads: str = "states"):
+    def __init__(
+        self, classifier: nn.Module, attention: str = "sdpa", reads: str = "states", boundary: int | None = None
+    ):
+        """
+        Args:
+            boundary: `ChatFormat.boundary`: the rows are two texts each, whose numbers the model is told if it has a use for
+                them.
+        """  # fmt: skip
         super().__init__()
         self.classifier = classifier
+        self.boundary = boundary if getattr(classifier.config, "type_vocab_size", 0) > 1 else None
         self.reading = Reading(classifier, reads)
         self._captured: Tensor | None = None
         find_head(classifier).register_forward_pre_hook(self._capture)
@@ -45,8 +53,10 @@ class RewardBackbone(nn.Module):
 
         The `group_size` neighbours of a group are read with one copy of whatever tokens they have in common.
         """
-        if self.unshared:
-            layout: Layout = Padded(tokens, lengths)
+        if self.boundary is not None:
+            layout: Layout = Padded(tokens, lengths, segments(tokens, lengths, self.boundary))
+        elif self.unshared:
+            layout = Padded(tokens, lengths)
         else:
             layout = SharedPrefix(tokens, common_prefix(tokens, lengths, group_size), lengths, group_size)
         state = self._states(layout)
@@ -73,6 +83,18 @@ def common_prefix(tokens: Tensor, lengths: Tensor, group_size: int) -> Tensor:
     common = same.long().cumprod(dim=1).sum(dim=1)
     shortest = lengths.view(-1, group_size).min(dim=1).values
     return torch.minimum(common, shortest - 1).repeat_interleave(group_size)
+
+
+def segments(tokens: Tensor, lengths: Tensor, boundary: int) -> Tensor:
+    """Which of its row's two texts each token belongs to, 0 or 1: token_type_ids. [B, S], [B] -> [B, S].
+
+    A row is "[CLS] question [SEP] answer [SEP]", or its end: what has no more than one separator at or behind it is of the
+    answer. Told by the tokens, so that a row that was cut on the left needs no second list.
+    """
+    inside = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
+    separators = ((tokens == boundary) & inside).long()
+    behind = separators.flip(1).cumsum(dim=1).flip(1)  # at or behind each place
+    return ((behind <= 1) & inside).long()
 
 
 def find_head(classifier: nn.Module) -> nn.Linear:

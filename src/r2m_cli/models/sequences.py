@@ -40,14 +40,16 @@ class _Runs:
 class Padded(_Runs):
     """One row per sequence, padded on the right: what every model can read. T = B * S."""
 
-    def __init__(self, tokens: Tensor, lengths: Tensor):
-        """tokens [B, S]; the first `lengths` [B] of each row are read."""
+    def __init__(self, tokens: Tensor, lengths: Tensor, types: Tensor | None = None):
+        """tokens [B, S]; the first `lengths` [B] of each row are read; token_type_ids [B, S] where the model wants some."""
         width = int(lengths.max())
         self.tokens = tokens[:, :width]
         self.mask = length_mask(lengths, width)
+        self.types = None if types is None else types[:, :width]
 
     def inputs(self) -> dict[str, Any]:
-        return {"input_ids": self.tokens, "attention_mask": self.mask.long()}
+        types = {} if self.types is None else {"token_type_ids": self.types}
+        return {"input_ids": self.tokens, "attention_mask": self.mask.long()} | types
 
     def at(self, row: Tensor, position: Tensor) -> Tensor:
         return row * self.tokens.shape[1] + position

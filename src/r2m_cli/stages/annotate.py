@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from r2m_cli.batch import Annotated, Rollout
+from r2m_cli.data.reading import which_cut
 from r2m_cli.maths.masking import length_mask
 from r2m_cli.maths.shaping import fill_missing
 from r2m_cli.models.actors import Actors
@@ -87,4 +88,5 @@ def annotate(
         values=joined.get("values"),
         attention_entropy=joined.get("attention", nothing),
         adapter_scale=joined.get("scale", nothing),
+        cut=torch.tensor(which_cut(reward.readers, prompts, rollout.responses)),
     )

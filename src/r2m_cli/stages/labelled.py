@@ -32,6 +32,7 @@ class Labels:
     pairs: list[Pair] = field(default_factory=list)  # labelled pairs of the reward model, for warm-up and replay
     heldout: list[Pair] = field(default_factory=list)  # labelled pairs that at most choose a pass of the warm-up
     judged: list[Pair] = field(default_factory=list)  # those that the judge has labelled so far; the run adds to them
+    notes: list[str] = field(default_factory=list)  # on pairs that were cut or left out, for the person
 
 
 def fits(actors: Actors, pair: Pair) -> bool:

@@ -14,10 +14,10 @@ from r2m_cli.analysis.results import Results
 from r2m_cli.build import build_actors, build_heldout_reward, build_reward, local_device
 from r2m_cli.combinations import reads_curves_only
 from r2m_cli.data.source import load_source
-from r2m_cli.data.template import ChatFormat
 from r2m_cli.distributed.engine import DTYPES
 from r2m_cli.errors import UserError
-from r2m_cli.models.loading import load_causal_lm, load_tokenizer, vocabulary
+from r2m_cli.models.formats import policy_format
+from r2m_cli.models.loading import load_causal_lm
 from r2m_cli.schema import Config
 
 
@@ -43,9 +43,7 @@ def of_models(config: Config, results: Results) -> None:
     """A policy and a reward model on labelled pairs. Raises UserError."""
     assert config.policy.path is not None, "prepare() fills it"
     source, device = load_source(config.data, config.eval.prompts, evaluating=True), local_device(config)
-    chat = ChatFormat(
-        load_tokenizer(config.policy.path, "policy.path"), "policy", vocabulary(config.policy.path, "policy.path")
-    )
+    chat = policy_format(config.policy, config.policy.path, "policy.path")
     lm = load_causal_lm(config.policy.path, "policy.path", DTYPES[config.engine.dtype]).to(device)  # type: ignore[arg-type]
     labelled(config, source, lm, chat, build_reward(_frozen(config), 0, device), device, results)
 

@@ -13,6 +13,7 @@ from r2m_cli.build import build_actors, build_heldout_reward
 from r2m_cli.checkpoint import load_feedback
 from r2m_cli.data.labels import saved_pairs
 from r2m_cli.data.preferences import Pair
+from r2m_cli.data.reading import cut_notes
 from r2m_cli.data.source import Source, load_source
 from r2m_cli.distributed import comm
 from r2m_cli.errors import UserError
@@ -50,6 +51,9 @@ def run(config: Config, run_dir: Path) -> None:
     if run is None:
         findings.notes.append("no run= is given: this is the configured policy before any RL")
     findings.notes += check_known(source, actors.format, actors.reward.format)
+    read_by = [*actors.reward.readers, *(heldout.readers if heldout is not None else ())]
+    forms = [chat.note() for chat in (actors.format, *(reader.format for reader in read_by))]
+    findings.notes += dict.fromkeys(note for note in forms if note is not None)
     prompts = evaluation_prompts(source, actors.format, config, findings)
     budget = config.rollout.tokens_per_batch
     rows = rows_per_forward(budget, [config.rollout.max_prompt_tokens + config.rollout.max_new_tokens])
@@ -59,6 +63,7 @@ def run(config: Config, run_dir: Path) -> None:
 
     batch = scored(actors, prompts, config, weight, findings)
     if heldout is not None:
+        findings.notes += cut_notes(heldout.readers, batch.prompts, batch.responses, "responses for eval.reward")
         scores = text_scores(heldout, batch.prompts, batch.responses, actors.device, rows)
         findings.mean("eval/heldout_reward", scores, units_of(prompts))
     alpaca = json.dumps(alpaca_rows(batch, config), indent=2, ensure_ascii=False)
@@ -70,7 +75,7 @@ def run(config: Config, run_dir: Path) -> None:
         best_of_n.curve(actors, prompts, config, weight, heldout, rows, findings)
         findings.save()
     if judge is not None:
-        win_rate.measure(judge, batch, others, findings)
+        win_rate.measure(judge, batch, others, findings, actors.reward if config.eval.judge == "reward" else None)
         findings.save()
     findings.show()
     if config.eval.best_of > 1:

@@ -14,16 +14,20 @@ from torch import Tensor, nn
 from r2m_cli.build import local_device
 from r2m_cli.data.labels import labelled_pairs, save_pairs
 from r2m_cli.data.preferences import Pair
+from r2m_cli.data.reading import Reader, told_apart
 from r2m_cli.data.source import load_source
 from r2m_cli.data.template import ChatFormat
 from r2m_cli.distributed import comm
 from r2m_cli.distributed.engine import DTYPES, make_engine
 from r2m_cli.errors import UserError
+from r2m_cli.evaluation.findings import accuracy_of, percent, units_of, unsure
 from r2m_cli.fit import fit
 from r2m_cli.inspection import equal_rewards
 from r2m_cli.maths.reward_loss import bradley_terry
+from r2m_cli.maths.statistics import Estimate
 from r2m_cli.models.actors import pad
-from r2m_cli.models.loading import fresh_llama, load_reward_model, load_tokenizer, readable, vocabulary
+from r2m_cli.models.formats import format_of, reward_format
+from r2m_cli.models.loading import fresh_llama, load_reward_model, readable
 from r2m_cli.models.lora import merged, with_lora
 from r2m_cli.models.reward_model import RewardBackbone, find_head, frozen_head
 from r2m_cli.models.tokenizers import check_known
@@ -39,9 +43,9 @@ SEED, BOOTSTRAP = 2, 5  # streams of random numbers of this task
 class Scorer(nn.Module):
     """Backbone and head as one trainable module: conversation -> reward."""
 
-    def __init__(self, classifier: nn.Module):
+    def __init__(self, classifier: nn.Module, boundary: int | None = None):
         super().__init__()
-        self.backbone = RewardBackbone(classifier)
+        self.backbone = RewardBackbone(classifier, boundary=boundary)
 
     def forward(self, tokens: Tensor, lengths: Tensor, group_size: int) -> Tensor:
         """As in `RewardBackbone` -> rewards [B]."""
@@ -52,7 +56,8 @@ class Scorer(nn.Module):
 def run(config: Config, run_dir: Path) -> None:
     """Fit and write a Hugging Face folder into `run_dir`, with its figures in `fit.json`.
 
-    These are the accuracy on held-out pairs before and after, the mean loss of the last epoch, and mean and (population)
+    These are the accuracy on held-out pairs before and after, each with both ends of its interval (null where there is
+    none), the mean loss of the last epoch, and mean and (population)
     standard deviation of the fitted model's scores of the held-out responses, chosen and rejected alike, by which an
     ensemble puts its members on one scale.
 
@@ -65,15 +70,15 @@ def run(config: Config, run_dir: Path) -> None:
     pairs, heldout = pairs[: c.fit.rows], heldout[: config.eval.pairs]
 
     if c.base is not None:
-        tokenizer = load_tokenizer(c.base, "reward.base")
+        chat = reward_format(c, c.base, "reward.base")
     elif source.world is not None:
-        tokenizer = source.world.tokenizer()
+        chat = format_of(source.world.tokenizer(), "reward model", c.template, c.end_token)
     else:
         raise UserError("reward.path and reward.base are both null: name a model to start from (reward.base=FOLDER)")
-    chat = ChatFormat(tokenizer, "reward model", None if c.base is None else vocabulary(c.base, "reward.base"))
     for note in check_known(source, chat):
         if comm.is_main():
             print(f"r2m: note: {note}", file=sys.stderr)
+    tokenizer = chat.tokenizer
     seed = varied(config.data.seed, c.fit.seed)
     if c.base is not None:
         with torch.random.fork_rng(devices=[]):
@@ -88,28 +93,46 @@ def run(config: Config, run_dir: Path) -> None:
             engine, _ = fit_lm(lm, chat, source.demonstrations, config, epochs)
             with engine.whole():
                 classifier.base_model.load_state_dict(lm.base_model.state_dict())
-    limit = readable(classifier, tokenizer, c.max_tokens)
-
-    def encode(part: Sequence[Pair]) -> list[tuple[list[int], list[int]]]:
-        def ids(p: Pair, reply: str) -> list[int]:
-            return chat.cut(chat.conversation_ids(p.prompt, reply), limit)
-
-        return [(ids(p, p.chosen), ids(p, p.rejected)) for p in part]
-
-    rows, tests = encode(pairs), encode(heldout)
-    fitting = _fit_head if c.fit.parameters == "head" else _fit_backbone
-    figures = fitting(config, classifier, rows, tests, chat.pad_id, device, run_dir)
+    reader = Reader(chat, *readable(classifier, tokenizer, c.max_tokens))
+    notes = [note] if (note := chat.note()) is not None else []
+    (pairs, more), (heldout, further) = (
+        _told_apart(reader, part, what) for part, what in ((pairs, "training pairs"), (heldout, "held-out pairs"))
+    )
     if comm.is_main():
-        tokenizer.save_pretrained(run_dir)
-        (run_dir / "fit.json").write_text(json.dumps(figures | {"pairs": len(rows), "heldout": len(tests)}, indent=2))
+        for note in (*notes, *more, *further):
+            print(f"r2m: {note}", flush=True)
+    rows, tests = (
+        [(reader.ids(p.prompt, p.chosen), reader.ids(p.prompt, p.rejected)) for p in part] for part in (pairs, heldout)
+    )
+    fitting = _fit_head if c.fit.parameters == "head" else _fit_backbone
+    before, after, loss = fitting(config, classifier, rows, tests, chat, device, run_dir)
+    units = units_of(pair.prompt for pair in heldout)
+    accuracies = [
+        accuracy_of(rewards[0] - rewards[1], units, config.eval.bootstrap, config.data.seed)
+        for rewards in (before, after)
+    ]
+    if comm.is_main():
+        for warning in equal_rewards(after[0] - after[1]):
+            print(f"r2m: warning: {warning}", file=sys.stderr)
+        chat.save(run_dir)
+        figures = _figures(accuracies, after, loss) | {"pairs": len(rows), "heldout": len(tests)}
+        (run_dir / "fit.json").write_text(json.dumps(figures, indent=2))
         if source.world is not None:
             save_pairs(run_dir, pairs, heldout)
         print(
-            f"r2m: reward model on {len(rows)} pairs: {figures['accuracy_before']:.1%} -> {figures['accuracy']:.1%} of "
-            f"{len(tests)} held-out pairs right, loss {figures['loss']:.3f}",
+            f"r2m: reward model on {len(rows)} pairs: {accuracies[0].value:.1%} -> {percent(accuracies[1])} of {len(tests)} "
+            f"held-out pairs right{unsure(accuracies[1])}, loss {loss:.3f}",
             flush=True,
         )
     comm.barrier()
+
+
+def _told_apart(reader: Reader, pairs: list[Pair], what: str) -> tuple[list[Pair], list[str]]:
+    """The pairs that the reward model can tell apart, and notes for the person. Raises UserError if there are none."""
+    kept, notes = told_apart([reader], pairs, what)
+    if not kept:
+        raise UserError(f"all {len(pairs)} {what} are equal once they are cut: they are longer than {reader.limit}")
+    return [pairs[i] for i in kept], notes
 
 
 def varied(seed: int, member: int) -> int:
@@ -129,22 +152,26 @@ def drawn(count: int, config: Config) -> list[int]:
 
 
 Rows = list[tuple[list[int], list[int]]]  # token ids of the chosen and of the rejected conversation
+# Rewards of the held-out pairs before and after the fit, each [2, pairs], chosen first; mean loss of the last epoch.
+Fitted = tuple[Tensor, Tensor, float]
 
 
 def _fit_backbone(
-    config: Config, classifier: Any, rows: Rows, tests: Rows, pad_id: int, device: torch.device, target: Path
-) -> dict[str, float]:
-    """Full or LoRA training. Writes the fitted classifier into `target` and gives the figures."""
+    config: Config, classifier: Any, rows: Rows, tests: Rows, chat: ChatFormat, device: torch.device, target: Path
+) -> Fitted:
+    """Full or LoRA training. Writes the fitted classifier into `target`."""
     c, seed = config.reward.fit, config.data.seed
     fitted = classifier
     if c.parameters == "lora":
         fitted = with_lora(classifier, c.lora_rank, "SEQ_CLS", varied(seed, c.seed))
-    engine = make_engine(Scorer(classifier), config.engine, device, weight_decay=c.weight_decay, max_grad_norm=1.0)
+    engine = make_engine(
+        Scorer(classifier, chat.boundary), config.engine, device, weight_decay=c.weight_decay, max_grad_norm=1.0
+    )
     micro_rows = rows_per_forward(config.rollout.tokens_per_batch, [sum(map(len, pair)) for pair in rows])
 
     def rewards_of(batch: Sequence[tuple[list[int], list[int]]]) -> Tensor:
         # Winners and losers in one batch: scored apart, padding alone could tell them from each other.
-        tokens, lengths = pad([ids for pair in batch for ids in pair], pad_id)
+        tokens, lengths = pad([ids for pair in batch for ids in pair], chat.pad_id)
         return engine(tokens.to(device), lengths.to(device), 2).view(len(batch), 2).T  # type: ignore[no-any-return]
 
     def loss_of(batch: Any) -> Tensor:
@@ -159,19 +186,19 @@ def _fit_backbone(
     before = tested()
     sampled = [rows[i] for i in drawn(len(rows), config)]
     loss = fit(engine, sampled, loss_of, c, varied(seed + SEED, c.seed), "reward model", micro_rows)
-    figures = _figures(before, tested(), loss)
+    after = tested()
     with engine.whole():
         if comm.is_main():
             merged(fitted).save_pretrained(target)
-    return figures
+    return before, after, loss
 
 
 def _fit_head(
-    config: Config, classifier: Any, rows: Rows, tests: Rows, pad_id: int, device: torch.device, target: Path
-) -> dict[str, float]:
+    config: Config, classifier: Any, rows: Rows, tests: Rows, chat: ChatFormat, device: torch.device, target: Path
+) -> Fitted:
     """Only the scoring head: the frozen backbone runs once per sequence, then the head is fitted on what it gave."""
     c, head = config.reward.fit, find_head(classifier)
-    backbone = RewardBackbone(classifier).eval().requires_grad_(False).to(device)
+    backbone = RewardBackbone(classifier, boundary=chat.boundary).eval().requires_grad_(False).to(device)
     step = rows_per_forward(config.rollout.tokens_per_batch, [sum(map(len, pair)) for pair in rows])
 
     @torch.no_grad()
@@ -183,7 +210,7 @@ def _fit_head(
         for start in range(0, len(order), step):
             count(start, len(order))
             chunk = order[start : start + step]
-            tokens, lengths = pad([part[i][side] for i in chunk for side in (0, 1)], pad_id)
+            tokens, lengths = pad([part[i][side] for i in chunk for side in (0, 1)], chat.pad_id)
             rte = backbone(tokens.to(device), lengths.to(device), group_size=2).float().cpu()
             found |= dict(zip(chunk, rte.view(len(chunk), 2, -1)))
         every = {i: row for rank in comm.gather(found) for i, row in rank.items()}
@@ -207,23 +234,17 @@ def _fit_head(
     with engine.whole() as module, torch.no_grad():
         for name, value in module.named_parameters():
             getattr(head, name).copy_(value)
-    figures = _figures(before, frozen_head(head).cpu()(test).squeeze(2).T, loss)
     if comm.is_main():
         classifier.save_pretrained(target)
-    return figures
+    return before, frozen_head(head).cpu()(test).squeeze(2).T, loss
 
 
-def _figures(before: Tensor, after: Tensor, loss: float) -> dict[str, float]:
-    """Figures from the rewards of the held-out pairs before and after the fit, each [2, pairs], chosen first."""
-
-    def accuracy(rewards: Tensor) -> float:
-        return float((rewards[0] > rewards[1]).float().mean())
-
+def _figures(accuracies: Sequence[Estimate], after: Tensor, loss: float) -> dict[str, float | None]:
+    """What fit.json says of the accuracy before and after the fit, and of the rewards after it."""
+    figures: dict[str, float | None] = {}
+    for name, accuracy in zip(("accuracy_before", "accuracy"), accuracies):
+        low, high = accuracy.interval or (None, None)
+        figures |= {name: accuracy.value, f"{name}_low": low, f"{name}_high": high}
     scores = after.float()
-    if comm.is_main():
-        for warning in equal_rewards(after[0] - after[1]):
-            print(f"r2m: warning: {warning}", file=sys.stderr)
-    return {
-        "accuracy_before": accuracy(before), "accuracy": accuracy(after), "loss": loss,
-        "score_mean": float(scores.mean()), "score_std": float(scores.std(correction=0)),
-    }  # fmt: skip
+    spread = {"score_mean": float(scores.mean()), "score_std": float(scores.std(correction=0))}
+    return figures | {"loss": loss} | spread

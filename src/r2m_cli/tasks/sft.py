@@ -18,7 +18,8 @@ from r2m_cli.distributed.engine import DTYPES, Engine, make_engine
 from r2m_cli.errors import UserError
 from r2m_cli.fit import fit
 from r2m_cli.models.actors import pad
-from r2m_cli.models.loading import fresh_llama, load_causal_lm, load_tokenizer, vocabulary
+from r2m_cli.models.formats import format_of, policy_format
+from r2m_cli.models.loading import fresh_llama, load_causal_lm
 from r2m_cli.models.lora import merged, with_lora
 from r2m_cli.models.policy import Policy
 from r2m_cli.models.sequences import Sequences
@@ -37,12 +38,11 @@ def run(config: Config, run_dir: Path) -> None:
     """
     source, c = load_source(config.data, 1), config.policy
     if c.base is not None:
-        tokenizer = load_tokenizer(c.base, "policy.base")
+        chat = policy_format(c, c.base, "policy.base")
     elif source.world is not None:
-        tokenizer = source.world.tokenizer()
+        chat = format_of(source.world.tokenizer(), "policy", c.template)
     else:
         raise UserError("policy.path and policy.base are both null: name a model to start from (policy.base=FOLDER)")
-    chat = ChatFormat(tokenizer, "policy", None if c.base is None else vocabulary(c.base, "policy.base"))
     for note in check_known(source, chat):
         if comm.is_main():
             print(f"r2m: note: {note}", file=sys.stderr)
@@ -50,14 +50,17 @@ def run(config: Config, run_dir: Path) -> None:
     if c.base is not None:
         lm = load_causal_lm(c.base, "policy.base", DTYPES[config.engine.dtype])
     else:
-        lm = fresh_llama(c, tokenizer, chat.pad_id, config.data.seed, scorer=False)
+        lm = fresh_llama(c, chat.tokenizer, chat.pad_id, config.data.seed, scorer=False)
+    note = chat.note()
+    if note is not None and comm.is_main():
+        print(f"r2m: {note}", flush=True)
     fitted = with_lora(lm, c.fit.lora_rank, "CAUSAL_LM") if c.fit.parameters == "lora" else lm
     engine, figures = fit_lm(lm, chat, source.demonstrations, config, c.fit)
     with engine.whole():
         if comm.is_main():
             merged(fitted).save_pretrained(run_dir)
     if comm.is_main():
-        tokenizer.save_pretrained(run_dir)
+        chat.save(run_dir)
         (run_dir / "fit.json").write_text(json.dumps(figures, indent=2))
         print(
             f"r2m: SFT on {figures['demonstrations']} demonstrations: loss {figures['loss']:.3f} nats per token",
@@ -74,7 +77,10 @@ def fit_lm(
     Raises:
         UserError: no demonstration fits the lengths; or from `fit`.
     """
-    rows = _rows(demonstrations[: fit_config.rows], chat, config)
+    rows, notes = _rows(demonstrations[: fit_config.rows], chat, config)
+    if comm.is_main():
+        for note in notes:
+            print(f"r2m: {note}", flush=True)
     device = local_device(config)
     engine = make_engine(Policy(lm), config.engine, device, weight_decay=fit_config.weight_decay, max_grad_norm=1.0)
 
@@ -92,10 +98,11 @@ def fit_lm(
 
 def _rows(
     demonstrations: list[tuple[Prompt, str]], chat: ChatFormat, config: Config
-) -> list[tuple[list[int], list[int]]]:
-    limit = config.rollout.max_prompt_tokens
-    rows = [(chat.prompt_ids(p), chat.response_ids(p, r)[: config.rollout.max_new_tokens]) for p, r in demonstrations]
-    rows = [row for row in rows if len(row[0]) <= limit]
+) -> tuple[list[tuple[list[int], list[int]]], list[str]]:
+    """Tokens of the prompts and of the replies that are learnt from, and notes on what is left out or cut."""
+    limit, most = config.rollout.max_prompt_tokens, config.rollout.max_new_tokens
+    whole = [(chat.prompt_ids(p), chat.response_ids(p, r)) for p, r in demonstrations]
+    rows = [(prompt, reply[:most]) for prompt, reply in whole if len(prompt) <= limit]
     if not rows:
         where = f"data.path={config.data.path}" if config.data.kind == "file" else f"data={config.data.kind}"
         if not demonstrations:
@@ -106,4 +113,16 @@ def _rows(
             f"no demonstrations for SFT: {where} has none with a prompt of at most rollout.max_prompt_tokens={limit} tokens; "
             "raise it"
         )
-    return rows
+    notes = []
+    if len(rows) < len(whole):
+        notes.append(
+            f"{len(whole) - len(rows)} of {len(whole)} demonstrations have a prompt longer than rollout.max_prompt_tokens={limit} "
+            "and are left out; raise it"
+        )
+    cut = sum(len(reply) > most for prompt, reply in whole if len(prompt) <= limit)
+    if cut:
+        notes.append(
+            f"{cut} of {len(rows)} demonstrations have a reply longer than rollout.max_new_tokens={most} and lose its end, so "
+            "that the policy is taught not to end there; raise it"
+        )
+    return rows, notes

@@ -13,6 +13,8 @@ from r2m_cli.batch import Prompt
 from r2m_cli.build import build_actors
 from r2m_cli.cache import cache_dir
 from r2m_cli.data.labels import known_pairs
+from r2m_cli.data.preferences import Pair
+from r2m_cli.data.reading import told_apart
 from r2m_cli.data.source import Source, fitting, load_source
 from r2m_cli.data.template import ChatFormat
 from r2m_cli.distributed import comm
@@ -51,7 +53,7 @@ def run(config: Config, run_dir: Path) -> None:
         state |= checkpoint.load(run_dir, actors)
         labels.judged.extend(remembered(run_dir, state["step"]))
     else:
-        notes += remarks(actors, prompts, config)
+        notes += remarks(actors, prompts, config) + labels.notes
         more, warnings = before_training(config, source, actors, labels, run_dir)
         notes += more
     with _sinks(config, run_dir, state["step"]) as sinks:
@@ -80,16 +82,19 @@ def real_labels(config: Config, source: Source, actors: Actors) -> Labels:
     Raises:
         UserError: pairs are asked for and there are none; or from the judge.
     """
-    f, pairs, judge = config.feedback, [], None
+    f, judge = config.feedback, None
+    pairs: list[Pair] = []
+    notes: list[str] = []
     if f.warmup_pairs or f.replay_pairs:
         # No more than can be asked for: a large data set takes minutes to measure.
         known, wanted = known_pairs(config, source, "train"), f.warmup_pairs + f.replay_pairs * config.train.steps
         drawn = random.Random(mix(config.seed, LABELS)).sample(known, min(wanted, len(known)))
-        pairs = [pair for pair in drawn if fits(actors, pair)]
+        pairs, notes = _usable(actors, drawn, "labelled pairs")
         if not pairs:
             key = "feedback.warmup_pairs" if f.warmup_pairs else "feedback.replay_pairs"
             raise UserError(
-                f"{key}: the data has no labelled pairs (chosen, rejected) that the policy can read; set it to 0"
+                f"{key}: the data has no labelled pairs (chosen, rejected) that the policy can read, and that differ in what the "
+                "reward model reads (reward.max_tokens); set it to 0"
             )
     if f.judge == "gold":
         judge = gold_judge(source.gold)
@@ -99,7 +104,19 @@ def real_labels(config: Config, source: Source, actors: Actors) -> Labels:
     elif f.judge == "openai":
         judge = OpenAIJudge(config.judge, cache_dir() / "judge")
     heldout = known_pairs(config, source, "heldout")[: config.eval.preflight_pairs]
-    return Labels(judge, pairs, [pair for pair in heldout if fits(actors, pair)])
+    heldout, more = _usable(actors, heldout, "held-out pairs")
+    return Labels(judge, pairs, heldout, notes=notes + more)
+
+
+def _usable(actors: Actors, pairs: list[Pair], what: str) -> tuple[list[Pair], list[str]]:
+    """The pairs that the policy can read and the reward model tell apart, and notes for the person."""
+    read = [pair for pair in pairs if fits(actors, pair)]
+    kept, notes = told_apart(actors.reward.readers, read, what)
+    if len(read) < len(pairs):
+        notes.insert(
+            0, f"{len(pairs) - len(read)} of {len(pairs)} {what} are longer than the policy reads, and are left out"
+        )
+    return [read[i] for i in kept], notes
 
 
 def before_training(
@@ -118,14 +135,17 @@ def before_training(
     if labels.heldout:
         omega = weight_at(config.train.steps, config)
         warm = config.feedback.warmup_pairs > 0
-        more, warnings = inspect_reward_model(actors, labels.heldout, omega, config.rollout.tokens_per_batch, warm)
+        more, warnings = inspect_reward_model(
+            actors, labels.heldout, omega, config.rollout.tokens_per_batch, warm, config.eval.bootstrap
+        )
         notes += more
     return notes, warnings
 
 
 def remarks(actors: Actors, prompts: list[Prompt], config: Config) -> list[str]:
     """What works but may surprise."""
-    notes = []
+    chats = [actors.format, *(reader.format for reader in actors.reward.readers)]
+    notes = list(dict.fromkeys(note for note in (chat.note() for chat in chats) if note is not None))
     for what, chat in (("policy", actors.format), ("reward model", actors.reward.format)):
         if chat.pad_id in chat.eos_ids:
             notes.append(f"the {what}'s tokenizer pads with its end token; r2m masks by length, other tools may not")
@@ -136,8 +156,8 @@ def remarks(actors: Actors, prompts: list[Prompt], config: Config) -> list[str]:
     longest = config.rollout.max_prompt_tokens + config.rollout.max_new_tokens
     if actors.reward.max_tokens < longest:
         notes.append(
-            f"the reward model reads {actors.reward.max_tokens} tokens (reward.max_tokens), a conversation may have {longest} and "
-            "more: of longer ones it sees the end"
+            f"the reward model reads {actors.reward.max_tokens} tokens ({actors.reward.limited_by}), a conversation may have "
+            f"{longest} and more: of longer ones it sees the end"
         )
     if config.ppo.prompts_per_step > len(prompts):
         notes.append(

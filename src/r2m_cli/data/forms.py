@@ -1,0 +1,97 @@
+"""How a conversation is written where no chat template does it, and the file in a model's folder that says so."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from r2m_cli.data.preferences import Message, write_transcript
+from r2m_cli.errors import UserError
+
+BUILT_IN = ("hh", "plain", "pair")
+RECORD = "r2m_template.json"  # beside a model: what transformers has no place for
+
+
+class Choice(NamedTuple):
+    """How one model's conversations are written; None where its tokenizer decides."""
+
+    form: str | None = None  # one of BUILT_IN
+    end_token: bool | None = None  # reward.end_token
+
+
+def prompt_in(form: str | None, messages: Sequence[Message]) -> str:
+    """A prompt as text, up to where the reply starts.
+
+    Args:
+        form: hh: "\\n\\nHuman: ... \\n\\nAssistant:" (github anthropics/hh-rlhf); plain and pair: the texts, a newline between
+            two of them; None: the text of a lone user message, hh for anything longer.
+    """
+    if form in ("plain", "pair"):
+        return "\n".join(message["content"] for message in messages)
+    if form is None and len(messages) == 1 and messages[0]["role"] == "user":
+        return messages[0]["content"]
+    return write_transcript(messages) + "\n\nAssistant:"
+
+
+def joined(prompt: str, reply: str) -> str:
+    """Prompt and reply with a space between them, unless white space is there."""
+    together = not prompt or not reply or prompt[-1].isspace() or reply[0].isspace()
+    return prompt + ("" if together else " ") + reply
+
+
+def chosen(template: str | None, end_token: bool | None, folder: Path | None, key: str) -> tuple[Choice, str | None]:
+    """What the configuration says of a model's conversations, or else the record in its folder; and a Jinja template to
+    use in place of the tokenizer's.
+
+    Args:
+        template: a file, one of BUILT_IN, or None.
+        folder: the model's; None for a name of the hub.
+        key: that gave `template`.
+
+    Raises:
+        UserError: no such file, or one that is no text; a record that cannot be read.
+    """
+    recorded = Choice() if folder is None else read_record(folder)
+    end_token = recorded.end_token if end_token is None else end_token
+    if template is None:
+        return Choice(recorded.form, end_token), None
+    if template in BUILT_IN:
+        return Choice(template, end_token), None
+    return Choice(None, end_token), read_template(template, key)
+
+
+def read_template(template: str, key: str) -> str:
+    """The text of a Jinja file. Raises UserError if there is none."""
+    path = Path(template).expanduser()
+    if not path.is_file():
+        raise UserError(f"{key}={template}: neither a file nor one of {', '.join(BUILT_IN)}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{key}={template}: cannot be read as UTF-8 text ({error})") from error
+    if not text.strip():
+        raise UserError(f"{key}={template}: the file is empty; it must hold a chat template in Jinja")
+    return text
+
+
+def read_record(folder: Path) -> Choice:
+    """What stands beside a model; nothing if there is no record. Raises UserError for one that cannot be read."""
+    file = folder / RECORD
+    if not file.is_file():
+        return Choice()
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        choice = Choice(found.get("template"), found.get("end_token"))
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{file}: cannot be read as JSON ({error}); correct or remove it") from error
+    if choice.form not in (None, *BUILT_IN) or not isinstance(choice.end_token, bool | None):
+        raise UserError(
+            f'{file}: "template" must be one of {", ".join(BUILT_IN)} or null, and "end_token" true, false or null'
+        )
+    return choice
+
+
+def write_record(folder: Path, choice: Choice) -> None:
+    """Put the record beside a model whose tokenizer does not say it all."""
+    if choice != Choice():
+        (folder / RECORD).write_text(json.dumps({"template": choice.form, "end_token": choice.end_token}))

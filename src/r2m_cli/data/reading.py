@@ -1,0 +1,90 @@
+"""What a reward model reads of conversations, and what its limit on tokens does to them: counted and said."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from r2m_cli.batch import Prompt
+from r2m_cli.data.preferences import Pair
+from r2m_cli.data.template import ChatFormat
+
+# What limits the tokens of a conversation -> what to do where that is too few.
+MAX_TOKENS, POSITIONS, TOKENIZER = (
+    "reward.max_tokens",
+    "the reward model's positions",
+    "its tokenizer's model_max_length",
+)
+ADVICE = {
+    MAX_TOKENS: "raise it",
+    POSITIONS: "use a reward model that reads more, or shorter texts",
+    TOKENIZER: "raise it in tokenizer_config.json if the model reads more, or use shorter texts",
+}
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How one reward model reads conversations."""
+
+    format: ChatFormat
+    max_tokens: int  # of a conversation; what is older is cut off
+    limited_by: str = MAX_TOKENS  # a key of ADVICE
+
+    def ids(self, prompt: Prompt, reply: str) -> list[int]:
+        """The tokens that it reads, [S]."""
+        return self.format.cut(self.format.conversation_ids(prompt, reply), self.max_tokens)
+
+    def cuts(self, prompt: Prompt, reply: str) -> bool:
+        """Whether the conversation is longer than that."""
+        return len(self.format.conversation_ids(prompt, reply)) > self.max_tokens
+
+    @property
+    def limit(self) -> str:
+        """What conversations are longer than that it cuts, for a note."""
+        return f"{self.limited_by}={self.max_tokens} and lose their beginning; {ADVICE[self.limited_by]}"
+
+
+def which_cut(readers: Sequence[Reader], prompts: Sequence[Prompt], replies: Sequence[str]) -> list[bool]:
+    """Which conversations are cut, by any of the readers (the members of an ensemble)."""
+    return [bool(_cutters(readers, *text)) for text in zip(prompts, replies)]
+
+
+def cut_notes(readers: Sequence[Reader], prompts: Sequence[Prompt], replies: Sequence[str], what: str) -> list[str]:
+    """A note for the person on how many conversations are longer than is read; none if all are read whole.
+
+    Args:
+        what: the conversations, as in "31 of 64 WHAT are longer than ...".
+    """
+    return _notes([_cutters(readers, *text) for text in zip(prompts, replies)], what)
+
+
+def told_apart(readers: Sequence[Reader], pairs: Sequence[Pair], what: str) -> tuple[list[int], list[str]]:
+    """Places of the pairs whose replies still differ once their conversations are cut; and notes for the person.
+
+    A pair that the cut makes equal has no order: it is neither right nor wrong, and nothing can be learnt from it.
+
+    Args:
+        what: the pairs, as in "3 of 32 WHAT are equal ...".
+    """
+    kept: list[int] = []
+    cutters: list[list[Reader]] = []  # of each conversation
+    for i, pair in enumerate(pairs):  # one pair at a time: a large file's conversations are not encoded again
+        both = [_cutters(readers, pair.prompt, reply) for reply in (pair.chosen, pair.rejected)]
+        cutters += both
+        if not any(both) or any(r.ids(pair.prompt, pair.chosen) != r.ids(pair.prompt, pair.rejected) for r in readers):
+            kept.append(i)
+    notes = _notes(cutters, f"conversations of the {what}")
+    if len(kept) < len(pairs):
+        notes.append(f"{len(pairs) - len(kept)} of the {len(pairs)} {what} are equal after that cut, and are left out")
+    return kept, notes
+
+
+def _cutters(readers: Sequence[Reader], prompt: Prompt, reply: str) -> list[Reader]:
+    return [reader for reader in readers if reader.cuts(prompt, reply)]
+
+
+def _notes(cutters: Sequence[Sequence[Reader]], what: str) -> list[str]:
+    count = sum(map(bool, cutters))
+    if not count:
+        return []
+    limit, _ = Counter(reader.limit for found in cutters for reader in found).most_common(1)[0]
+    return [f"{count} of {len(cutters)} {what} are longer than {limit}"]

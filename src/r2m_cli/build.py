@@ -13,6 +13,7 @@ from r2m_cli.errors import UserError
 from r2m_cli.models.actors import Actors, RewardModel
 from r2m_cli.models.critic import Critic
 from r2m_cli.models.ensemble import Calibration, Ensemble, calibration_of
+from r2m_cli.models.generate import end_ids
 from r2m_cli.models.loading import context_length, load_causal_lm, load_reward_model, load_tokenizer, readable
 from r2m_cli.models.lora import BaseOfLora, with_lora
 from r2m_cli.models.policy import Policy
@@ -82,8 +83,8 @@ def build_actors(config: Config, source: Source, policy_path: str | None = None)
     """
     assert config.policy.path is not None, "prepare() fills it"
     device, dtype, engine = local_device(config), DTYPES[config.engine.dtype], config.engine
-    chat = ChatFormat(load_tokenizer(config.policy.path, "policy.path"), "policy")
     lm = load_causal_lm(policy_path or config.policy.path, "policy.path", dtype)
+    chat = ChatFormat(load_tokenizer(config.policy.path, "policy.path"), "policy", end_ids(lm))
     check_context(config, f"policy.path={config.policy.path}", context_length(lm.config))
     training, trainer = config.task == "train", config.ppo
     lora = None
@@ -100,6 +101,7 @@ def build_actors(config: Config, source: Source, policy_path: str | None = None)
             f"policy.path={config.policy.path}: a {lm.config.model_type} model changes its logits behind the LM head in a way "
             "that r2m does not know; use another architecture"
         )
+    _ = policy.decoder  # found out before the parameters are sharded
     decay, norm = trainer.weight_decay, trainer.max_grad_norm
     policy_engine = make_engine(policy, engine, device, weight_decay=decay, max_grad_norm=norm)
     reference: torch.nn.Module | None = None

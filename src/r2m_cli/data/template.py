@@ -34,7 +34,7 @@ class ChatFormat:
     Attributes:
         tokenizer: as given.
         name: whose it is ("policy", "reward model"), for messages to the user.
-        eos_ids: the tokens that end a reply: EOS, and the one that closes the template's assistant turn.
+        eos_ids: the tokens that end a reply: EOS, the one that closes the template's assistant turn, and `ends`.
         pad_id: filler that ends no reply (EOS itself only if the tokenizer offers nothing else). It is always
             masked, yet a pool that looks for pad tokens would otherwise lose the closing EOS.
 
@@ -42,7 +42,8 @@ class ChatFormat:
         UserError: the template cannot be rendered, or its prompt is not the start of its conversation.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, name: str = "policy") -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, name: str = "policy", ends: Iterable[int] = ()) -> None:
+        """`ends`: further tokens that end a reply, those at which the model's own generation stops."""
         self.tokenizer = tokenizer
         self.name = name
         self._label = f"{name} tokenizer ({tokenizer.name_or_path or type(tokenizer).__name__})"
@@ -55,7 +56,7 @@ class ChatFormat:
             closing = self._closing_token()
         self._template_closes = bool(closing) and tokenizer.chat_template is not None
         self._close = closing or self._eos()
-        self.eos_ids: set[int] = {*self._eos(), *self._close[:1]}
+        self.eos_ids: set[int] = {*self._eos(), *self._close[:1], *ends}
         self.pad_id: int = self._choose_pad()
         self._known = lru_cache(REMEMBERED)(self._ids)
 

@@ -14,9 +14,17 @@ from r2m_cli.models.actors import Actors, RewardModel
 from r2m_cli.models.critic import Critic
 from r2m_cli.models.ensemble import Calibration, Ensemble, calibration_of
 from r2m_cli.models.generate import end_ids
-from r2m_cli.models.loading import context_length, load_causal_lm, load_reward_model, load_tokenizer, readable
+from r2m_cli.models.loading import (
+    context_length,
+    load_causal_lm,
+    load_reward_model,
+    load_tokenizer,
+    readable,
+    why_no_longer,
+)
 from r2m_cli.models.lora import BaseOfLora, with_lora
 from r2m_cli.models.policy import Policy
+from r2m_cli.models.reward_check import check_reward
 from r2m_cli.models.reward_model import FeedbackHead, HeadOnly, RewardBackbone, find_head, frozen_head
 from r2m_cli.models.states import width
 from r2m_cli.schema import Config
@@ -85,7 +93,7 @@ def build_actors(config: Config, source: Source, policy_path: str | None = None)
     device, dtype, engine = local_device(config), DTYPES[config.engine.dtype], config.engine
     lm = load_causal_lm(policy_path or config.policy.path, "policy.path", dtype)
     chat = ChatFormat(load_tokenizer(config.policy.path, "policy.path"), "policy", end_ids(lm))
-    check_context(config, f"policy.path={config.policy.path}", context_length(lm.config))
+    check_context(config, f"policy.path={config.policy.path}", context_length(lm.config), why_no_longer(lm.config))
     training, trainer = config.task == "train", config.ppo
     lora = None
     if training and config.policy.lora_rank:
@@ -155,6 +163,7 @@ def build_reward(config: Config, feedback_size: int, device: torch.device, key: 
             )
         feedback = make_engine(module, config.engine, device, weight_decay=0.0, max_grad_norm=0.0, small=True)
     backbone = RewardBackbone(classifier, config.engine.attention, reads(config, "reward"))
+    check_reward(backbone, chat, f"{key}={config.reward.path}")
     return RewardModel(
         backbone=place_frozen(backbone, config.engine, device),
         frozen_head=initial,
@@ -201,11 +210,14 @@ def reads(config: Config, model: str, lora: bool = False) -> str:
     return f.reads if f.kind not in ("none", "head_only") and f.states in whose else "states"
 
 
-def check_context(config: Config, policy: str, context: int | None) -> None:
-    """Raises UserError if prompt and response together can be longer than the `context` of the policy, in tokens."""
+def check_context(config: Config, policy: str, context: int | None, why: str = "") -> None:
+    """Raises UserError if prompt and response together can be longer than the `context` of the policy, in tokens.
+
+    `why` follows the number of tokens in the message.
+    """
     needed = config.rollout.max_prompt_tokens + config.rollout.max_new_tokens
     if context is not None and needed > context:
         raise UserError(
             f"rollout.max_prompt_tokens + rollout.max_new_tokens = {needed}, but {policy} "
-            f"reads {context} tokens at most; lower one of them"
+            f"reads {context} tokens at most{why}; lower one of them"
         )

@@ -23,6 +23,7 @@ from r2m_cli.maths.reward_loss import bradley_terry
 from r2m_cli.models.actors import pad
 from r2m_cli.models.loading import fresh_llama, load_reward_model, load_tokenizer, readable
 from r2m_cli.models.lora import merged, with_lora
+from r2m_cli.models.reward_check import check_reward
 from r2m_cli.models.reward_model import RewardBackbone, find_head, frozen_head
 from r2m_cli.progress import Count
 from r2m_cli.schema import Config
@@ -92,7 +93,7 @@ def run(config: Config, run_dir: Path) -> None:
 
     rows, tests = encode(pairs), encode(heldout)
     fitting = _fit_head if c.fit.parameters == "head" else _fit_backbone
-    figures = fitting(config, classifier, rows, tests, chat.pad_id, device, run_dir)
+    figures = fitting(config, classifier, rows, tests, chat, device, run_dir)
     if comm.is_main():
         tokenizer.save_pretrained(run_dir)
         (run_dir / "fit.json").write_text(json.dumps(figures | {"pairs": len(rows), "heldout": len(tests)}, indent=2))
@@ -126,19 +127,21 @@ Rows = list[tuple[list[int], list[int]]]  # token ids of the chosen and of the r
 
 
 def _fit_backbone(
-    config: Config, classifier: Any, rows: Rows, tests: Rows, pad_id: int, device: torch.device, target: Path
+    config: Config, classifier: Any, rows: Rows, tests: Rows, chat: ChatFormat, device: torch.device, target: Path
 ) -> dict[str, float]:
     """Full or LoRA training. Writes the fitted classifier into `target` and gives the figures."""
     c, seed = config.reward.fit, config.data.seed
     fitted = classifier
     if c.parameters == "lora":
         fitted = with_lora(classifier, c.lora_rank, "SEQ_CLS", varied(seed, c.seed))
-    engine = make_engine(Scorer(classifier), config.engine, device, weight_decay=c.weight_decay, max_grad_norm=1.0)
+    scorer = Scorer(classifier)
+    check_reward(scorer.backbone, chat, f"reward.base={config.reward.base}")
+    engine = make_engine(scorer, config.engine, device, weight_decay=c.weight_decay, max_grad_norm=1.0)
     micro_rows = rows_per_forward(config.rollout.tokens_per_batch, [sum(map(len, pair)) for pair in rows])
 
     def rewards_of(batch: Sequence[tuple[list[int], list[int]]]) -> Tensor:
         # Winners and losers in one batch: scored apart, padding alone could tell them from each other.
-        tokens, lengths = pad([ids for pair in batch for ids in pair], pad_id)
+        tokens, lengths = pad([ids for pair in batch for ids in pair], chat.pad_id)
         return engine(tokens.to(device), lengths.to(device), 2).view(len(batch), 2).T  # type: ignore[no-any-return]
 
     def loss_of(batch: Any) -> Tensor:
@@ -161,11 +164,13 @@ def _fit_backbone(
 
 
 def _fit_head(
-    config: Config, classifier: Any, rows: Rows, tests: Rows, pad_id: int, device: torch.device, target: Path
+    config: Config, classifier: Any, rows: Rows, tests: Rows, chat: ChatFormat, device: torch.device, target: Path
 ) -> dict[str, float]:
     """Only the scoring head: the frozen backbone runs once per sequence, then the head is fitted on what it gave."""
     c, head = config.reward.fit, find_head(classifier)
-    backbone = RewardBackbone(classifier).eval().requires_grad_(False).to(device)
+    backbone = RewardBackbone(classifier).eval().requires_grad_(False)
+    check_reward(backbone, chat, f"reward.base={config.reward.base}")
+    backbone = backbone.to(device)
     step = rows_per_forward(config.rollout.tokens_per_batch, [sum(map(len, pair)) for pair in rows])
 
     @torch.no_grad()
@@ -177,7 +182,7 @@ def _fit_head(
         for start in range(0, len(order), step):
             count(start, len(order))
             chunk = order[start : start + step]
-            tokens, lengths = pad([part[i][side] for i in chunk for side in (0, 1)], pad_id)
+            tokens, lengths = pad([part[i][side] for i in chunk for side in (0, 1)], chat.pad_id)
             rte = backbone(tokens.to(device), lengths.to(device), group_size=2).float().cpu()
             found |= dict(zip(chunk, rte.view(len(chunk), 2, -1)))
         every = {i: row for rank in comm.gather(found) for i, row in rank.items()}

@@ -225,6 +225,9 @@ def why_no_longer(config: PretrainedConfig) -> str:
 
 def _steady_length(text: PretrainedConfig) -> int | None:
     ropes = getattr(text, "rope_parameters", None) or {}
-    kinds = [ropes, *(rope for rope in ropes.values() if isinstance(rope, dict))]  # one for all layers, or by their type
+    kinds = [
+        ropes,
+        *(rope for rope in ropes.values() if isinstance(rope, dict)),
+    ]  # one for all layers, or by their type
     switches = [rope.get("original_max_position_embeddings") for rope in kinds if rope.get("rope_type") == "longrope"]
     return min((int(switch) for switch in switches if switch), default=None)

@@ -42,7 +42,9 @@ def with_lora(model: nn.Module, rank: int, task: str, seed: int = 0) -> PeftMode
         except ValueError as error:
             key, full = KEYS[task]
             reason = str(error).strip().splitlines()[0]
-            raise UserError(f"{key}: this model takes no LoRA adapters ({reason}); train it whole with {full}") from error
+            raise UserError(
+                f"{key}: this model takes no LoRA adapters ({reason}); train it whole with {full}"
+            ) from error
 
 
 def merged(model: Any) -> PreTrainedModel:

@@ -47,7 +47,7 @@ def check_reward(backbone: RewardBackbone, chat: ChatFormat, named: str) -> None
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise UserError(f"{named}: r2m cannot read texts with it ({reason}); use another reward model") from error
     scale = (alone * head.weight).norm(dim=1).maximum(own.abs())
-    exact, padded = TOLERANCE.get(backbone.classifier.dtype, HALF)
+    exact, padded = TOLERANCE.get(find_head(backbone.classifier).weight.dtype, HALF)
     for rte, tolerance, why in (
         (alone, exact, "it averages the scores of tokens, or changes the score behind its head"),
         (batch, padded, "it cannot be padded on the right"),

@@ -14,9 +14,11 @@ from r2m_cli.models.actors import Actors, RewardModel
 from r2m_cli.models.critic import Critic
 from r2m_cli.models.ensemble import Calibration, Ensemble, calibration_of
 from r2m_cli.models.formats import policy_format, reward_format
-from r2m_cli.models.loading import context_length, load_causal_lm, load_reward_model, readable
+from r2m_cli.models.generate import end_ids
+from r2m_cli.models.loading import context_length, load_causal_lm, load_reward_model, readable, why_no_longer
 from r2m_cli.models.lora import BaseOfLora, with_lora
 from r2m_cli.models.policy import Policy
+from r2m_cli.models.reward_check import check_reward
 from r2m_cli.models.reward_model import FeedbackHead, HeadOnly, RewardBackbone, find_head, frozen_head
 from r2m_cli.models.states import width
 from r2m_cli.schema import Config, PolicyConfig, RewardConfig
@@ -98,9 +100,9 @@ def build_actors(config: Config, source: Source, policy_path: str | None = None)
     """
     assert config.policy.path is not None, "prepare() fills it"
     device, dtype, engine = local_device(config), DTYPES[config.engine.dtype], config.engine
-    chat = policy_format(config.policy, config.policy.path, "policy.path")
     lm = load_causal_lm(policy_path or config.policy.path, "policy.path", dtype)
-    check_context(config, f"policy.path={config.policy.path}", context_length(lm.config))
+    chat = policy_format(config.policy, config.policy.path, "policy.path", end_ids(lm))
+    check_context(config, f"policy.path={config.policy.path}", context_length(lm.config), why_no_longer(lm.config))
     training, trainer = config.task == "train", config.ppo
     lora = None
     if training and config.policy.lora_rank:
@@ -116,6 +118,7 @@ def build_actors(config: Config, source: Source, policy_path: str | None = None)
             f"policy.path={config.policy.path}: a {lm.config.model_type} model changes its logits behind the LM head in a way "
             "that r2m does not know; use another architecture"
         )
+    _ = policy.decoder  # found out before the parameters are sharded
     decay, norm = trainer.weight_decay, trainer.max_grad_norm
     policy_engine = make_engine(policy, engine, device, weight_decay=decay, max_grad_norm=norm)
     reference: torch.nn.Module | None = None
@@ -170,6 +173,7 @@ def build_reward(config: Config, feedback_size: int, device: torch.device, key: 
         feedback = make_engine(module, config.engine, device, weight_decay=0.0, max_grad_norm=0.0, small=True)
     max_tokens, limited_by = readable(classifier, chat.tokenizer, config.reward.max_tokens)
     backbone = RewardBackbone(classifier, config.engine.attention, reads(config, "reward"), chat.boundary)
+    check_reward(backbone, chat, f"{key}={config.reward.path}")
     return RewardModel(
         backbone=place_frozen(backbone, config.engine, device),
         frozen_head=initial,
@@ -219,11 +223,14 @@ def reads(config: Config, model: str, lora: bool = False) -> str:
     return f.reads if f.kind not in ("none", "head_only") and f.states in whose else "states"
 
 
-def check_context(config: Config, policy: str, context: int | None) -> None:
-    """Raises UserError if prompt and response together can be longer than the `context` of the policy, in tokens."""
+def check_context(config: Config, policy: str, context: int | None, why: str = "") -> None:
+    """Raises UserError if prompt and response together can be longer than the `context` of the policy, in tokens.
+
+    `why` follows the number of tokens in the message.
+    """
     needed = config.rollout.max_prompt_tokens + config.rollout.max_new_tokens
     if context is not None and needed > context:
         raise UserError(
             f"rollout.max_prompt_tokens + rollout.max_new_tokens = {needed}, but {policy} "
-            f"reads {context} tokens at most; lower one of them"
+            f"reads {context} tokens at most{why}; lower one of them"
         )

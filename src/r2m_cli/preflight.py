@@ -127,12 +127,13 @@ def _check_local(config: Config, named: dict[str, str]) -> None:
 def _check_context(config: Config, named: dict[str, str]) -> None:
     """A policy that is to be fitted or loaded must be able to read what the run would have it write."""
     from r2m_cli.build import check_context
-    from r2m_cli.models.loading import FRESH_CONTEXT, context_length, load_config
+    from r2m_cli.models.loading import FRESH_CONTEXT, context_length, load_config, why_no_longer
 
     for key in ("policy.path", "policy.base"):
         if key in named:
             if named[key] != "smollm2":  # its weights are converted when they are wanted
-                check_context(config, f"{key}={named[key]}", context_length(load_config(named[key], key)))
+                model = load_config(named[key], key)
+                check_context(config, f"{key}={named[key]}", context_length(model), why_no_longer(model))
             return
     if config.data.kind == "gold" and not reads_curves_only(config):
         check_context(config, "the small policy that is fitted here", FRESH_CONTEXT)

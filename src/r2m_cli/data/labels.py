@@ -13,7 +13,7 @@ from r2m_cli.distributed import comm
 from r2m_cli.errors import UserError
 from r2m_cli.jsonl import lines_of, text_of
 from r2m_cli.models.formats import policy_format
-from r2m_cli.models.generate import sample, uniform_rows
+from r2m_cli.models.generate import end_ids, sample, uniform_rows
 from r2m_cli.models.loading import load_causal_lm
 from r2m_cli.models.policy import Policy
 from r2m_cli.progress import Count
@@ -45,8 +45,8 @@ def labelled_pairs(config: Config, source: Source, device: torch.device) -> tupl
 def _label(config: Config, world: World, device: torch.device) -> list[Pair]:
     """Two responses of the starting policy to each prompt, judged by the world's biased, noisy labellers."""
     assert config.policy.path is not None
-    chat = policy_format(config.policy, config.policy.path, "policy.path")
     policy = Policy(load_causal_lm(config.policy.path, "policy.path", torch.float32)).to(device)
+    chat = policy_format(config.policy, config.policy.path, "policy.path", end_ids(policy.lm))
     rng = random.Random(mix(config.data.seed, LABELS))
     wanted = config.data.pairs + config.eval.pairs
     asked = world.prompts(wanted, mix(config.data.seed, PAIRS))
@@ -60,7 +60,8 @@ def _label(config: Config, world: World, device: torch.device) -> list[Pair]:
         prompt_ids = [chat.prompt_ids(user_prompt(text)) for text in texts]
         drawn = sample(policy, prompt_ids, 2, uniforms, config.rollout.temperature, chat.eos_ids, chat.pad_id)
         ends = [ids[-1] in chat.eos_ids for ids in drawn]
-        replies = chat.tokenizer.batch_decode(drawn, skip_special_tokens=True)
+        contents = [ids[:-1] if end else ids for ids, end in zip(drawn, ends)]
+        replies = chat.tokenizer.batch_decode(contents, skip_special_tokens=True)
         for i, text in enumerate(texts):
             a, b = replies[2 * i], replies[2 * i + 1]
             first = world.label(text, a, b, ends[2 * i], ends[2 * i + 1], rng)

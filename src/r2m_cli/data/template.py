@@ -36,7 +36,7 @@ class ChatFormat:
         tokenizer: as given.
         name: whose it is ("policy", "reward model"), for messages to the user.
         choice: as given; by default the tokenizer decides.
-        eos_ids: the tokens that end a reply: EOS, and the one that closes the template's assistant turn.
+        eos_ids: the tokens that end a reply: EOS, the one that closes the template's assistant turn, and `ends`.
         pad_id: filler that ends no reply (EOS itself only if the tokenizer offers nothing else). It is always
             masked, yet a pool that looks for pad tokens would otherwise lose the closing EOS.
         boundary: with `pair`, the token that separates the two texts, where the tokenizer numbers them (token_type_ids).
@@ -44,6 +44,7 @@ class ChatFormat:
     Args:
         vocabulary: rows of the model's input embeddings, if known: a padding token without a row is never used, and any
             other is refused.
+        ends: further tokens that end a reply, those at which the model's own generation stops.
 
     Raises:
         UserError: the template cannot be rendered, drops what it is given, or changes a prompt once a reply follows; a
@@ -56,6 +57,7 @@ class ChatFormat:
         name: str = "policy",
         choice: Choice | None = None,
         vocabulary: int | None = None,
+        ends: Iterable[int] = (),
     ) -> None:
         self.tokenizer = tokenizer
         self.vocabulary = vocabulary
@@ -72,7 +74,7 @@ class ChatFormat:
         self._template_closes = bool(closing) and self._template is not None
         self._close = closing or self._eos()
         self._tail = self._last([] if self._template is not None else closing)
-        self.eos_ids: set[int] = {*self._eos(), *self._close[:1]}
+        self.eos_ids: set[int] = {*self._eos(), *self._close[:1], *ends}
         self.pad_id: int = self._choose_pad()
         self.boundary = self._boundary() if self.choice.form == "pair" else None
         self._known = lru_cache(REMEMBERED)(self._ids)

@@ -22,6 +22,7 @@ from r2m_cli.loop import EVAL
 from r2m_cli.maths.statistics import length_controlled_win_rate, win_rate
 from r2m_cli.models.actors import Actors, RewardModel
 from r2m_cli.models.formats import policy_format
+from r2m_cli.models.generate import end_ids
 from r2m_cli.models.loading import context_length, load_causal_lm
 from r2m_cli.models.policy import Policy
 from r2m_cli.schema import Config, PolicyConfig
@@ -154,8 +155,8 @@ def measure(
 def _sampled(config: Config, actors: Actors, prompts: list[Prompt]) -> Rollout:
     """The other policy's responses to the same prompts, from the same draws, through its own tokenizer and template."""
     name, key = config.eval.against, "eval.against"
-    chat = policy_format(PolicyConfig(), name, key)
     lm = load_causal_lm(name, key, DTYPES[config.engine.dtype])
+    chat = policy_format(PolicyConfig(), name, key, end_ids(lm))
     limit = context_length(lm.config)
     longest = max(len(chat.prompt_ids(prompt)) for prompt in prompts) + config.rollout.max_new_tokens
     if limit is not None and longest > limit:

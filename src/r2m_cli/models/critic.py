@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from r2m_cli.models.policy import checkpointed_layers, checkpointing
+from r2m_cli.models.policy import body, checkpointed_layers, checkpointing
 from r2m_cli.models.sequences import Sequences
 from r2m_cli.models.sharing import why_not
 
@@ -14,7 +14,7 @@ class Critic(nn.Module):
 
     def __init__(self, lm: Any, gradient_checkpointing: bool = False, attention: str = "sdpa"):
         super().__init__()
-        self.body = lm.base_model.eval()  # the LM head is not needed; no dropout: first values equal the old ones
+        self.body = body(lm).eval()  # the LM head is not needed; no dropout: first values equal the old ones
         self.unshared = why_not(self.body, lambda layout: layout.run(self.body), attention)
         self._checkpointed = checkpointed_layers(self.body) if gradient_checkpointing else []
         # Zero: before it has learnt anything the critic predicts 0, and GAE starts from the plain rewards.

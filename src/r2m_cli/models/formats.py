@@ -1,5 +1,6 @@
 """The formatter of every model that is named: its tokenizer, read as the configuration or its folder says."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,10 @@ from r2m_cli.models.loading import load_tokenizer, resolve, vocabulary
 from r2m_cli.schema import PolicyConfig, RewardConfig
 
 
-def policy_format(c: PolicyConfig, name: str, key: str) -> ChatFormat:
-    """Of the policy `name`, which `key` named. Raises UserError, also from `ChatFormat`."""
+def policy_format(c: PolicyConfig, name: str, key: str, ends: Iterable[int] = ()) -> ChatFormat:
+    """Of the policy `name`, which `key` named; `ends` as in `ChatFormat`. Raises UserError, also from `ChatFormat`."""
     who = "policy" if key.startswith("policy.") else f"policy of {key}"
-    return format_of(load_tokenizer(name, key), who, c.template, None, _folder(name, key), vocabulary(name, key))
+    return format_of(load_tokenizer(name, key), who, c.template, None, _folder(name, key), vocabulary(name, key), ends)
 
 
 def reward_format(c: RewardConfig, name: str, key: str) -> ChatFormat:
@@ -29,6 +30,7 @@ def format_of(
     end_token: bool | None = None,
     folder: Path | None = None,
     rows: int | None = None,
+    ends: Iterable[int] = (),
 ) -> ChatFormat:
     """A tokenizer's formatter.
 
@@ -37,12 +39,13 @@ def format_of(
         template, end_token: policy.template, or reward.template and reward.end_token.
         folder: of the model, whose record counts where these are None.
         rows: of the model's input embeddings, if known.
+        ends: as in `ChatFormat`.
     """  # fmt: skip
     key = "policy.template" if who.startswith("policy") else "reward.template"
     choice, jinja = chosen(template, end_token, folder, key)
     if jinja is not None:
         tokenizer.chat_template = jinja
-    return ChatFormat(tokenizer, who, choice, rows)
+    return ChatFormat(tokenizer, who, choice, rows, ends)
 
 
 def _folder(name: str, key: str) -> Path | None:

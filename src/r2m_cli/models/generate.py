@@ -1,9 +1,11 @@
-"""Sampling K responses per prompt: prefill the prompt once, expand its cache K times, drop rows as they finish."""
+"""Sampling K responses per prompt from given uniform numbers, and the tokens that end one."""
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from r2m_cli.models.policy import Policy
+from r2m_cli.models.policy import Policy, body
 from r2m_cli.seeds import mix
 
 
@@ -25,46 +27,27 @@ def sample(
     Args:
         prompts: n lists of token ids.
         uniforms: [n * K, R] in (0, 1]; R is the largest number of new tokens.
+        eos_ids: tokens that end a response.
 
     Returns:
         n * K lists of new token ids, the end token included where there is one; a group's K are adjacent.
     """  # fmt: skip
     device = next(policy.parameters()).device
-    longest = max(map(len, prompts))
-    tokens = torch.tensor([[pad_id] * (longest - len(p)) + p for p in prompts], device=device)
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
-    positions = (mask.cumsum(1) - 1).clamp_min(0)
-
-    output = policy.lm.base_model(input_ids=tokens, attention_mask=mask, position_ids=positions, use_cache=True)
-    cache = output.past_key_values
-    cache.batch_repeat_interleave(group_size)
-    state = output.last_hidden_state[:, -1].repeat_interleave(group_size, dim=0)
-    mask = mask.repeat_interleave(group_size, dim=0)
-    position = positions[:, -1].repeat_interleave(group_size)
-
+    rows = list(range(len(prompts) * group_size))  # the responses that are still being written
+    responses: list[list[int]] = [[] for _ in rows]
     uniforms = uniforms.to(device)
     ends = torch.tensor(sorted(eos_ids), device=device)
-    responses: list[list[int]] = [[] for _ in range(len(mask))]
-    rows = torch.arange(len(mask), device=device)  # the responses that are still being written
+    decoder = policy.decoder(body(policy.lm), prompts, group_size, pad_id)
     for step in range(uniforms.shape[1]):
-        logits = policy.logits(state).float()
+        logits = policy.logits(decoder.states).float()
         drawn = inverse_cdf(logits / temperature, uniforms[rows, step]) if temperature > 0 else logits.argmax(dim=1)
-        for row, token in zip(rows.tolist(), drawn.tolist()):
+        for row, token in zip(rows, drawn.tolist()):
             responses[row].append(token)
         going = ~torch.isin(drawn, ends)
         if step + 1 == uniforms.shape[1] or not going.any():
             break
-        if not going.all():
-            keep = going.nonzero().squeeze(1)
-            cache.batch_select_indices(keep)
-            rows, drawn, mask, position = rows[keep], drawn[keep], mask[keep], position[keep]
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        position = position + 1
-        output = policy.lm.base_model(
-            input_ids=drawn[:, None], attention_mask=mask, position_ids=position[:, None], past_key_values=cache,
-            use_cache=True,
-        )  # fmt: skip
-        state = output.last_hidden_state[:, -1]
+        rows = [row for row, goes in zip(rows, going.tolist()) if goes]
+        decoder.read(drawn, going)
     return responses
 
 
@@ -73,6 +56,13 @@ def inverse_cdf(logits: Tensor, uniforms: Tensor) -> Tensor:
     cumulative = logits.softmax(dim=1).cumsum(dim=1)
     target = (uniforms * cumulative[:, -1])[:, None]  # the sum is 1 up to rounding
     return torch.searchsorted(cumulative, target).squeeze(1).clamp_max(logits.shape[1] - 1)
+
+
+def end_ids(lm: Any) -> set[int]:
+    """The tokens at which transformers' `generate` stops with this model: those of its generation_config, or of its
+    config.json where it has none. Beside the tokenizer's EOS there may be others (Llama 3, Qwen, GLM)."""
+    ids = lm.generation_config.eos_token_id
+    return set() if ids is None else set(ids) if isinstance(ids, list) else {int(ids)}
 
 
 def uniform_rows(seed: int, stage: int, step: int, indices: list[int], width: int) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from r2m_cli.errors import UserError
 from r2m_cli.maths.masking import length_mask
 from r2m_cli.models.actors import pad
+from r2m_cli.models.policy import body
 
 
 @torch.no_grad()
@@ -44,7 +45,7 @@ def pooled_states(
         first = torch.tensor([starts[i] for i in batch])
         mask = length_mask(lengths, tokens.shape[1]) & ~length_mask(first, tokens.shape[1])
         real = length_mask(lengths, tokens.shape[1]).long()
-        states = lm.base_model(
+        states = body(lm)(
             input_ids=tokens.to(device), attention_mask=real.to(device), use_cache=False, output_hidden_states=True
         ).hidden_states
         if states is None:

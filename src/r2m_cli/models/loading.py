@@ -204,5 +204,31 @@ def load_config(name: str, key: str) -> PretrainedConfig:
 
 
 def context_length(config: PretrainedConfig) -> int | None:
-    """Tokens that a model can read, if its configuration says."""
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
+    """Tokens that a model can read, if its configuration says.
+
+    With longrope only as many as it can read without changing its rotary factors: beyond, those of every text depend on
+    the longest of the batch.
+    """
+    text = config.get_text_config()
+    positions: int | None = getattr(text, "max_position_embeddings", None)
+    steady = _steady_length(text)
+    if positions is None or positions < 1:  # XLNet's is -1: any length
+        return steady
+    return positions if steady is None else min(positions, steady)
+
+
+def why_no_longer(config: PretrainedConfig) -> str:
+    """Why `context_length` is less than the positions of a model, for messages; empty where it is not."""
+    text = config.get_text_config()
+    shorter = (context_length(config) or 0) < (getattr(text, "max_position_embeddings", None) or 0)
+    return " (beyond, longrope makes a text's numbers depend on the longest of its batch)" if shorter else ""
+
+
+def _steady_length(text: PretrainedConfig) -> int | None:
+    ropes = getattr(text, "rope_parameters", None) or {}
+    kinds = [
+        ropes,
+        *(rope for rope in ropes.values() if isinstance(rope, dict)),
+    ]  # one for all layers, or by their type
+    switches = [rope.get("original_max_position_embeddings") for rope in kinds if rope.get("rope_type") == "longrope"]
+    return min((int(switch) for switch in switches if switch), default=None)

@@ -2,12 +2,16 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
 
+from r2m_cli.errors import UserError
+from r2m_cli.models.decoding import Decoder, choose
 from r2m_cli.models.sequences import Sequences
 from r2m_cli.models.sharing import why_not
 from r2m_cli.models.states import Reading, States
@@ -40,14 +44,14 @@ class Policy(nn.Module):
         super().__init__()
         self.lm = lm.eval()
         self.reading = Reading(lm, reads)
-        self.unshared = why_not(self.lm, lambda layout: layout.run(self.lm.base_model), attention)
+        self.unshared = why_not(self.lm, lambda layout: layout.run(body(self.lm)), attention)
         self._checkpointed = checkpointed_layers(self.lm) if gradient_checkpointing else []
 
     def forward(self, sequences: Sequences, temperature: float, with_entropy: bool = False) -> PolicyOutput:
         """Score responses; the logits are divided by `temperature`, as they were in sampling."""
         layout = sequences.layout(shared=not self.unshared)
         with checkpointing(self._checkpointed):
-            hidden = layout.run(self.lm.base_model)
+            hidden = layout.run(body(self.lm))
         row, position, targets = sequences.response_tokens
         logp, entropy = self._scores(hidden[layout.at(row, position)], targets, temperature, with_entropy)
         return PolicyOutput(
@@ -55,6 +59,21 @@ class Policy(nn.Module):
             entropy=sequences.table(entropy) if with_entropy else None,
             states=States(self.reading(hidden), layout.readable(sequences.lengths)),
         )
+
+    @cached_property
+    def decoder(self) -> type[Decoder]:
+        """How `sample` reads with this model: the fastest way that gives the numbers of training, found by trying.
+
+        Raises:
+            UserError: there is none. The first call is to come before the parameters are sharded.
+        """
+        chosen = choose(self)
+        if chosen is None:
+            raise UserError(
+                f"policy.path: a {self.lm.config.model_type} model reads a text in a batch otherwise than alone, or looks "
+                "ahead; use another architecture"
+            )
+        return chosen
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The LM head with what some architectures do to its output. [..., D_p] -> [..., V]."""
@@ -90,9 +109,16 @@ class Policy(nn.Module):
         """Whether `logits` of the last-layer states are the model's own: false for an architecture that scales them in
         a way not known here. Call it before the parameters are sharded."""
         tokens = torch.tensor([[1, 2, 3]], device=next(self.parameters()).device)
-        states = self.lm.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+        states = body(self.lm)(input_ids=tokens, use_cache=False).last_hidden_state
         own = self.lm(input_ids=tokens, use_cache=False).logits
         return torch.allclose(self.logits(states).float(), own.float(), rtol=1e-2, atol=1e-2)
+
+
+def body(lm: Any) -> Any:
+    """A causal language model of transformers without its head."""
+    if lm.base_model is not lm:
+        return lm.base_model
+    return next(child for child in lm.children() if isinstance(child, PreTrainedModel))  # Llama 4's names no base
 
 
 def checkpointed_layers(lm: Any) -> list[nn.Module]:

@@ -8,10 +8,14 @@ from torch import Tensor
 
 from r2m_cli.models.sequences import Layout, Padded, SharedPrefix
 from r2m_cli.models.shared_attention import NAMES
+from r2m_cli.models.windows import narrowed
 
 PADDED = "padded"
 ASKED = f"engine.attention={PADDED}"
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}  # of the largest state
+# One prefix of 6 and own parts of 5 and 1: longer than the windows, which are narrowed to 4 tokens.
+ROWS = ([1, 2, 3, 4, 5, 6, 2, 4, 1, 6, 3], [1, 2, 3, 4, 5, 6, 5, 0, 0, 0, 0])
+PREFIX, LENGTHS = 6, (11, 7)
 
 
 @torch.no_grad()
@@ -29,15 +33,16 @@ def why_not(model: Any, read: Callable[[Layout], Tensor], attention: str = "sdpa
         return ASKED
     before, reason = model.config._attn_implementation, ""
     device = next(model.parameters()).device
-    tokens = torch.tensor([[1, 2, 3, 4, 5, 6], [1, 2, 3, 5, 0, 0]], device=device)  # one prefix of 3, own parts 3 and 1
-    prefix, lengths = torch.tensor([3, 3], device=device), torch.tensor([6, 4], device=device)
-    row, position = torch.tensor([[0, 0, 1, 1], [2, 5, 2, 3]], device=device)
-    padded, packed = Padded(tokens, lengths), SharedPrefix(tokens, prefix, lengths, 2)
+    tokens, lengths = torch.tensor(ROWS, device=device), torch.tensor(LENGTHS, device=device)
+    prefix = torch.full_like(lengths, PREFIX)
+    padded, packed = Padded(tokens, lengths), SharedPrefix(tokens, prefix, lengths, len(tokens))
+    row, position = padded.mask.nonzero(as_tuple=True)
     for name in dict.fromkeys((attention, "sdpa")):
         try:
-            expected = read(padded)[padded.at(row, position)]
-            model.set_attn_implementation(NAMES[name])
-            given = read(packed)[packed.at(row, position)]
+            with narrowed(model):
+                expected = read(padded)[padded.at(row, position)]
+                model.set_attn_implementation(NAMES[name])
+                given = read(packed)[packed.at(row, position)]
             error = (given - expected).abs().max() / expected.abs().max()
             reason = "" if error <= TOLERANCE.get(expected.dtype, 5e-2) else "its states differ"
         except Exception as failure:  # whatever an architecture does with what it does not know

@@ -29,6 +29,7 @@ from r2m_cli.models.actors import pad
 from r2m_cli.models.formats import format_of, reward_format
 from r2m_cli.models.loading import fresh_llama, load_reward_model, readable
 from r2m_cli.models.lora import merged, with_lora
+from r2m_cli.models.reward_check import check_reward
 from r2m_cli.models.reward_model import RewardBackbone, find_head, frozen_head
 from r2m_cli.models.tokenizers import check_known
 from r2m_cli.progress import Count
@@ -75,9 +76,9 @@ def run(config: Config, run_dir: Path) -> None:
         chat = format_of(source.world.tokenizer(), "reward model", c.template, c.end_token)
     else:
         raise UserError("reward.path and reward.base are both null: name a model to start from (reward.base=FOLDER)")
-    for note in check_known(source, chat):
+    for unknown in check_known(source, chat):
         if comm.is_main():
-            print(f"r2m: note: {note}", file=sys.stderr)
+            print(f"r2m: note: {unknown}", file=sys.stderr)
     tokenizer = chat.tokenizer
     seed = varied(config.data.seed, c.fit.seed)
     if c.base is not None:
@@ -164,9 +165,9 @@ def _fit_backbone(
     fitted = classifier
     if c.parameters == "lora":
         fitted = with_lora(classifier, c.lora_rank, "SEQ_CLS", varied(seed, c.seed))
-    engine = make_engine(
-        Scorer(classifier, chat.boundary), config.engine, device, weight_decay=c.weight_decay, max_grad_norm=1.0
-    )
+    scorer = Scorer(classifier, chat.boundary)
+    check_reward(scorer.backbone, chat, f"reward.base={config.reward.base}")
+    engine = make_engine(scorer, config.engine, device, weight_decay=c.weight_decay, max_grad_norm=1.0)
     micro_rows = rows_per_forward(config.rollout.tokens_per_batch, [sum(map(len, pair)) for pair in rows])
 
     def rewards_of(batch: Sequence[tuple[list[int], list[int]]]) -> Tensor:
@@ -198,7 +199,9 @@ def _fit_head(
 ) -> Fitted:
     """Only the scoring head: the frozen backbone runs once per sequence, then the head is fitted on what it gave."""
     c, head = config.reward.fit, find_head(classifier)
-    backbone = RewardBackbone(classifier, boundary=chat.boundary).eval().requires_grad_(False).to(device)
+    backbone = RewardBackbone(classifier, boundary=chat.boundary).eval().requires_grad_(False)
+    check_reward(backbone, chat, f"reward.base={config.reward.base}")
+    backbone = backbone.to(device)
     step = rows_per_forward(config.rollout.tokens_per_batch, [sum(map(len, pair)) for pair in rows])
 
     @torch.no_grad()

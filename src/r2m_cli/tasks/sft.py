@@ -43,9 +43,9 @@ def run(config: Config, run_dir: Path) -> None:
         chat = format_of(source.world.tokenizer(), "policy", c.template)
     else:
         raise UserError("policy.path and policy.base are both null: name a model to start from (policy.base=FOLDER)")
-    for note in check_known(source, chat):
+    for unknown in check_known(source, chat):
         if comm.is_main():
-            print(f"r2m: note: {note}", file=sys.stderr)
+            print(f"r2m: note: {unknown}", file=sys.stderr)
 
     if c.base is not None:
         lm = load_causal_lm(c.base, "policy.base", DTYPES[config.engine.dtype])

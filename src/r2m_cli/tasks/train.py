@@ -25,6 +25,7 @@ from r2m_cli.judges.judge import gold_judge, labeller_judge
 from r2m_cli.judges.openai_judge import OpenAIJudge
 from r2m_cli.loop import train, weight_at
 from r2m_cli.models.actors import Actors
+from r2m_cli.models.decoding import NOTES
 from r2m_cli.models.sharing import ASKED
 from r2m_cli.models.tokenizers import check_known
 from r2m_cli.observe import Observer
@@ -153,6 +154,8 @@ def remarks(actors: Actors, prompts: list[Prompt], config: Config) -> list[str]:
         if reason:
             why = reason if reason == ASKED else f"it cannot share them ({reason})"
             notes.append(f"the {what} reads every prompt once per response: {why}")
+    if (how := NOTES.get(actors.policy.module.decoder)) is not None:
+        notes.append(f"the policy {how}")
     longest = config.rollout.max_prompt_tokens + config.rollout.max_new_tokens
     if actors.reward.max_tokens < longest:
         notes.append(

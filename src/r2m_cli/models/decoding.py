@@ -1,0 +1,182 @@
+"""Three ways to read prompts and then one token after another; a model uses the fastest that it can, told by trying."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from r2m_cli.models.sequences import Padded
+from r2m_cli.models.windows import narrowed
+
+if TYPE_CHECKING:
+    from r2m_cli.models.policy import Policy
+
+TOLERANCE = {torch.float32: 1e-3}  # mean relative error of the states; what a wrong cache does is about 1
+HALF = 0.1  # the same in half precision, where a router may send a token to another expert
+CACHES = ("past_key_values", "cache_params", "state")  # transformers' names for what a model remembers
+
+
+class Decoder(Protocol):
+    """n prompts, each continued K times, a group's K adjacent. `states` are those after the last token read."""
+
+    states: Tensor  # [running rows, D]
+
+    def __init__(self, body: Any, prompts: list[list[int]], group_size: int, pad_id: int): ...
+
+    def read(self, tokens: Tensor, going: Tensor) -> None:
+        """Read the next token of each running row, and drop the rows that do not go on.
+
+        Args:
+            tokens: [running rows].
+            going: [running rows] bool, at least one true; rows that are false are not read again.
+        """
+        ...
+
+
+class SharedPrefill:
+    """Prompts are padded on the left and read once; their cache is repeated K times and loses the rows that finish."""
+
+    def __init__(self, body: Any, prompts: list[list[int]], group_size: int, pad_id: int):
+        device = next(body.parameters()).device
+        longest = max(map(len, prompts))
+        tokens = torch.tensor([[pad_id] * (longest - len(p)) + p for p in prompts], device=device)
+        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
+        positions = (mask.cumsum(1) - 1).clamp_min(0)
+        output = body(input_ids=tokens, attention_mask=mask, position_ids=positions, use_cache=True)
+        self._body, self._cache = body, output.past_key_values
+        self._cache.batch_repeat_interleave(group_size)
+        self._mask = mask.repeat_interleave(group_size, dim=0)
+        self._position = positions[:, -1].repeat_interleave(group_size)
+        self.states = output.last_hidden_state[:, -1].repeat_interleave(group_size, dim=0)
+
+    def read(self, tokens: Tensor, going: Tensor) -> None:
+        """As in `Decoder`."""
+        if not going.all():
+            keep = going.nonzero().squeeze(1)
+            self._cache.batch_select_indices(keep)
+            tokens, self._mask, self._position = tokens[keep], self._mask[keep], self._position[keep]
+        self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._mask), 1)], dim=1)
+        self._position = self._position + 1
+        output = self._body(
+            input_ids=tokens[:, None], attention_mask=self._mask, position_ids=self._position[:, None],
+            past_key_values=self._cache, use_cache=True,
+        )  # fmt: skip
+        self.states = output.last_hidden_state[:, -1]
+
+
+class OwnCache:
+    """A cache in which no row is padded, repeated or dropped: what recurrent and convolutional states allow.
+
+    Prompts of one length are read together, once per response; a row that has finished is read on with the others.
+    """
+
+    def __init__(self, body: Any, prompts: list[list[int]], group_size: int, pad_id: int):
+        self._body = body
+        device = next(body.parameters()).device
+        rows = [p for p in prompts for _ in range(group_size)]
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        self._blocks = [
+            torch.tensor(list(block), device=device) for _, block in groupby(order, key=lambda i: len(rows[i]))
+        ]
+        self._caches: list[dict[str, Any]] = [{} for _ in self._blocks]
+        self._running = torch.arange(len(rows), device=device)
+        self._all = torch.empty(0)  # [all rows, D]; those of finished rows are of no use
+        self._run([torch.tensor([rows[i] for i in block.tolist()], device=device) for block in self._blocks])
+
+    def read(self, tokens: Tensor, going: Tensor) -> None:
+        """As in `Decoder`."""
+        last = tokens.new_zeros(len(self._all)).index_copy(0, self._running, tokens)
+        self._running = self._running[going]
+        self._run([last[block, None] for block in self._blocks])
+
+    def _run(self, tokens: list[Tensor]) -> None:
+        states = [self._all[block] for block in self._blocks] if len(self._all) else [torch.empty(0)] * len(tokens)
+        for i, block in enumerate(self._blocks):
+            if torch.isin(block, self._running).any():
+                output = self._body(input_ids=tokens[i], use_cache=True, **self._caches[i])
+                name = next(name for name in CACHES if output.get(name) is not None)
+                self._caches[i], states[i] = {name: output[name]}, output.last_hidden_state[:, -1]
+        self._all = torch.cat(states)[torch.cat(self._blocks).argsort()]
+        self.states = self._all[self._running]
+
+
+class NoCache:
+    """All tokens of every running row are read anew for each next one, as training reads them."""
+
+    def __init__(self, body: Any, prompts: list[list[int]], group_size: int, pad_id: int):
+        self._body, self._pad_id = body, pad_id
+        device = next(body.parameters()).device
+        lengths = [len(p) for p in prompts]
+        rows = [p + [pad_id] * (max(lengths) - len(p)) for p in prompts]
+        self._tokens = torch.tensor(rows, device=device).repeat_interleave(group_size, dim=0)
+        self._lengths = torch.tensor(lengths, device=device).repeat_interleave(group_size)
+        self._run()
+
+    def read(self, tokens: Tensor, going: Tensor) -> None:
+        """As in `Decoder`."""
+        lengths = self._lengths[going]
+        wider = torch.nn.functional.pad(self._tokens[going], (0, 1), value=self._pad_id)
+        self._tokens = wider.scatter(1, lengths[:, None], tokens[going, None])
+        self._lengths = lengths + 1
+        self._run()
+
+    def _run(self) -> None:
+        layout = Padded(self._tokens, self._lengths)
+        rows = torch.arange(len(self._tokens), device=self._tokens.device)
+        self.states = layout.run(self._body)[layout.at(rows, self._lengths - 1)]
+
+
+DECODERS: tuple[type[Decoder], ...] = (SharedPrefill, OwnCache, NoCache)  # the fastest first
+NOTES = {
+    OwnCache: "samples without a shared prompt cache, slower",
+    NoCache: "samples without a cache, much slower: every token reads its whole text again",
+}
+
+
+@torch.no_grad()
+def choose(policy: Policy) -> type[Decoder] | None:
+    """The fastest decoder that gives the states of every text alone, unpadded and without a cache.
+
+    Windows are narrow while it is tried, so that they matter. None where the model reads even right-padded rows, as
+    training does, otherwise than alone, or looks at the tokens that follow.
+    """
+    from r2m_cli.models.policy import body
+
+    model = body(policy.lm)
+    with narrowed(policy.lm):
+        if not _agrees(NoCache, model):
+            return None
+        return next((decoder for decoder in DECODERS if _agrees(decoder, model)), None)
+
+
+# Prompts of two lengths, two texts each: what is behind them, one token after another; one text ends early.
+PROMPTS, BEHIND = ([1, 2, 3, 4, 5, 6, 2], [3, 1, 4]), ([3, 2, 6], [4], [5, 5, 1], [6, 1, 4])
+
+
+def _agrees(decoder: type[Decoder], body: Any) -> bool:
+    """Whether it gives, token by token, the states of whole texts."""
+    device = next(body.parameters()).device
+    texts = [[*prompt, *BEHIND[2 * i + j]] for i, prompt in enumerate(PROMPTS) for j in range(2)]
+    starts = [len(prompt) - 1 for prompt in PROMPTS for _ in range(2)]
+    errors = []
+    try:
+        alone = [
+            body(input_ids=torch.tensor([text], device=device), use_cache=False).last_hidden_state[0].float()
+            for text in texts
+        ]
+        tried = decoder(body, list(PROMPTS), 2, 0)
+        running = list(range(len(texts)))
+        for step in range(len(BEHIND[0]) + 1):
+            expected = torch.stack([alone[i][starts[i] + step] for i in running])
+            errors.append((tried.states.float() - expected).norm(dim=1) / expected.norm(dim=1).clamp_min(1e-12))
+            if step < len(BEHIND[0]):
+                tokens = torch.tensor([BEHIND[i][min(step, len(BEHIND[i]) - 1)] for i in running], device=device)
+                going = [step < len(BEHIND[i]) for i in running]
+                running = [i for i in running if step < len(BEHIND[i])]
+                tried.read(tokens, torch.tensor(going, device=device))
+    except Exception:  # whatever an architecture does with what it does not know
+        return False
+    return bool(torch.cat(errors).mean() <= TOLERANCE.get(tried.states.dtype, HALF))

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from families import small_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -437,14 +438,9 @@ def test_a_saved_format_reads_the_same(tmp_path: Path) -> None:
     ):
         chat = ChatFormat(bpe(template), "reward model", choice)
         chat.save(tmp_path / str(i))
-        again = reward_format(RewardConfig(), str(config_beside(tmp_path / str(i))), "reward.path")
+        small_model("llama", len(chat.tokenizer), scorer=True).save_pretrained(tmp_path / str(i))
+        again = reward_format(RewardConfig(), str(tmp_path / str(i)), "reward.path")
         assert again.conversation_ids(TALK, "yes") == chat.conversation_ids(TALK, "yes")
-
-
-def config_beside(folder: Path) -> Path:
-    """A folder that passes for a model's."""
-    (folder / "config.json").write_text('{"model_type": "llama"}')
-    return folder
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,7 @@ def test_a_reply_ends_where_generate_ends_it(template, eos, ends, second):
     with torch.no_grad():
         lm.lm_head.bias[second] += 1000.0  # the model ends every reply with this token
     lm.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=0)
-    chat = ChatFormat(chat_tokenizer, "policy", end_ids(lm))
+    chat = ChatFormat(chat_tokenizer, "policy", ends=end_ids(lm))
     prompt = chat.prompt_ids([{"role": "user", "content": "hello"}])
     (drawn,) = sample(Policy(lm), [prompt], 1, torch.ones(1, 5), 0.0, chat.eos_ids, chat.pad_id)
     own = lm.generate(

@@ -145,7 +145,7 @@ def grown(folder: Path, template: str | None = None, **tokens: object) -> str:
 def test_a_padding_token_without_an_embedding_is_never_fed(family: str, tmp_path: Path) -> None:
     for scorer in (False, True):
         name = grown(make(tmp_path / f"m{scorer}", family, scorer), pad_token="[PAD]")
-        chat = ChatFormat(load_tokenizer(name, "key"), "policy", vocabulary(name, "key"))
+        chat = ChatFormat(load_tokenizer(name, "key"), "policy", vocabulary=vocabulary(name, "key"))
         assert chat.tokenizer.pad_token_id == ROWS
         assert chat.pad_id < ROWS
         assert chat.pad_id not in chat.eos_ids
@@ -160,6 +160,7 @@ def test_a_padding_token_without_an_embedding_is_never_fed(family: str, tmp_path
 
 def test_a_template_whose_tokens_have_no_embedding_is_refused_at_once(tmp_path: Path) -> None:
     template = "{% for m in messages %}<|im_start|>{{ m.role }} {{ m.content }}<|im_end|>{% endfor %}"
+    template += "{% if add_generation_prompt %}<|im_start|>assistant {% endif %}"
     name = grown(make(tmp_path / "m"), template, additional_special_tokens=["<|im_start|>", "<|im_end|>"])
     with pytest.raises(UserError, match=r"its token '<\|im_end\|>' .*resize_token_embeddings"):
-        ChatFormat(load_tokenizer(name, "policy.path"), "policy", vocabulary(name, "policy.path"))
+        ChatFormat(load_tokenizer(name, "policy.path"), "policy", vocabulary=vocabulary(name, "policy.path"))

@@ -119,7 +119,8 @@ def train(
         observer.row(step, values, timer, annotated)
         if due or stopping or last:
             observer.stage("checkpoint")
-            checkpoint.save(run_dir, step, actors, observer.state, config.checkpoint.keep)
+            ended = None if not last else "steps" if step == total else "guard"
+            checkpoint.save(run_dir, step, actors, observer.state | {"ended": ended}, config.checkpoint.keep)
         if last:
             if step < total:
                 observer.warn(

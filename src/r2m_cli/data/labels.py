@@ -76,16 +76,20 @@ def save_pairs(folder: Path, train: list[Pair], heldout: list[Pair]) -> None:
 
 
 def saved_pairs(folder: Path, split: str) -> list[Pair]:
-    """The labelled pairs that lie beside a fitted reward model of a world; none if there is no such file."""
-    if not (folder / PAIRS_FILE).is_file():
-        return []
+    """The labelled pairs that lie beside a fitted reward model of a world; none if there is no such file.
+
+    Raises UserError for a line that is none.
+    """
     file = folder / PAIRS_FILE
-    rows = [(number, json.loads(line)) for number, line in enumerate(lines_of(file), start=1)]
-    return [
-        Pair(tuple(row["prompt"]), row["chosen"], row["rejected"], f"{file}:{number}")
-        for number, row in rows
-        if row["split"] == split
-    ]
+    pairs = []
+    for number, line in enumerate(lines_of(file) if file.exists() else [], start=1):
+        try:
+            row = json.loads(line)
+            pair = Pair(tuple(row["prompt"]), row["chosen"], row["rejected"], f"{file}:{number}")
+            pairs += [pair] if row["split"] == split else []
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            raise UserError(f"{file}:{number}: no labelled pair with its split; fit the reward model again") from error
+    return pairs
 
 
 def known_pairs(config: Config, source: Source, split: str) -> list[Pair]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from r2m_cli.build import build_actors, build_heldout_reward
 from r2m_cli.checkpoint import load_feedback
+from r2m_cli.continuation import changed_since
 from r2m_cli.data.labels import saved_pairs
 from r2m_cli.data.preferences import Pair
 from r2m_cli.data.source import Source, load_source
@@ -48,6 +49,8 @@ def run(config: Config, run_dir: Path) -> None:
     findings = Findings(run_dir, config.eval.bootstrap, config.seed)
     if run is None:
         findings.notes.append("no run= is given: this is the configured policy before any RL")
+    else:
+        findings.notes += changed_since(config, run)
     prompts = evaluation_prompts(source, actors.format, config, findings)
     budget = config.rollout.tokens_per_batch
     rows = rows_per_forward(budget, [config.rollout.max_prompt_tokens + config.rollout.max_new_tokens])

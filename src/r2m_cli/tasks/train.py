@@ -12,11 +12,13 @@ from r2m_cli import checkpoint
 from r2m_cli.batch import Prompt
 from r2m_cli.build import build_actors
 from r2m_cli.cache import cache_dir
+from r2m_cli.continuation import steps_are_done
 from r2m_cli.data.labels import known_pairs
 from r2m_cli.data.source import Source, fitting, load_source
 from r2m_cli.data.template import ChatFormat
 from r2m_cli.distributed import comm
 from r2m_cli.errors import UserError
+from r2m_cli.fingerprint import inputs
 from r2m_cli.inspection import inspect_reward_model
 from r2m_cli.jsonl import lines_of
 from r2m_cli.judges.judge import gold_judge, labeller_judge
@@ -38,6 +40,7 @@ LABELS, LABELLER = 12, 13  # streams of random numbers
 def run(config: Config, run_dir: Path) -> None:
     """Train; raises what `loop.train` raises."""
     begun = perf_counter()
+    origin = {"config": asdict(config), "inputs": inputs(config) if comm.is_main() else {}}
     source = load_source(config.data, config.eval.prompts)
     actors = build_actors(config, source)
     prompts, eval_prompts, notes = usable_prompts(source, actors.format, config)
@@ -52,14 +55,20 @@ def run(config: Config, run_dir: Path) -> None:
         notes += remarks(actors, prompts, config)
         more, warnings = before_training(config, source, actors, labels, run_dir)
         notes += more
+    done = config.resume is not None and steps_are_done(state, run_dir, config)
+    comm.barrier()
+    if comm.is_main():
+        (run_dir / "summary.json").unlink(missing_ok=True)  # of the run as it ended before: there is more of it now
     with _sinks(config, run_dir, state["step"]) as sinks:
         begun -= state["seconds"]  # of the parts before
-        observer = Observer(sinks, config.logger.samples_every, state["tokens"], state["beta"], begun)
+        observer = Observer(sinks, config.logger.samples_every, state["tokens"], state["beta"], begun, origin)
         for note in notes if state["step"] == 0 else []:
             observer.warn(note, "note")
         for warning in warnings:
             observer.warn(warning)
-        steps = train(actors, prompts, eval_prompts, config, run_dir, observer, state["step"], labels)
+        steps = state["step"]
+        if not done:
+            steps = train(actors, prompts, eval_prompts, config, run_dir, observer, steps, labels)
         if config.checkpoint.export:
             observer.stage("export")
             settings = {

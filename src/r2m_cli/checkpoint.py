@@ -171,6 +171,7 @@ def load_feedback(folder: Path, module: nn.Module) -> float:
             f"{folder / ADAPTER_FILE}: damaged, or of another policy, feedback.dim, .reads or .query"
         ) from error
     settings = read_json(folder / ADAPTER_CONFIG)
-    if "omega" not in settings:
-        raise UserError(f"{folder / ADAPTER_CONFIG}: has no omega; export the run again")
-    return float(settings["omega"])
+    omega = settings.get("omega")
+    if isinstance(omega, bool) or not isinstance(omega, int | float) or not 0 <= omega <= 1:
+        raise UserError(f"{folder / ADAPTER_CONFIG}: omega={omega} is no number between 0 and 1; export the run again")
+    return float(omega)

@@ -44,6 +44,15 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step_"))
 
 
+def job_number(run: Path) -> int | None:
+    """Which job of its sweep a run is; None for one of no sweep, or with a number that is none."""
+    file = run / NUMBER
+    try:
+        return int(file.read_text(encoding="utf-8")) if file.is_file() else None
+    except ValueError:
+        return None
+
+
 def remove_empty(folder: Path) -> None:
     """Remove an empty folder, and those of outputs/ or multirun/ above it that are empty then."""
     above = folder.relative_to(Path.cwd()).parents if folder.is_relative_to(Path.cwd()) else ()

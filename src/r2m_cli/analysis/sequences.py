@@ -14,9 +14,8 @@ from r2m_cli.data.preferences import Pair
 from r2m_cli.data.template import ChatFormat
 from r2m_cli.errors import UserError
 from r2m_cli.schema import AnalysisConfig
-from r2m_cli.seeds import mix
+from r2m_cli.seeds import Stream, draw_seed
 
-ROWS, SIDES, COUPLES = 17, 18, 19  # streams of random numbers
 CHOSEN, REJECTED = "chosen", "rejected"
 
 
@@ -79,7 +78,7 @@ def select(pairs: list[Pair], chat: ChatFormat, limit: int, seed: int, config: A
     Raises:
         UserError: fewer than two different prompts are left.
     """
-    order = random.Random(mix(seed, ROWS)).sample(range(len(pairs)), len(pairs))
+    order = random.Random(draw_seed(Stream.ANALYSIS_PAIRS, seed)).sample(range(len(pairs)), len(pairs))
     kept: list[tuple[LabelledSequence, LabelledSequence]] = []
     units: dict[str, int] = {}
     firsts: dict[int, int] = {}  # prompt -> place in `kept` of its first pair
@@ -103,7 +102,7 @@ def select(pairs: list[Pair], chat: ChatFormat, limit: int, seed: int, config: A
     if len(firsts) < 2 * config.pairs:
         first, second = _couples([s.unit for s in compared], config.pairs, seed)
         return Selection(compared, len(compared), first, second, disjoint=False, left_out=left_out)
-    coin = random.Random(mix(seed, SIDES))
+    coin = random.Random(draw_seed(Stream.ANALYSIS_SIDES, seed))
     places, sequences = [], compared.copy()
     for i in list(firsts.values())[: 2 * config.pairs]:
         side = coin.randrange(2)
@@ -130,6 +129,8 @@ def _couples(units: Iterable[int], count: int, seed: int) -> tuple[Tensor, Tenso
     """`count` different pairs of sequences of different units, or as many as there are. Two [M]."""
     unit = torch.tensor(list(units))
     possible = (unit[:, None] != unit[None, :]).triu().nonzero()
-    order = torch.randperm(len(possible), generator=torch.Generator().manual_seed(mix(seed, COUPLES)))
+    order = torch.randperm(
+        len(possible), generator=torch.Generator().manual_seed(draw_seed(Stream.ANALYSIS_COUPLES, seed))
+    )
     drawn = possible[order[:count]]
     return drawn[:, 0], drawn[:, 1]

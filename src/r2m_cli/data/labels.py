@@ -18,9 +18,8 @@ from r2m_cli.models.loading import load_causal_lm, load_tokenizer
 from r2m_cli.models.policy import Policy
 from r2m_cli.progress import Count
 from r2m_cli.schema import Config
-from r2m_cli.seeds import mix
+from r2m_cli.seeds import Stream, draw_seed
 
-LABELS, PAIRS = 3, 4  # streams of random numbers
 PAIRS_FILE = "pairs.jsonl"  # a world's labelled pairs, beside the model that was fitted on them
 
 
@@ -47,16 +46,16 @@ def _label(config: Config, world: World, device: torch.device) -> list[Pair]:
     assert config.policy.path is not None
     chat = ChatFormat(load_tokenizer(config.policy.path, "policy.path"), "policy")
     policy = Policy(load_causal_lm(config.policy.path, "policy.path", torch.float32)).to(device)
-    rng = random.Random(mix(config.data.seed, LABELS))
+    rng = random.Random(draw_seed(Stream.SPLIT_OR_LABELS, config.data.seed))
     wanted = config.data.pairs + config.eval.pairs
-    asked = world.prompts(wanted, mix(config.data.seed, PAIRS))
+    asked = world.prompts(wanted, draw_seed(Stream.PAIR_PROMPTS, config.data.seed))
     pairs: list[Pair] = []
     count = Count("sampling and labelling pairs", comm.is_main())
     for start in range(0, wanted, 256):
         count(start, wanted)
         texts = asked[start : start + 256]
         indices = list(range(2 * start, 2 * (start + len(texts))))
-        uniforms = uniform_rows(config.data.seed, PAIRS, 0, indices, config.rollout.max_new_tokens)
+        uniforms = uniform_rows(config.data.seed, Stream.PAIR_RESPONSES, 0, indices, config.rollout.max_new_tokens)
         prompt_ids = [chat.prompt_ids(user_prompt(text)) for text in texts]
         drawn = sample(policy, prompt_ids, 2, uniforms, config.rollout.temperature, chat.eos_ids, chat.pad_id)
         ends = [ids[-1] in chat.eos_ids for ids in drawn]

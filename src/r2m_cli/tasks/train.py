@@ -28,13 +28,11 @@ from r2m_cli.models.actors import Actors
 from r2m_cli.models.sharing import ASKED
 from r2m_cli.observe import Observer
 from r2m_cli.schema import Config
-from r2m_cli.seeds import mix
+from r2m_cli.seeds import Stream, draw_seed
 from r2m_cli.sinks import Sinks
 from r2m_cli.stages.judged import remembered
 from r2m_cli.stages.labelled import Labels, fits
 from r2m_cli.stages.warm_up import warm_up
-
-LABELS, LABELLER = 12, 13  # streams of random numbers
 
 
 def run(config: Config, run_dir: Path) -> None:
@@ -91,7 +89,7 @@ def real_labels(config: Config, source: Source, actors: Actors) -> Labels:
     if f.warmup_pairs or f.replay_pairs:
         # No more than can be asked for: a large data set takes minutes to measure.
         known, wanted = known_pairs(config, source, "train"), f.warmup_pairs + f.replay_pairs * config.train.steps
-        drawn = random.Random(mix(config.seed, LABELS)).sample(known, min(wanted, len(known)))
+        drawn = random.Random(draw_seed(Stream.KNOWN_PAIRS, config.seed)).sample(known, min(wanted, len(known)))
         pairs = [pair for pair in drawn if fits(actors, pair)]
         if not pairs:
             key = "feedback.warmup_pairs" if f.warmup_pairs else "feedback.replay_pairs"
@@ -102,7 +100,7 @@ def real_labels(config: Config, source: Source, actors: Actors) -> Labels:
         judge = gold_judge(source.gold)
     elif f.judge == "labeller":
         assert source.world is not None
-        judge = labeller_judge(source.world, mix(config.seed, LABELLER))
+        judge = labeller_judge(source.world, draw_seed(Stream.LABELLER, config.seed))
     elif f.judge == "openai":
         judge = OpenAIJudge(config.judge, cache_dir() / "judge")
     heldout = known_pairs(config, source, "heldout")[: config.eval.preflight_pairs]

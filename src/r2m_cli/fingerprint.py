@@ -86,10 +86,10 @@ def _commit(name: str, kind: str) -> str | None:
     from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.file_download import repo_folder_name
 
-    reference = Path(HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type=kind) / "refs" / "main"
     try:
+        reference = Path(HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type=kind) / "refs" / "main"
         return f"commit {reference.read_text(encoding='utf-8').strip()}"
-    except (OSError, ValueError):
+    except (OSError, ValueError):  # no name that the hub could have is one of its errors
         return None
 
 

@@ -330,7 +330,7 @@ def test_a_failing_judge_ends_the_run_with_a_checkpoint(
     every_other = ("feedback.judge=openai", "feedback.judge_pairs=0.5")  # asked for the first time at step 2
     failed = r2m("train", *QUICK, *every_other, *judge, "hydra.run.dir=run", code=2).stderr
     assert "step 2: asked" in failed
-    assert "resume=run" in failed
+    assert f"go on with resume={tmp_path}/run, where judge" in failed
     assert "Traceback" not in failed
 
 

@@ -17,6 +17,7 @@ from r2m_cli.schema import AnalysisConfig
 from r2m_cli.seeds import Stream, draw_seed
 
 CHOSEN, REJECTED = "chosen", "rejected"
+BEGINNING = 32  # characters, for each token that may be read, that are enough to see that a prompt is too long
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,11 @@ def select(pairs: list[Pair], chat: ChatFormat, limit: int, seed: int, config: A
         if len(kept) >= config.sequences and len(firsts) >= 2 * config.pairs:
             break
         unit = units.setdefault(json.dumps(pairs[row].prompt), len(units))
+        if pairs[row].chosen == pairs[row].rejected or _prompt_fills(pairs[row], chat, limit):
+            left_out += 1
+            continue
         both = _both(pairs[row], row, unit, chat)
-        if pairs[row].chosen == pairs[row].rejected or max(len(s.tokens) for s in both) > limit:
+        if max(len(s.tokens) for s in both) > limit:
             left_out += 1
             continue
         firsts.setdefault(unit, len(kept))
@@ -113,6 +117,15 @@ def select(pairs: list[Pair], chat: ChatFormat, limit: int, seed: int, config: A
             sequences.append(kept[i][side])
     drawn = torch.tensor(places).view(-1, 2)
     return Selection(sequences, len(compared), drawn[:, 0], drawn[:, 1], disjoint=True, left_out=left_out)
+
+
+def _prompt_fills(pair: Pair, chat: ChatFormat, limit: int) -> bool:
+    """Whether the prompt alone leaves no token for a reply. Of a very long one the beginning says it: a reply is put through
+    the tokenizer with its prompt, several times over, and a megabyte takes a second each time."""
+    beginning = chat.prompt_text(pair.prompt)[: BEGINNING * limit]
+    if len(beginning) == BEGINNING * limit and len(chat.tokenizer(beginning).input_ids) > 2 * limit:
+        return True
+    return len(chat.prompt_ids(pair.prompt)) >= limit
 
 
 def _both(pair: Pair, row: int, unit: int, chat: ChatFormat) -> tuple[LabelledSequence, LabelledSequence]:

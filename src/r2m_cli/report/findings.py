@@ -5,6 +5,7 @@ from typing import Literal
 
 import pandas as pd  # type: ignore[import-untyped, unused-ignore]
 
+from r2m_cli.regular import require_regular
 from r2m_cli.report.groups import Group
 from r2m_cli.report.runs import IGNORED, finite, flatten, plain
 from r2m_cli.report.samples import read_samples
@@ -209,7 +210,8 @@ def warnings(groups: list[Group]) -> list[Said]:
     for place, group in enumerate(groups):
         for run in group.runs:
             file = run.path / "warnings.log"
-            lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
+            require_regular(file)
+            lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []
             for line in dict.fromkeys(filter(None, map(str.strip, lines))):
                 counts = found.setdefault(line, {})
                 counts[place] = counts.get(place, 0) + 1

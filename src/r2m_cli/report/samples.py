@@ -78,7 +78,7 @@ def samples_of(place: int, group: Group, peak: int | None) -> Samples | None:
 def read_samples(run: Run) -> dict[int, list[Row]]:
     """The rows of samples.jsonl by step; a torn last line is left out."""
     path = run.path / "samples.jsonl"
-    lines = read_lines(path) if path.is_file() else []
+    lines = read_lines(path) if path.exists() else []
     found: dict[int, list[Row]] = {}
     for number, line in enumerate(lines, start=1):
         try:

@@ -83,4 +83,4 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError, OSError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read as a JSON object ({error})") from error
+        raise UserError(f"{path}: not a JSON object ({error}); copy it again") from error

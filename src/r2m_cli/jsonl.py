@@ -33,7 +33,9 @@ def lines_of(path: Path) -> list[str]:
     found = [line.decode("utf-8") for line in lines]
     try:
         return [*found, last.decode("utf-8")] if last else found
-    except UnicodeDecodeError:
+    except UnicodeDecodeError as error:
+        if error.end < len(last) or error.reason != "unexpected end of data":
+            raise
         return found
 
 

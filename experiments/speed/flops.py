@@ -17,7 +17,7 @@ from common import Results, seconds, spread
 from models import LAYERS, WORKLOADS, Workload, one_thread
 from r2m_worker import actors_of
 
-from r2m_cli.loop import TRAIN
+from r2m_cli.seeds import Stream
 from r2m_cli.stages.packing import pack
 from r2m_cli.stages.rollout import rollout
 
@@ -65,7 +65,7 @@ def run(quick: bool) -> Results:
         actors, source, config = actors_of(work, QUICK_LAYERS if quick else LAYERS, [])
         temperature = config.rollout.temperature
         prompts = source.prompts[: work.prompts]
-        batch = rollout(actors, prompts, range(work.prompts), work.group_size, config.rollout, 0, TRAIN, 1)
+        batch = rollout(actors, prompts, range(work.prompts), work.group_size, config.rollout, 0, Stream.ROLLOUT, 1)
         (packs,) = pack(batch, config.rollout.tokens_per_batch)
         policy, reward = actors.policy.module, actors.reward
 

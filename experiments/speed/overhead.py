@@ -13,10 +13,10 @@ from common import Results, Worker, seconds, spread
 from models import LAYERS, WORKLOADS, one_thread
 from r2m_worker import STAGES, actors_of
 
-from r2m_cli.loop import TRAIN
 from r2m_cli.maths.reward_loss import grebt
 from r2m_cli.models.actors import pad
 from r2m_cli.models.reward_model import RewardBackbone, find_head
+from r2m_cli.seeds import Stream
 from r2m_cli.stages.annotate import annotate
 from r2m_cli.stages.packing import pack
 from r2m_cli.stages.reward_step import RewardStep
@@ -71,7 +71,14 @@ def light_update(quick: bool) -> Results:
     work = WORKLOADS[WORK]
     actors, source, config = actors_of(work, QUICK_LAYERS if quick else LAYERS, [])
     batch = rollout(
-        actors, source.prompts[: work.prompts], range(work.prompts), work.group_size, config.rollout, 0, TRAIN, 1
+        actors,
+        source.prompts[: work.prompts],
+        range(work.prompts),
+        work.group_size,
+        config.rollout,
+        0,
+        Stream.ROLLOUT,
+        1,
     )
     (packs,) = pack(batch, config.rollout.tokens_per_batch)
     annotated = annotate(actors, batch, packs, 0.7, config.rollout.temperature)

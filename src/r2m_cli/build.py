@@ -22,9 +22,7 @@ from r2m_cli.models.reward_check import check_reward
 from r2m_cli.models.reward_model import FeedbackHead, HeadOnly, RewardBackbone, find_head, frozen_head
 from r2m_cli.models.states import width
 from r2m_cli.schema import Config, PolicyConfig, RewardConfig
-from r2m_cli.seeds import mix
-
-ADAPTER_SEED, LORA_SEED = 7, 10  # streams of random numbers for initial weights
+from r2m_cli.seeds import Stream, draw_seed
 
 
 def policy_cache(config: Config) -> Path:
@@ -54,6 +52,8 @@ def reward_cache(config: Config) -> Path:
             labels.append(template_identity(config.policy.template))
         if config.reward.pretrain_epochs:
             labels += [asdict(config.policy.fit), config.data.demonstrations, config.rollout.max_prompt_tokens]
+    if config.reward.fit.seed:  # whose models have been fitted with other draws before
+        labels.append(int(Stream.MEMBER))
     return cache_dir() / f"reward-{key_of('reward', model, labels)}"
 
 
@@ -106,7 +106,7 @@ def build_actors(config: Config, source: Source, policy_path: str | None = None)
     training, trainer = config.task == "train", config.ppo
     lora = None
     if training and config.policy.lora_rank:
-        lora = with_lora(lm, config.policy.lora_rank, "CAUSAL_LM", mix(config.seed, LORA_SEED))
+        lora = with_lora(lm, config.policy.lora_rank, "CAUSAL_LM", draw_seed(Stream.LORA, config.seed))
     policy = Policy(lm, engine.gradient_checkpointing, engine.attention, reads(config, "policy", lora is not None))
     feedback_size = width(lm, config.feedback.reads)
     if not all(bool(p.isfinite().all()) for p in policy.parameters()):
@@ -165,7 +165,7 @@ def build_reward(config: Config, feedback_size: int, device: torch.device, key: 
     if f.kind != "none":
         module: torch.nn.Module = HeadOnly(head)
         if f.kind != "head_only":
-            seed = mix(config.seed, ADAPTER_SEED)
+            seed = draw_seed(Stream.ADAPTER, config.seed)
             size = width(classifier, f.reads) if f.states == "reward" else feedback_size
             module = FeedbackHead(
                 head, size, f.dim, seed, f.init_scale, f.scale == "rte", f.heads, f.query == "learned"

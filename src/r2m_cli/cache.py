@@ -12,6 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from r2m_cli.errors import UserError
+from r2m_cli.regular import require_regular
 
 FORMAT = 1  # raise it when what is built from the same configuration changes
 
@@ -78,7 +79,8 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file of a run. Raises UserError if it is none."""
+    require_regular(path)
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError, OSError) as error:
-        raise UserError(f"{path}: cannot be read as a JSON object ({error})") from error
+    except (ValueError, TypeError, OSError, RecursionError) as error:
+        raise UserError(f"{path}: not a JSON object ({error}); copy it again") from error

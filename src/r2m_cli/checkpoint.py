@@ -20,6 +20,7 @@ from r2m_cli.distributed import comm
 from r2m_cli.distributed.engine import Engine
 from r2m_cli.errors import UserError
 from r2m_cli.folders import checkpoints
+from r2m_cli.manifest import LOOP, damage, seal, to_disk
 from r2m_cli.models.actors import Actors
 from r2m_cli.models.loading import load_causal_lm, load_reward_model
 from r2m_cli.models.lora import merged_from
@@ -46,9 +47,15 @@ def save(run_dir: Path, step: int, actors: Actors, state: dict[str, Any], keep: 
         engine.save(partial, tag)
     comm.barrier()
     if comm.is_main():
-        (partial / "loop.json").write_text(json.dumps({"step": step, "ranks": comm.world_size()} | state))
-        shutil.rmtree(target, ignore_errors=True)
+        (partial / LOOP).write_text(json.dumps({"step": step, "ranks": comm.world_size()} | state))
+        seal(partial)
+        replaced = target.with_name(f".step_{step}.replaced")
+        shutil.rmtree(replaced, ignore_errors=True)
+        if target.exists():
+            target.rename(replaced)
         partial.rename(target)
+        to_disk(target.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
         for old in checkpoints(run_dir)[:-keep]:
             shutil.rmtree(old)
     comm.barrier()
@@ -56,7 +63,8 @@ def save(run_dir: Path, step: int, actors: Actors, state: dict[str, Any], keep: 
 
 
 def load(run_dir: Path, actors: Actors) -> dict[str, Any]:
-    """Restore the newest checkpoint into the actors; gives the loop's position. Collective.
+    """Restore the newest checkpoint, which `continuation` has found sound, into the actors; gives the loop's position.
+    Collective.
 
     Raises:
         UserError: there is none, or it was written by another number of ranks.
@@ -65,11 +73,7 @@ def load(run_dir: Path, actors: Actors) -> dict[str, Any]:
     if not found:
         raise UserError(f"resume={run_dir}: no checkpoint below checkpoints/; the run stopped before it wrote one")
     newest = found[-1]
-    state: dict[str, Any] = read_json(newest / "loop.json")
-    if "ranks" not in state or "step" not in state:
-        raise UserError(
-            f"{newest / 'loop.json'}: does not say its step and ranks; remove {newest} to go on from an earlier one"
-        )
+    state: dict[str, Any] = read_json(newest / LOOP)
     if state["ranks"] != comm.world_size():
         raise UserError(f"resume={run_dir}: written by {state['ranks']} ranks, now there are {comm.world_size()}")
     for tag, engine in _engines(actors):
@@ -92,6 +96,8 @@ def load_policy(checkpoint: Path, lm: nn.Module) -> bool:
     file = checkpoint / "policy" / "state.pt"
     if not file.is_file():
         return False
+    if wrong := damage(checkpoint):
+        raise UserError(f"{checkpoint}/{wrong}; remove {checkpoint}")
     try:
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)["module"]
         nn.ModuleDict({"lm": lm}).load_state_dict(state)
@@ -165,6 +171,7 @@ def load_feedback(folder: Path, module: nn.Module) -> float:
             f"{folder / ADAPTER_FILE}: damaged, or of another policy, feedback.dim, .reads or .query"
         ) from error
     settings = read_json(folder / ADAPTER_CONFIG)
-    if "omega" not in settings:
-        raise UserError(f"{folder / ADAPTER_CONFIG}: has no omega; export the run again")
-    return float(settings["omega"])
+    omega = settings.get("omega")
+    if isinstance(omega, bool) or not isinstance(omega, int | float) or not 0 <= omega <= 1:
+        raise UserError(f"{folder / ADAPTER_CONFIG}: omega={omega} is no number between 0 and 1; export the run again")
+    return float(omega)

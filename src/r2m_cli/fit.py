@@ -12,7 +12,7 @@ from r2m_cli.distributed.engine import Engine
 from r2m_cli.errors import UserError
 from r2m_cli.maths.schedule import learning_rate
 from r2m_cli.schema import FitConfig
-from r2m_cli.seeds import mix
+from r2m_cli.seeds import Stream, draw_seed
 
 
 def fit(
@@ -20,6 +20,7 @@ def fit(
     rows: Sequence[object],
     loss_of: Callable[[Sequence[object]], Tensor],
     config: FitConfig,
+    stream: Stream,
     seed: int,
     what: str,
     micro_rows: int,
@@ -28,6 +29,7 @@ def fit(
 
     Args:
         loss_of: rows -> their losses [B], through the engine.
+        stream, seed: of the order of the rows.
         what: named in the progress lines.
         micro_rows: rows per forward and backward; gradients are accumulated over the rest of a batch.
 
@@ -46,7 +48,7 @@ def fit(
     mean = 0.0
     for epoch in range(config.epochs):
         order = list(range(len(rows)))
-        random.Random(mix(seed, epoch)).shuffle(order)
+        random.Random(draw_seed(stream, seed, epoch)).shuffle(order)
         losses: list[Tensor] = []
         for update in range(updates):
             first = (update * ranks + comm.rank()) * size

@@ -5,6 +5,7 @@ callback Hydra hands over to it.
 """
 
 import hashlib
+import re
 from datetime import datetime
 from pathlib import Path
 
@@ -33,10 +34,23 @@ def job_dir(overrides: str | None, seed: int, world: int) -> str:
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """The complete checkpoints of a run, `checkpoints/step_N`, oldest first."""
-    found = [path for path in (run / "checkpoints").glob("step_*") if (path / "loop.json").is_file()]
-    numbered = [path for path in found if path.name.removeprefix("step_").isdecimal()]
-    return sorted(numbered, key=lambda path: int(path.name.removeprefix("step_")))
+    """The checkpoints of a run, `checkpoints/step_N`, oldest first."""
+    found = [path for path in (run / "checkpoints").glob("step_*") if path.is_dir()]
+    return sorted((path for path in found if re.fullmatch(r"step_\d{1,15}", path.name, re.ASCII)), key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step after which a checkpoint was written."""
+    return int(checkpoint.name.removeprefix("step_"))
+
+
+def job_number(run: Path) -> int | None:
+    """Which job of its sweep a run is; None for one of no sweep, or with a number that is none."""
+    file = run / NUMBER
+    try:
+        return int(file.read_text(encoding="utf-8")) if file.is_file() else None
+    except ValueError:
+        return None
 
 
 def remove_empty(folder: Path) -> None:

@@ -56,7 +56,7 @@ def launch(config: Config, run_dir: Path) -> float | None:
 def objective(run_dir: Path) -> float | None:
     """What a finished training run reached, for a sweeper; None without a summary."""
     summary = run_dir / "summary.json"
-    return json.loads(summary.read_text())["objective"] if summary.is_file() else None
+    return read_json(summary).get("objective") if summary.is_file() else None
 
 
 def prepare(config: Config) -> Config:
@@ -149,7 +149,7 @@ def execute(config: Config, run_dir: Path) -> None:
     """Run one task on its ranks, in this process for engine=single, with `config.yaml` written first."""
     run_dir.mkdir(parents=True, exist_ok=True)
     partial = run_dir / ".config.yaml.partial"
-    partial.write_text(OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
+    partial.write_text(OmegaConf.to_yaml(OmegaConf.create(asdict(config))), encoding="utf-8")
     partial.replace(run_dir / "config.yaml")
     (run_dir / OUTCOME).unlink(missing_ok=True)
     if config.engine.kind == "single":

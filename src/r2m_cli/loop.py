@@ -18,7 +18,7 @@ from r2m_cli.maths.schedule import adapted_beta, feedback_weight, learning_rate
 from r2m_cli.models.actors import Actors
 from r2m_cli.observe import Observer, Timer, evaluation_metrics, rollout_metrics
 from r2m_cli.schema import Config
-from r2m_cli.seeds import mix
+from r2m_cli.seeds import Stream, draw_seed
 from r2m_cli.stages.advantages import advantages
 from r2m_cli.stages.annotate import annotate
 from r2m_cli.stages.critic_step import critic_step
@@ -28,8 +28,6 @@ from r2m_cli.stages.packing import balance, pack
 from r2m_cli.stages.policy_step import policy_step
 from r2m_cli.stages.reward_step import RewardStep
 from r2m_cli.stages.rollout import rollout
-
-TRAIN, EVAL, GREEDY = 0, 1, 2  # streams of random numbers
 
 
 def train(
@@ -69,7 +67,7 @@ def train(
         mine, numbers = shard(stream.batch(step - 1, c.prompts_per_step))
 
         with timer("rollout"):
-            batch = rollout(actors, mine, numbers, c.group_size, config.rollout, config.seed, TRAIN, step)
+            batch = rollout(actors, mine, numbers, c.group_size, config.rollout, config.seed, Stream.ROLLOUT, step)
             batch = balance(batch, together=2 if config.feedback.kind == "shuffled" else 1)
             packs = pack(batch, budget, c.mini_batches)
         with timer("annotate"):
@@ -95,7 +93,7 @@ def train(
         if reward_step:
             with timer("reward_step"), not_finite_is_an_error(step):
                 if replayed := replay_batch(labels, config.feedback, config.seed, step):
-                    reward_step.replay(replayed, mix(config.seed, step), budget)
+                    reward_step.replay(replayed, draw_seed(Stream.REPLAY_STEP, config.seed, step), budget)
                 metrics.update(reward_step.update(config.feedback.lr))
             timer.shift("policy_step", "reward_step", reward_step.seconds)
 
@@ -119,7 +117,8 @@ def train(
         observer.row(step, values, timer, annotated)
         if due or stopping or last:
             observer.stage("checkpoint")
-            checkpoint.save(run_dir, step, actors, observer.state, config.checkpoint.keep)
+            ended = None if not last else "steps" if step == total else "guard"
+            checkpoint.save(run_dir, step, actors, observer.state | {"ended": ended}, config.checkpoint.keep)
         if last:
             if step < total:
                 observer.warn(
@@ -141,7 +140,7 @@ def weight_at(step: int, config: Config) -> float:
 
 def evaluate(actors: Actors, prompts: list[Prompt], config: Config, weight: float) -> dict[str, float]:
     """One response to each fixed prompt, always with the same random draws, scored by everything that scores."""
-    batch = rollout(actors, *shard(prompts), 1, config.rollout, config.seed, EVAL, 0)
+    batch = rollout(actors, *shard(prompts), 1, config.rollout, config.seed, Stream.EVAL, 0)
     (packs,) = pack(batch, config.rollout.tokens_per_batch)
     return evaluation_metrics(annotate(actors, batch, packs, weight, config.rollout.temperature)).means()
 
@@ -196,7 +195,7 @@ def ask(
 def greedy_responses(actors: Actors, sampled: Rollout, config: Config, step: int, weight: float) -> Annotated:
     """One greedy response to each prompt of the batch with its reward, ReMax's baseline."""
     likeliest = replace(config.rollout, temperature=0.0)
-    batch = rollout(actors, sampled.prompts, sampled.numbers, 1, likeliest, config.seed, GREEDY, step)
+    batch = rollout(actors, sampled.prompts, sampled.numbers, 1, likeliest, config.seed, Stream.GREEDY, step)
     (packs,) = pack(batch, config.rollout.tokens_per_batch)
     return annotate(actors, batch, packs, weight, config.rollout.temperature, rewards_only=True)
 

@@ -123,13 +123,14 @@ class Observer:
     begun: float = field(
         default_factory=perf_counter
     )  # perf_counter() at the run's start, had it never been interrupted
+    origin: dict[str, Any] = field(default_factory=dict)  # the run's configuration and inputs, for its checkpoints
     history: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     watch: Watch = field(default_factory=Watch)
 
     @property
     def state(self) -> dict[str, Any]:
         """What a checkpoint needs to know of the steps so far."""
-        return {"tokens": self.tokens, "beta": self.beta, "seconds": perf_counter() - self.begun}
+        return {"tokens": self.tokens, "beta": self.beta, "seconds": perf_counter() - self.begun, **self.origin}
 
     def stage(self, name: str) -> None:
         """Show that a stage begins."""

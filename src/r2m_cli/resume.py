@@ -1,6 +1,5 @@
 """The configuration of a job: the composed one, or, with resume= and run=, an earlier run's own with little changed."""
 
-import sys
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -8,16 +7,15 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from r2m_cli.combinations import check_words
+from r2m_cli.continuation import RESUMABLE, continued
 from r2m_cli.data.forms import BUILT_IN
 from r2m_cli.errors import UserError
 from r2m_cli.folders import checkpoints
 from r2m_cli.schema import Config
 from r2m_cli.stages.judged import JUDGED_FILE
 from r2m_cli.validate import keys, typed, validate
+from r2m_cli.yaml_files import read_yaml
 
-# What may differ between a run and its continuation: how long, how it is watched, on which machine.
-RESUMABLE = ("train.", "resume", "eval.", "checkpoint.", "logger.", "engine.threads", "engine.timeout",
-             "engine.rendezvous", "engine.node_rank", "judge.")  # fmt: skip
 # What may differ between a run and its evaluation or analysis.
 EVALUABLE = ("task", "run", "seed", "data.", "rollout.", "eval.", "analysis.", "judge.", "engine.", "train.", "resume",
              "checkpoint.", "logger.")  # fmt: skip
@@ -39,8 +37,8 @@ def configured(composed: DictConfig, overrides: list[str]) -> Config:
     if config.resume is not None:
         folder = Path(config.resume).expanduser()
         config = replace(_from_run(config, folder, overrides, RESUMABLE), resume=config.resume)
-        config = _from_position(config, folder, any(text.startswith("train.stop_at=") for text in overrides))
-    elif config.run is not None:
+        return continued(config, folder, _keys_of(overrides))
+    if config.run is not None:
         folder = Path(config.run).expanduser()
         saved = _from_run(config, folder, overrides, EVALUABLE)
         config = replace(saved, task=config.task, run=config.run, runs=config.runs, resume=None, engine=config.engine)
@@ -61,6 +59,7 @@ def go_on(config: Config, run_dir: Path) -> tuple[Config, bool]:
     known = replace(
         config,
         resume=saved.resume,
+        train=replace(config.train, allow_changed=False),
         policy=replace(config.policy, path=config.policy.path or saved.policy.path),
         reward=replace(config.reward, path=config.reward.path or saved.reward.path, paths=saved.reward.paths),
     )
@@ -74,7 +73,7 @@ def go_on(config: Config, run_dir: Path) -> tuple[Config, bool]:
     if (run_dir / "summary.json").is_file():
         return saved, True
     if checkpoints(run_dir):
-        return replace(saved, resume=str(run_dir)), False
+        return continued(replace(saved, resume=str(run_dir), train=config.train), run_dir, set()), False
     for name in ("metrics.jsonl", "samples.jsonl", JUDGED_FILE):  # of steps that are made again
         (run_dir / name).unlink(missing_ok=True)
     return config, False
@@ -88,7 +87,7 @@ def _from_run(composed: Config, folder: Path, overrides: list[str], free: tuple[
     if saved.policy.path is None:  # a run fills it before it writes its configuration
         raise UserError(f"{folder / 'config.yaml'}: no configuration of a run; copy it again from the run")
     new, old = OmegaConf.structured(composed), OmegaConf.structured(saved)
-    typed_keys = {text.lstrip("+").split("=", 1)[0] for text in overrides}
+    typed_keys = _keys_of(overrides)
     # A group of a section (data=file) touches that section alone, an experiment whatever it likes.
     sections = {field.name for field in fields(Config)}
     groups = any("." not in key and key not in sections | {"hydra"} for key in typed_keys)
@@ -111,6 +110,10 @@ def _from_run(composed: Config, folder: Path, overrides: list[str], free: tuple[
             OmegaConf.update(old, key, value)
     result: Any = OmegaConf.to_object(old)
     return result  # type: ignore[no-any-return]
+
+
+def _keys_of(overrides: list[str]) -> set[str]:
+    return {text.lstrip("+").split("=", 1)[0] for text in overrides}
 
 
 def _absolute(config: Config) -> Config:
@@ -139,44 +142,11 @@ def _absolute(config: Config) -> Config:
 
 def _read(path: Path) -> Config:
     """A run's configuration as it is on disk. Raises UserError if it is none."""
-    try:
-        read = OmegaConf.load(path)
-    except Exception as error:  # yaml's or omegaconf's own
-        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+    read = read_yaml(path)
     if not isinstance(read, DictConfig):
         raise UserError(f"{path}: no configuration of a run; copy it again from the run")
     try:
         config: Config = typed(read)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    return config
-
-
-def _from_position(config: Config, folder: Path, stops: bool) -> Config:
-    """The continuation without the stop that its run has made already. Refuses, before anything is written, one that has
-    nothing to do.
-
-    Args:
-        stops: whether train.stop_at was typed.
-    """
-    found = checkpoints(folder)
-    if not found:
-        raise UserError(f"resume={config.resume}: no checkpoint below checkpoints/; the run ended before it wrote one")
-    done = int(found[-1].name.removeprefix("step_"))
-    if done >= config.train.steps:
-        raise UserError(f"resume={config.resume}: its {done} steps are done; raise train.steps to go on")
-    if config.train.stop_at is not None and config.train.stop_at <= done:
-        if not stops:
-            return _from_position(replace(config, train=replace(config.train, stop_at=None)), folder, stops)
-        raise UserError(
-            f"resume={config.resume}: {done} steps are done, so train.stop_at={config.train.stop_at} is past; raise it, or "
-            "train.stop_at=null to run to the end"
-        )
-    before = OmegaConf.load(folder / "config.yaml")
-    if before.train.steps != config.train.steps:
-        print(
-            f"r2m: train.steps was {before.train.steps} and is now {config.train.steps}: the schedules of w(t) and of the "
-            "learning rate are laid out anew from here on",
-            file=sys.stderr,
-        )
-    return config
+    return replace(config, train=replace(config.train, allow_changed=False))  # said anew each time

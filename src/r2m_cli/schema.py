@@ -16,6 +16,8 @@ class TrainConfig:
     steps: int = 100
     # stop after this step, checkpointed as if interrupted; resume= then goes on to the end, or to a later one; null: run to the end
     stop_at: int | None = None
+    # with resume=: go on though the content of the data or of a model is another than when the run began; else that is refused
+    allow_changed: bool = False
 
 
 @dataclass

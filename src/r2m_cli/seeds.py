@@ -1,8 +1,79 @@
-"""Seeds: every random draw of a run is a function of (seed, stage, step, sample), so that any sample can be drawn again."""
+"""Seeds: every random draw of a run is a function of (seed, stream, step, sample), so that any sample can be drawn again."""
+
+from enum import IntEnum, unique
+
+
+@unique
+class Stream(IntEnum):
+    """Every stream of random numbers. No two share a value, and a value says which tuple its seeds are mixed from.
+
+    The last two digits are the number behind the seed, the hundreds how many numbers there are: 0 (seed, number, step, sample),
+    200 (seed, number), 300 (seed, number, place). So tuples of two streams differ in length or in the second number. 900 is the
+    order of a fit's rows, (seed + number, pass): the oldest form, kept because every fitted model depends on it. It may share
+    its numbers with those of a run of another seed.
+
+    A value that has been used is never given to another stream: runs could not be drawn again.
+    """
+
+    # a run's, of `seed`
+    ROLLOUT = 0  # responses of a step
+    EVAL = 1  # responses to the fixed prompts; as step 1 those of best-of-n
+    GREEDY = 2  # responses of temperature 0, which need no draws
+    PROMPT_ORDER = 304
+    NOISE = 306  # feedback=noise; of a sequence's own seed
+    ADAPTER = 207  # initial weights
+    REPLAY = 308  # which labelled pairs a step replays
+    WARM_UP = 209  # which pairs the warm-up reads
+    WARM_UP_ORDER = 309
+    LORA = 210  # initial weights
+    KNOWN_PAIRS = 212  # which of the reward model's pairs the run knows
+    LABELLER = 213  # the judge feedback.judge=labeller
+    ANALYSIS_PAIRS = 217  # which pairs r2m analyze reads
+    ANALYSIS_SIDES = 218
+    ANALYSIS_COUPLES = 219
+    SCORED_PAIR = 320  # noise for a pair that is scored, not learnt from: of seed 0, the same whenever it is looked at
+    WARM_UP_STEP = 321  # noise for an update of the warm-up
+    REPLAY_STEP = 322  # noise for the pairs that a step replays
+    PAIR_OF_STEP = 323  # one pair of such an update, of the update's seed
+    SIDE_OF_PAIR = 324  # chosen or rejected, of the pair's seed
+
+    # the data's and the fitted models', of `data.seed`
+    WORLD_EVAL = 200  # evaluation prompts
+    DEMONSTRATIONS = 201  # their prompts, and what is written to them
+    WORLD_PROMPTS = 202
+    SPLIT_OR_LABELS = (
+        203  # what is held out of a file; in a world, which has nothing to hold out, the labellers' choices
+    )
+    PAIR_PROMPTS = 204
+    PAIR_RESPONSES = 4
+    BOOTSTRAP = 305  # rows of an ensemble's member
+    REFERENCES = 316  # the world's side of a win rate
+    MEMBER = 325  # initial weights and order of the rows of an ensemble's member, but the first
+    SFT_ORDER = 901
+    REWARD_ORDER = 902
+
+
+NUMBERS = {0: 4, 2: 2, 3: 3}  # hundreds of a stream -> length of its tuples
+FIT = 9
+
+
+def draw_seed(stream: Stream, seed: int, *place: int) -> int:
+    """The seed of one draw of a stream.
+
+    Args:
+        place: which draw it is, as many numbers as the stream has behind its own.
+
+    Raises:
+        TypeError: another count of numbers, which could be another stream's.
+    """
+    form, number = divmod(int(stream), 100)
+    if len(place) != (1 if form == FIT else NUMBERS[form] - 2):
+        raise TypeError(f"{stream!r}: {len(place)} numbers behind the stream")
+    return mix(seed + number, *place) if form == FIT else mix(seed, number, *place)
 
 
 def mix(*numbers: int) -> int:
-    """One 63-bit seed from several numbers (a splitmix64 chain): near tuples give unrelated seeds."""
+    """One 63-bit seed from several numbers (a splitmix64 chain): near tuples give unrelated seeds. For `draw_seed` alone."""
     state = 0
     for number in numbers:
         state = (state + number + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from r2m_cli.errors import UserError
-from r2m_cli.jsonl import cut_rows, replace_text, text_of
+from r2m_cli.jsonl import cut_line, cut_rows, lines_of, replace_text, text_of
 from r2m_cli.progress import make_progress
 from r2m_cli.stop import MARK
 
@@ -58,6 +58,7 @@ class Sinks:
         self._warnings = self.run_dir / "warnings.log"
         if start_step == 0:
             self._warnings.unlink(missing_ok=True)
+        cut_line(self._warnings)
         self._shown_warnings: set[str] = set()
         self._progress = make_progress(total_steps, start_step, quiet, (self.run_dir / MARK).exists)
         self._boards: list[_Board] = []
@@ -95,7 +96,8 @@ class Sinks:
             return
         self._shown_warnings.add(line)
         self._progress.warn(line, word)
-        known = self._warnings.read_text(encoding="utf-8").splitlines() if self._warnings.exists() else []
+        line = line.encode("utf-8", "backslashreplace").decode("utf-8")
+        known = lines_of(self._warnings) if self._warnings.exists() else []
         if line not in known:  # a resumed run meets the old warnings again
             with self._warnings.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")

@@ -138,7 +138,8 @@ def tabulate(folder: Path) -> None:
     from r2m_cli.report import figure, page, table
     from r2m_cli.report.runs import bare, load_runs
 
-    numbers = {path.parent: int(path.read_text()) for path in folder.rglob(NUMBER)}
+    found = {path.parent: folders.job_number(path.parent) for path in folder.rglob(NUMBER)}
+    numbers = {job: number for job, number in found.items() if number is not None}
     jobs = sorted(numbers, key=lambda job: (numbers[job], str(job)))
     names = dict(zip(jobs, bare([str(job.parent.relative_to(folder)) for job in jobs])))
     finished = [job for job in jobs if (job / "summary.json").is_file()]

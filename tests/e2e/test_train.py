@@ -218,7 +218,7 @@ def test_damaged_files_of_a_run_are_one_line(r2m: Run, tmp_path: Path) -> None:
     r2m("train", *QUICK, "train.stop_at=1", "hydra.run.dir=run")
     newest = tmp_path / "run" / "checkpoints" / "step_1"
     (newest / "policy" / "state.pt").write_bytes(b"no weights")
-    assert "step_1/policy: damaged" in r2m("train", "resume=run", "train.stop_at=null", code=2).stderr
+    assert "step_1/policy/state.pt: damaged" in r2m("train", "resume=run", "train.stop_at=null", code=2).stderr
     (newest / "loop.json").write_text("{")
     assert "loop.json" in r2m("train", "resume=run", "train.stop_at=null", code=2).stderr
     (tmp_path / "run" / "config.yaml").write_text("a: [")
@@ -327,13 +327,10 @@ def test_a_failing_judge_ends_the_run_with_a_checkpoint(
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "none")
     judge = ("judge.url=http://127.0.0.1:9/v1", "judge.retries=0", "judge.timeout=2")
-    r2m("train", *QUICK, "feedback.judge=gold", "train.steps=3", "train.stop_at=1", "hydra.run.dir=run")
-    settings = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
-    settings["feedback"]["judge"] = "openai"
-    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(settings))
-    failed = r2m("train", "resume=run", "train.stop_at=null", *judge, code=2).stderr
+    every_other = ("feedback.judge=openai", "feedback.judge_pairs=0.5")  # asked for the first time at step 2
+    failed = r2m("train", *QUICK, *every_other, *judge, "hydra.run.dir=run", code=2).stderr
     assert "step 2: asked" in failed
-    assert "resume=run" in failed
+    assert f"go on with resume={tmp_path}/run, where judge" in failed
     assert "Traceback" not in failed
 
 

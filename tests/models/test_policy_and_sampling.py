@@ -11,10 +11,11 @@ from packs import rows_of
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from r2m_cli.models.generate import inverse_cdf, mix, sample, uniform_rows
+from r2m_cli.models.generate import inverse_cdf, sample, uniform_rows
 from r2m_cli.models.policy import Policy
 from r2m_cli.models.sequences import Sequences
 from r2m_cli.models.states import width
+from r2m_cli.seeds import mix
 
 VOCABULARY, PAD, TEMPERATURE = 29, 0, 0.7
 COMMON = {

@@ -18,12 +18,12 @@ from r2m_cli.data.source import Source, fitting
 from r2m_cli.errors import UserError
 from r2m_cli.evaluation.policy import text_scores
 from r2m_cli.jsonl import text_of
-from r2m_cli.loop import EVAL
 from r2m_cli.maths.similarity import pair_means, pairs_by_label, similarity
 from r2m_cli.maths.statistics import resample_weights
 from r2m_cli.models.actors import Actors, RewardModel
 from r2m_cli.models.layers import pooled_states
 from r2m_cli.schema import Config
+from r2m_cli.seeds import Stream
 from r2m_cli.stages.packing import rows_per_forward
 from r2m_cli.stages.rollout import rollout
 
@@ -54,7 +54,7 @@ def responses(config: Config, source: Source, actors: Actors, other: RewardModel
             f"table 5 is left out: {len(prompts)} evaluation prompts of at most {limit} tokens, it needs 4"
         )
         return
-    batch = rollout(actors, prompts, range(len(prompts)), 1, config.rollout, config.seed, EVAL, 0)
+    batch = rollout(actors, prompts, range(len(prompts)), 1, config.rollout, config.seed, Stream.EVAL, 0)
     rows = rows_per_forward(budget, [limit + config.rollout.max_new_tokens])
     texts = batch.prompt_of, batch.responses
     for model, whose in ((actors.reward, ""), (other, " (eval.reward)")):

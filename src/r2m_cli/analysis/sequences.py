@@ -14,10 +14,10 @@ from r2m_cli.data.preferences import Pair
 from r2m_cli.data.template import ChatFormat
 from r2m_cli.errors import UserError
 from r2m_cli.schema import AnalysisConfig
-from r2m_cli.seeds import mix
+from r2m_cli.seeds import Stream, draw_seed
 
-ROWS, SIDES, COUPLES = 17, 18, 19  # streams of random numbers
 CHOSEN, REJECTED = "chosen", "rejected"
+BEGINNING = 32  # characters, for each token that may be read, that are enough to see that a prompt is too long
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def select(pairs: list[Pair], chat: ChatFormat, limit: int, seed: int, config: A
     Raises:
         UserError: fewer than two different prompts are left.
     """
-    order = random.Random(mix(seed, ROWS)).sample(range(len(pairs)), len(pairs))
+    order = random.Random(draw_seed(Stream.ANALYSIS_PAIRS, seed)).sample(range(len(pairs)), len(pairs))
     kept: list[tuple[LabelledSequence, LabelledSequence]] = []
     units: dict[str, int] = {}
     firsts: dict[int, int] = {}  # prompt -> place in `kept` of its first pair
@@ -88,8 +88,11 @@ def select(pairs: list[Pair], chat: ChatFormat, limit: int, seed: int, config: A
         if len(kept) >= config.sequences and len(firsts) >= 2 * config.pairs:
             break
         unit = units.setdefault(json.dumps(pairs[row].prompt), len(units))
+        if pairs[row].chosen == pairs[row].rejected or _prompt_fills(pairs[row], chat, limit):
+            left_out += 1
+            continue
         both = _both(pairs[row], row, unit, chat)
-        if pairs[row].chosen == pairs[row].rejected or max(len(s.tokens) for s in both) > limit:
+        if max(len(s.tokens) for s in both) > limit:
             left_out += 1
             continue
         firsts.setdefault(unit, len(kept))
@@ -103,7 +106,7 @@ def select(pairs: list[Pair], chat: ChatFormat, limit: int, seed: int, config: A
     if len(firsts) < 2 * config.pairs:
         first, second = _couples([s.unit for s in compared], config.pairs, seed)
         return Selection(compared, len(compared), first, second, disjoint=False, left_out=left_out)
-    coin = random.Random(mix(seed, SIDES))
+    coin = random.Random(draw_seed(Stream.ANALYSIS_SIDES, seed))
     places, sequences = [], compared.copy()
     for i in list(firsts.values())[: 2 * config.pairs]:
         side = coin.randrange(2)
@@ -114,6 +117,15 @@ def select(pairs: list[Pair], chat: ChatFormat, limit: int, seed: int, config: A
             sequences.append(kept[i][side])
     drawn = torch.tensor(places).view(-1, 2)
     return Selection(sequences, len(compared), drawn[:, 0], drawn[:, 1], disjoint=True, left_out=left_out)
+
+
+def _prompt_fills(pair: Pair, chat: ChatFormat, limit: int) -> bool:
+    """Whether the prompt alone leaves no token for a reply. Of a very long one the beginning says it: a reply is put through
+    the tokenizer with its prompt, several times over, and a megabyte takes a second each time."""
+    beginning = chat.prompt_text(pair.prompt)[: BEGINNING * limit]
+    if len(beginning) == BEGINNING * limit and len(chat.tokenizer(beginning).input_ids) > 2 * limit:
+        return True
+    return len(chat.prompt_ids(pair.prompt)) >= limit
 
 
 def _both(pair: Pair, row: int, unit: int, chat: ChatFormat) -> tuple[LabelledSequence, LabelledSequence]:
@@ -130,6 +142,8 @@ def _couples(units: Iterable[int], count: int, seed: int) -> tuple[Tensor, Tenso
     """`count` different pairs of sequences of different units, or as many as there are. Two [M]."""
     unit = torch.tensor(list(units))
     possible = (unit[:, None] != unit[None, :]).triu().nonzero()
-    order = torch.randperm(len(possible), generator=torch.Generator().manual_seed(mix(seed, COUPLES)))
+    order = torch.randperm(
+        len(possible), generator=torch.Generator().manual_seed(draw_seed(Stream.ANALYSIS_COUPLES, seed))
+    )
     drawn = possible[order[:count]]
     return drawn[:, 0], drawn[:, 1]

@@ -18,9 +18,8 @@ from r2m_cli.models.loading import load_causal_lm
 from r2m_cli.models.policy import Policy
 from r2m_cli.progress import Count
 from r2m_cli.schema import Config
-from r2m_cli.seeds import mix
+from r2m_cli.seeds import Stream, draw_seed
 
-LABELS, PAIRS = 3, 4  # streams of random numbers
 PAIRS_FILE = "pairs.jsonl"  # a world's labelled pairs, beside the model that was fitted on them
 
 
@@ -47,16 +46,16 @@ def _label(config: Config, world: World, device: torch.device) -> list[Pair]:
     assert config.policy.path is not None
     policy = Policy(load_causal_lm(config.policy.path, "policy.path", torch.float32)).to(device)
     chat = policy_format(config.policy, config.policy.path, "policy.path", end_ids(policy.lm))
-    rng = random.Random(mix(config.data.seed, LABELS))
+    rng = random.Random(draw_seed(Stream.SPLIT_OR_LABELS, config.data.seed))
     wanted = config.data.pairs + config.eval.pairs
-    asked = world.prompts(wanted, mix(config.data.seed, PAIRS))
+    asked = world.prompts(wanted, draw_seed(Stream.PAIR_PROMPTS, config.data.seed))
     pairs: list[Pair] = []
     count = Count("sampling and labelling pairs", comm.is_main())
     for start in range(0, wanted, 256):
         count(start, wanted)
         texts = asked[start : start + 256]
         indices = list(range(2 * start, 2 * (start + len(texts))))
-        uniforms = uniform_rows(config.data.seed, PAIRS, 0, indices, config.rollout.max_new_tokens)
+        uniforms = uniform_rows(config.data.seed, Stream.PAIR_RESPONSES, 0, indices, config.rollout.max_new_tokens)
         prompt_ids = [chat.prompt_ids(user_prompt(text)) for text in texts]
         drawn = sample(policy, prompt_ids, 2, uniforms, config.rollout.temperature, chat.eos_ids, chat.pad_id)
         ends = [ids[-1] in chat.eos_ids for ids in drawn]
@@ -77,16 +76,20 @@ def save_pairs(folder: Path, train: list[Pair], heldout: list[Pair]) -> None:
 
 
 def saved_pairs(folder: Path, split: str) -> list[Pair]:
-    """The labelled pairs that lie beside a fitted reward model of a world; none if there is no such file."""
-    if not (folder / PAIRS_FILE).is_file():
-        return []
+    """The labelled pairs that lie beside a fitted reward model of a world; none if there is no such file.
+
+    Raises UserError for a line that is none.
+    """
     file = folder / PAIRS_FILE
-    rows = [(number, json.loads(line)) for number, line in enumerate(lines_of(file), start=1)]
-    return [
-        Pair(tuple(row["prompt"]), row["chosen"], row["rejected"], f"{file}:{number}")
-        for number, row in rows
-        if row["split"] == split
-    ]
+    pairs = []
+    for number, line in enumerate(lines_of(file) if file.exists() else [], start=1):
+        try:
+            row = json.loads(line)
+            pair = Pair(tuple(row["prompt"]), row["chosen"], row["rejected"], f"{file}:{number}")
+            pairs += [pair] if row["split"] == split else []
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            raise UserError(f"{file}:{number}: no labelled pair with its split; fit the reward model again") from error
+    return pairs
 
 
 def known_pairs(config: Config, source: Source, split: str) -> list[Pair]:

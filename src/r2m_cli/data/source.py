@@ -13,9 +13,7 @@ from r2m_cli.data.template import ChatFormat
 from r2m_cli.data.world import World
 from r2m_cli.errors import UserError
 from r2m_cli.schema import DataConfig
-from r2m_cli.seeds import mix
-
-EVAL, DEMONSTRATIONS, TRAIN, SPLIT, ORDER = range(5)  # streams of random numbers
+from r2m_cli.seeds import Stream, draw_seed
 
 
 @dataclass(frozen=True)
@@ -61,14 +59,14 @@ def world_of(config: DataConfig) -> World:
 
 
 def _world(config: DataConfig, eval_prompts: int) -> Source:
-    rng = random.Random(mix(config.seed, DEMONSTRATIONS))
+    rng = random.Random(draw_seed(Stream.DEMONSTRATIONS, config.seed))
     world = world_of(config)
     # The English world has no demonstrations: its policies can chat already.
     wanted = config.demonstrations if config.kind == "gold" else 0
-    asked = world.prompts(wanted, mix(config.seed, DEMONSTRATIONS))
+    asked = world.prompts(wanted, draw_seed(Stream.DEMONSTRATIONS, config.seed))
     return Source(
-        prompts=[user_prompt(p) for p in world.prompts(config.prompts, mix(config.seed, TRAIN))],
-        eval_prompts=[user_prompt(p) for p in world.prompts(eval_prompts, mix(config.seed, EVAL))],
+        prompts=[user_prompt(p) for p in world.prompts(config.prompts, draw_seed(Stream.WORLD_PROMPTS, config.seed))],
+        eval_prompts=[user_prompt(p) for p in world.prompts(eval_prompts, draw_seed(Stream.WORLD_EVAL, config.seed))],
         pairs=[],
         heldout_pairs=[],
         demonstrations=[(user_prompt(p), world.demonstration(p, rng)) for p in asked],
@@ -80,7 +78,7 @@ def _file(config: DataConfig, evaluating: bool) -> Source:
     assert config.path is not None
     loaded = load_preferences(config.path, config.split, config.rows)
     prompts = list(loaded.prompts)
-    random.Random(mix(config.seed, SPLIT)).shuffle(prompts)
+    random.Random(draw_seed(Stream.SPLIT_OR_LABELS, config.seed)).shuffle(prompts)
     held = round(config.holdout * len(prompts))
     if held < 1 or (held >= len(prompts) and not evaluating):
         raise UserError(
@@ -139,6 +137,6 @@ class PromptStream:
             epoch, place = divmod(position, len(self.prompts))
             if epoch not in orders:
                 orders[epoch] = list(range(len(self.prompts)))
-                random.Random(mix(self.seed, ORDER, epoch)).shuffle(orders[epoch])
+                random.Random(draw_seed(Stream.PROMPT_ORDER, self.seed, epoch)).shuffle(orders[epoch])
             drawn.append(self.prompts[orders[epoch][place]])
         return drawn

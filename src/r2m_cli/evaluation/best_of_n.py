@@ -13,11 +13,11 @@ from r2m_cli.data.reading import cut_notes
 from r2m_cli.errors import UserError
 from r2m_cli.evaluation.findings import Findings, units_of
 from r2m_cli.evaluation.policy import text_scores
-from r2m_cli.loop import EVAL
 from r2m_cli.maths.best_of_n import best_of_n, divergence, sizes
 from r2m_cli.maths.statistics import Estimate
 from r2m_cli.models.actors import Actors, RewardModel
 from r2m_cli.schema import Config
+from r2m_cli.seeds import Stream
 from r2m_cli.stages.annotate import annotate
 from r2m_cli.stages.packing import pack
 from r2m_cli.stages.rollout import rollout
@@ -95,7 +95,9 @@ def _samples(
     at_once = max(1, len(prompts) // count)  # as many responses as the fixed prompts have
     for start in range(0, len(prompts), at_once):
         part = prompts[start : start + at_once]
-        batch = rollout(actors, part, range(start, start + len(part)), count, config.rollout, config.seed, EVAL, STEP)
+        batch = rollout(
+            actors, part, range(start, start + len(part)), count, config.rollout, config.seed, Stream.EVAL, STEP
+        )
         if actors.reward.feedback is None:
             found = {"proxy": text_scores(actors.reward, batch.prompt_of, batch.responses, actors.device, rows)}
         else:

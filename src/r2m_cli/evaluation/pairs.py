@@ -10,7 +10,7 @@ from r2m_cli.data.reading import told_apart, which_cut
 from r2m_cli.evaluation.findings import Findings, units_of
 from r2m_cli.inspection import equal_rewards
 from r2m_cli.models.actors import Actors
-from r2m_cli.stages.labelled import fits, pair_rewards, pairs_per_forward
+from r2m_cli.stages.labelled import fits, pair_rewards, pairs_per_forward, scored_seed
 
 
 def accuracy(actors: Actors, pairs: list[Pair], weight: float, budget: int, findings: Findings) -> None:
@@ -69,7 +69,9 @@ def margins(actors: Actors, pairs: list[Pair], weight: float, budget: int) -> tu
     text, live, rows = [], [], pairs_per_forward(actors, pairs, budget)
     for start in range(0, len(pairs), rows):
         part = pairs[start : start + rows]
-        frozen, fresh = pair_rewards(actors, part, weight, seeds=list(range(start, start + len(part))))
+        frozen, fresh = pair_rewards(
+            actors, part, weight, seeds=list(map(scored_seed, range(start, start + len(part))))
+        )
         text.append((frozen[:, 0] - frozen[:, 1]).double().cpu())
         if fresh is not None:
             live.append((fresh[:, 0] - fresh[:, 1]).double().cpu())

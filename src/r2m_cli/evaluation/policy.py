@@ -13,10 +13,10 @@ from r2m_cli.data.source import Source, fitting
 from r2m_cli.data.template import ChatFormat
 from r2m_cli.errors import UserError
 from r2m_cli.evaluation.findings import Findings, units_of
-from r2m_cli.loop import EVAL
 from r2m_cli.models.actors import Actors, RewardModel
 from r2m_cli.observe import repetition, sequence_kl
 from r2m_cli.schema import Config
+from r2m_cli.seeds import Stream
 from r2m_cli.stages.annotate import annotate
 from r2m_cli.stages.packing import pack
 from r2m_cli.stages.rollout import rollout
@@ -47,7 +47,7 @@ def scored(actors: Actors, prompts: list[Prompt], config: Config, weight: float,
     Args:
         weight: w(t) of the live reward.
     """
-    batch = rollout(actors, prompts, range(len(prompts)), 1, config.rollout, config.seed, EVAL, 0)
+    batch = rollout(actors, prompts, range(len(prompts)), 1, config.rollout, config.seed, Stream.EVAL, 0)
     findings.notes += cut_notes(actors.reward.readers, prompts, batch.responses, "responses with their prompts")
     (packs,) = pack(batch, config.rollout.tokens_per_batch)
     annotated = annotate(actors, batch, packs, weight, config.rollout.temperature)

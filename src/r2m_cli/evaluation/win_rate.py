@@ -18,7 +18,6 @@ from r2m_cli.evaluation.findings import Findings, units_of
 from r2m_cli.evaluation.policy import text_scores
 from r2m_cli.judges.judge import Comparison, Judge, gold_judge, score_judge
 from r2m_cli.judges.openai_judge import OpenAIJudge
-from r2m_cli.loop import EVAL
 from r2m_cli.maths.statistics import length_controlled_win_rate, win_rate
 from r2m_cli.models.actors import Actors, RewardModel
 from r2m_cli.models.formats import policy_format
@@ -26,10 +25,9 @@ from r2m_cli.models.generate import end_ids
 from r2m_cli.models.loading import context_length, load_causal_lm
 from r2m_cli.models.policy import Policy
 from r2m_cli.schema import Config, PolicyConfig
-from r2m_cli.seeds import mix
+from r2m_cli.seeds import Stream, draw_seed
 from r2m_cli.stages.rollout import rollout
 
-REFERENCES = 16  # stream of random numbers for the gold world's references; of data.seed, like those of data/source.py
 CHOSEN = "chosen"
 
 
@@ -80,7 +78,7 @@ def opponents(config: Config, source: Source, actors: Actors, prompts: list[Prom
     if source.world is not None:
         world, seed = source.world, config.data.seed
         texts = [
-            world.demonstration(prompt[-1]["content"], random.Random(mix(seed, REFERENCES, i)))
+            world.demonstration(prompt[-1]["content"], random.Random(draw_seed(Stream.REFERENCES, seed, i)))
             for i, prompt in enumerate(prompts)
         ]
         return [Opponent(text, True) for text in texts]
@@ -166,4 +164,4 @@ def _sampled(config: Config, actors: Actors, prompts: list[Prompt]) -> Rollout:
         )
     engine = SingleEngine(Policy(lm), actors.device, weight_decay=0.0, max_grad_norm=0.0)
     other = replace(actors, policy=engine, format=chat)
-    return rollout(other, prompts, range(len(prompts)), 1, config.rollout, config.seed, EVAL, 0)
+    return rollout(other, prompts, range(len(prompts)), 1, config.rollout, config.seed, Stream.EVAL, 0)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from r2m_cli.models.policy import Policy, body
-from r2m_cli.seeds import mix
+from r2m_cli.seeds import Stream, draw_seed
 
 
 @torch.no_grad()
@@ -65,10 +65,10 @@ def end_ids(lm: Any) -> set[int]:
     return set() if ids is None else set(ids) if isinstance(ids, list) else {int(ids)}
 
 
-def uniform_rows(seed: int, stage: int, step: int, indices: list[int], width: int) -> Tensor:
+def uniform_rows(seed: int, stage: Stream, step: int, indices: list[int], width: int) -> Tensor:
     """Draws in (0, 1], a row per sample, each from a generator seeded by (seed, stage, step, sample). [len, width]."""
     rows = []
     for index in indices:
-        generator = torch.Generator().manual_seed(mix(seed, stage, step, index))
+        generator = torch.Generator().manual_seed(draw_seed(stage, seed, step, index))
         rows.append(1 - torch.rand(width, generator=generator))
     return torch.stack(rows)

@@ -5,9 +5,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from r2m_cli.seeds import mix
+from r2m_cli.seeds import Stream, draw_seed
 
-NOISE = 6  # stream of random numbers
 ANNOTATED, FRESH, LABELLED = range(3)  # looks at the same sequences
 
 
@@ -73,7 +72,7 @@ def feedback_states(kind: str, states: States, seeds: list[int], block: int, pha
     if len(seeds) != len(states.readable):
         raise ValueError(f"{len(seeds)} seeds for {len(states.readable)} sequences")
     if kind == "noise":
-        return noise_like(states, [mix(seed, NOISE, phase) for seed in seeds])
+        return noise_like(states, [draw_seed(Stream.NOISE, seed, phase) for seed in seeds])
     if kind == "shuffled":
         order = neighbours(len(seeds), block).to(states.readable.device)
         return States(states.hidden, states.readable[order])

@@ -5,8 +5,9 @@ from typing import Literal
 
 import pandas as pd  # type: ignore[import-untyped, unused-ignore]
 
+from r2m_cli.regular import require_regular
 from r2m_cli.report.groups import Group
-from r2m_cli.report.runs import IGNORED, flatten, plain
+from r2m_cli.report.runs import IGNORED, finite, flatten, plain
 from r2m_cli.report.samples import read_samples
 
 Kind = Literal["gamed", "fell", "held", "flat", "short", "unknown"]
@@ -86,9 +87,10 @@ def sampling_error(group: Group) -> float:
     errors = []
     for run in group.runs:
         rows = read_samples(run)
-        gold = [row["gold"] for row in rows[max(rows)] if isinstance(row.get("gold"), int | float)] if rows else []
-        prompts = run.config.get("eval", {}).get("prompts") if run.has("eval/gold") else None
-        errors.append(pd.Series(gold).std() / prompts**0.5 if len(gold) > 1 and prompts else 0.0)
+        gold = pd.Series([finite(row.get("gold")) for row in rows[max(rows)]] if rows else [], dtype=float).dropna()
+        settings = run.config.get("eval") if run.has("eval/gold") else None
+        prompts = finite(settings.get("prompts")) if isinstance(settings, dict) else 0.0
+        errors.append(gold.std() / prompts**0.5 if len(gold) > 1 and prompts >= 1 else 0.0)
     return float(sum(error**2 for error in errors) ** 0.5 / len(errors))
 
 
@@ -208,7 +210,8 @@ def warnings(groups: list[Group]) -> list[Said]:
     for place, group in enumerate(groups):
         for run in group.runs:
             file = run.path / "warnings.log"
-            lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
+            require_regular(file)
+            lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []
             for line in dict.fromkeys(filter(None, map(str.strip, lines))):
                 counts = found.setdefault(line, {})
                 counts[place] = counts.get(place, 0) + 1

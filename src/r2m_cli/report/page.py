@@ -1,6 +1,5 @@
 """The page of a report: one HTML file that holds all it needs and asks no network for anything."""
 
-import os
 import secrets
 from datetime import datetime
 from importlib.resources import files
@@ -11,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from r2m_cli import __version__
+from r2m_cli.jsonl import replace_text
 from r2m_cli.report import table
 from r2m_cli.report.charts import charts, dashes
 from r2m_cli.report.findings import differences, lede, verdict, warnings
@@ -24,9 +24,7 @@ ON_DARK = {"#0072B2": "#4C9FD8", "#56B4E9": "#9AD4F7", "#000000": "#F2F2F2"}
 
 def write(text: str, path: Path) -> Path:
     """Write a page to `path`, all of it or nothing; gives the path back."""
-    part = path.with_name(path.name + ".tmp")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    replace_text(path, text)
     return path
 
 

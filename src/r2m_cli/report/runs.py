@@ -1,6 +1,6 @@
 """Finished or running runs, read from their folders."""
 
-import json
+import math
 import re
 import sys
 from collections.abc import Iterable
@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd  # type: ignore[import-untyped, unused-ignore]
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
+from r2m_cli.cache import read_json
 from r2m_cli.errors import UserError
-from r2m_cli.folders import NUMBER
-from r2m_cli.jsonl import lines_of
+from r2m_cli.folders import job_number
+from r2m_cli.jsonl import lines_of, row_of
+from r2m_cli.yaml_files import read_yaml
 
 # What makes two runs repetitions of one another, or says nothing about the method: never part of a label.
 IGNORED = re.compile(r"(seed|data\.seed|resume|run|output|train\.stop_at|(checkpoint|logger|hydra)\..*)$")
 FITTED = re.compile(r"[^' ]*/(policy|reward)-[0-9a-f]{12}\b")
 SEED_IN_NAME = re.compile(r"(^|(?<=/)|[,_\-./])((seed|world)[=_-]?|s)\d+(?=$|[,_\-/])")
+LARGEST = 1e100  # a larger number is no measurement, and its square is no float
 LONG_NUMBER = re.compile(r"(?<==)\d+\.\d{5,}(e[-+]?\d+)?")
 
 
@@ -63,7 +66,7 @@ def load_runs(folders: Iterable[str | Path]) -> list[Run]:
         UserError: no folder given, or one that is missing, holds no run, or holds a broken one.
     """
     paths = list(dict.fromkeys(path for folder in folders for path in _run_folders(Path(folder))))
-    waiting = [path for path in paths if not (path / "metrics.jsonl").read_bytes().strip()]
+    waiting = [path for path in paths if not any(map(str.strip, read_lines(path / "metrics.jsonl")))]
     if waiting and len(waiting) < len(paths):
         print(f"r2m: left out, no step yet: {', '.join(map(str, waiting))}", file=sys.stderr)
         paths = [path for path in paths if path not in waiting]
@@ -90,22 +93,20 @@ def _run_folders(folder: Path) -> list[Path]:
 
 def _place(run: Path) -> tuple[str, int, str]:
     """Where a run stands among others: a sweep's by its job, behind the folder of the sweep."""
-    number = run / NUMBER
-    if not number.is_file():
+    number = job_number(run)
+    if number is None:
         return str(run), 0, ""
     root = next((folder for folder in run.parents if (folder / "multirun.yaml").is_file()), run.parent)
-    return str(root), int(number.read_text()), str(run)
+    return str(root), number, str(run)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise UserError(f"runs: {path} is missing, so {path.parent} is not a run folder")
-    try:
-        config = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except Exception as error:  # yaml's or omegaconf's own
-        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(config, dict):
+    read = read_yaml(path)
+    if not isinstance(read, DictConfig):
         raise UserError(f"{path}: not a configuration; copy it again from the run")
+    config: Any = OmegaConf.to_container(read, resolve=False)
     return {str(key): value for key, value in config.items()}
 
 
@@ -113,16 +114,22 @@ def _read_metrics(path: Path) -> pd.DataFrame:
     rows, lines = [], read_lines(path)
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
-            rows.append({"step": int(row["step"])} | row)
-        except (ValueError, KeyError, TypeError) as error:
+            row = row_of(line)
+            rows.append({name: finite(value) for name, value in row.items()} | {"step": row["step"]})
+        except ValueError as error:
             if number == len(lines):  # the run was cut off, or is being written this moment
                 break
             raise UserError(f"{path}:{number}: not a JSON object with a step; delete the line") from error
     if not rows:
         raise UserError(f"{path}: no step yet; wait for the run's first step")
-    table = pd.DataFrame(rows).drop_duplicates("step", keep="last").set_index("step").sort_index()
-    return table.apply(pd.to_numeric, errors="coerce")
+    return pd.DataFrame(rows).drop_duplicates("step", keep="last").set_index("step").sort_index()
+
+
+def finite(value: Any) -> float:
+    """A number of a run's file as a float; NaN for everything else, what no float can hold included."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > LARGEST:
+        return math.nan
+    return float(value)
 
 
 def read_lines(path: Path) -> list[str]:
@@ -134,10 +141,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def _read_summary(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path}: not a JSON object ({error}); delete it") from error
+    return read_json(path) if path.exists() else {}
 
 
 def _labels(paths: list[Path], configs: list[dict[str, Any]]) -> list[str]:
@@ -149,6 +153,7 @@ def _labels(paths: list[Path], configs: list[dict[str, Any]]) -> list[str]:
         names = ["/".join(path.parts[depth:]) for path in paths]
     else:
         names = [path.name for path in paths]
+    names = [name.encode("utf-8", "replace").decode("utf-8") for name in names]  # a folder's name need not be text
     named = bare([SEED_IN_NAME.sub("", name).strip("/,_-.") for name in names])
     if all(re.search("[A-Za-z]", name) for name in named):
         return named

@@ -1,12 +1,13 @@
 """Responses to look at: from the start of a run, from gold's peak, from its end."""
 
-import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from r2m_cli.errors import UserError
+from r2m_cli.jsonl import row_of
 from r2m_cli.report.groups import Group
-from r2m_cli.report.runs import Run, read_lines
+from r2m_cli.report.runs import Run, finite, read_lines
 
 PROMPTS = 3  # shown per run
 OTHERS = 3  # further responses to a prompt, folded away
@@ -77,12 +78,12 @@ def samples_of(place: int, group: Group, peak: int | None) -> Samples | None:
 def read_samples(run: Run) -> dict[int, list[Row]]:
     """The rows of samples.jsonl by step; a torn last line is left out."""
     path = run.path / "samples.jsonl"
-    lines = read_lines(path) if path.is_file() else []
+    lines = read_lines(path) if path.exists() else []
     found: dict[int, list[Row]] = {}
     for number, line in enumerate(lines, start=1):
         try:
             step, row = _sample(line)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, LookupError, TypeError) as error:
             if number == len(lines):  # the run was cut off, or is being written this moment
                 break
             raise UserError(f"{path}:{number}: not a sample with step, prompt and response; delete the line") from error
@@ -91,10 +92,15 @@ def read_samples(run: Run) -> dict[int, list[Row]]:
 
 
 def _sample(line: str) -> tuple[int, Row]:
-    row = json.loads(line)
+    row = row_of(line)
     if not isinstance(row["response"], str):
         raise TypeError("response")
-    return int(row["step"]), row | {"prompt": transcript(row["prompt"])}
+    return row["step"], row | {"prompt": _text(transcript(row["prompt"])), "response": _text(row["response"])}
+
+
+def _text(text: str) -> str:
+    """With a question mark for half of a surrogate pair, which no file could hold."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def transcript(prompt: Any) -> str:
@@ -155,14 +161,10 @@ def _cell(prompt: str, rows: list[Row]) -> Cell:
 
 
 def _live(row: Row) -> float:
-    value = _number(row.get("reward"))
-    return float("-inf") if value is None else value
+    value = finite(row.get("reward"))
+    return value if value == value else -math.inf
 
 
 def _response(row: Row) -> Response:
-    scores = [(word, f"{value:.2f}") for name, word in SCORES.items() if (value := _number(row.get(name))) is not None]
+    scores = [(word, f"{value:.2f}") for name, word in SCORES.items() if (value := finite(row.get(name))) == value]
     return Response(row["response"].strip(), bool(row.get("finished", True)), scores)
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

@@ -1,6 +1,5 @@
 """Real labels in the run: a judge says which response of a group is better, for a few groups a step."""
 
-import json
 import math
 from pathlib import Path
 
@@ -10,7 +9,8 @@ from torch import Tensor
 from r2m_cli.batch import Annotated
 from r2m_cli.data.preferences import Pair
 from r2m_cli.distributed import comm
-from r2m_cli.jsonl import cut_rows, lines_of, text_of
+from r2m_cli.errors import UserError
+from r2m_cli.jsonl import cut_rows, lines_of, row_of, text_of
 from r2m_cli.judges.judge import Comparison, Judge
 
 Verdict = tuple[int, Pair]  # the group's number in the step, and its pair, the better response first
@@ -81,10 +81,22 @@ def remember(run_dir: Path, step: int, pairs: list[Pair]) -> None:
 
 
 def remembered(run_dir: Path, start: int) -> list[Pair]:
-    """The pairs that were judged up to step `start`; later ones, of steps that a resumed run repeats, are forgotten."""
+    """The pairs that were judged up to step `start`; later ones, of steps that a resumed run repeats, are forgotten.
+
+    Raises:
+        UserError: a row without prompt, chosen and rejected.
+    """
     path = run_dir / JUDGED_FILE
     if comm.is_main():
         cut_rows(path, start + 1)
     comm.barrier()
-    rows = map(json.loads, lines_of(path) if path.is_file() else [])
-    return [Pair(tuple(row["prompt"]), row["chosen"], row["rejected"]) for row in rows]
+    pairs = []
+    for number, line in enumerate(lines_of(path) if path.exists() else [], start=1):
+        try:
+            row = row_of(line)
+            pairs.append(Pair(tuple(row["prompt"]), row["chosen"], row["rejected"]))
+        except (ValueError, LookupError, TypeError) as error:
+            raise UserError(
+                f"{path}:{number}: no prompt with a chosen and a rejected reply; delete the line"
+            ) from error
+    return pairs

@@ -18,10 +18,8 @@ from r2m_cli.models.loading import context_length
 from r2m_cli.models.sequences import Sequences
 from r2m_cli.models.states import LABELLED, States
 from r2m_cli.schema import FeedbackConfig
-from r2m_cli.seeds import mix
+from r2m_cli.seeds import Stream, draw_seed
 from r2m_cli.stages.packing import rows_per_forward
-
-REPLAY, SCORED = 8, 11  # streams of random numbers
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ def live_rewards(actors: Actors, known: Read, weight: float, seeds: list[int]) -
     assert reward.feedback is not None
     if known.states is None:
         return reward.feedback(known.rte, None, weight).reward.view(-1, 2)  # type: ignore[no-any-return]
-    rows = [mix(seed, side) for seed in seeds for side in (0, 1)]
+    rows = [draw_seed(Stream.SIDE_OF_PAIR, seed, side) for seed in seeds for side in (0, 1)]
     return reward.read(known.rte, known.states, weight, rows, block=2, phase=LABELLED).reward.view(-1, 2)
 
 
@@ -148,7 +146,7 @@ def learn_from_pairs(
     for start in range(0, len(mine), micro_rows):
         part = mine[start : start + micro_rows]
         batch = join([known[i] for i in part], actors.device) if known else read(actors, [pairs[i] for i in part])
-        live = live_rewards(actors, batch, weight, [mix(seed, i) for i in part])
+        live = live_rewards(actors, batch, weight, [draw_seed(Stream.PAIR_OF_STEP, seed, i) for i in part])
         counts = torch.tensor(real[start : start + micro_rows], device=live.device)
         loss = torch.where(counts, bradley_terry(live[:, 0], live[:, 1]), 0.0)
         actors.reward.feedback.backward(loss.sum() * ranks / len(pairs))
@@ -178,16 +176,21 @@ def join(parts: Sequence[Read], device: torch.device) -> Read:
 def replay_batch(labels: Labels, config: FeedbackConfig, seed: int, step: int) -> list[Pair]:
     """The pairs that step `step` replays, drawn without replacement from the reward model's and from those judged so far;
     the same on every rank."""
-    rng = random.Random(mix(seed, REPLAY, step))
+    rng = random.Random(draw_seed(Stream.REPLAY, seed, step))
     wanted = ((labels.pairs, config.replay_pairs), (labels.judged, config.judge_replay))
     return [pair for pairs, count in wanted for pair in rng.sample(pairs, min(count, len(pairs)))]
+
+
+def scored_seed(number: int) -> int:
+    """The seed of the pair `number` of a list that is scored: the same whenever it is looked at."""
+    return draw_seed(Stream.SCORED_PAIR, 0, number)
 
 
 @torch.no_grad()
 def score_pairs(actors: Actors, pairs: Sequence[Pair], weight: float, budget: int) -> tuple[Tensor, Tensor | None]:
     """`pair_rewards` of any number of pairs, without a gradient; the same on every rank. -> [m, 2], [m, 2]."""
     rows = pairs_per_forward(actors, pairs, budget)
-    seeds = [mix(SCORED, i) for i in range(len(pairs))]
+    seeds = [scored_seed(i) for i in range(len(pairs))]
     parts = [pair_rewards(actors, pairs[i : i + rows], weight, seeds[i : i + rows]) for i in range(0, len(pairs), rows)]
     frozen = torch.cat([text for text, _ in parts])
     live = [rewards for _, rewards in parts if rewards is not None]

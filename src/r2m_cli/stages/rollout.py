@@ -6,7 +6,7 @@ from r2m_cli.batch import Prompt, Rollout
 from r2m_cli.models.actors import Actors, pad
 from r2m_cli.models.generate import sample, uniform_rows
 from r2m_cli.schema import RolloutConfig
-from r2m_cli.seeds import mix
+from r2m_cli.seeds import Stream, draw_seed
 
 
 def rollout(
@@ -16,7 +16,7 @@ def rollout(
     group_size: int,
     config: RolloutConfig,
     seed: int,
-    stage: int,
+    stage: Stream,
     step: int,
 ) -> Rollout:
     """Sample.
@@ -55,5 +55,5 @@ def rollout(
         prompt_lengths=prompt_lengths.to(actors.device),
         response_lengths=(lengths - prompt_lengths).to(actors.device),
         group_size=group_size,
-        seeds=[mix(seed, stage, step, sample) for sample in samples],
+        seeds=[draw_seed(stage, seed, step, sample) for sample in samples],
     )

@@ -17,9 +17,8 @@ from r2m_cli.models.actors import Actors
 from r2m_cli.models.states import States
 from r2m_cli.progress import Count
 from r2m_cli.schema import Config
-from r2m_cli.seeds import mix
+from r2m_cli.seeds import Stream, draw_seed
 from r2m_cli.stages.labelled import (
-    SCORED,
     Labels,
     Read,
     join,
@@ -29,10 +28,10 @@ from r2m_cli.stages.labelled import (
     pairs_per_forward,
     read,
     score_pairs,
+    scored_seed,
     share,
 )
 
-WARM_UP = 9  # stream of random numbers
 KEPT = "warm_up"  # folder, and tag, of the pass that may be kept
 LIMIT = 2**30  # bytes of states that are kept from one pass over the pairs to the next
 
@@ -56,7 +55,9 @@ def warm_up(actors: Actors, labels: Labels, config: Config, run_dir: Path) -> di
     """
     assert actors.reward.feedback is not None
     f, size, budget = config.feedback, config.ppo.prompts_per_step, config.rollout.tokens_per_batch
-    chosen = random.Random(mix(config.seed, WARM_UP)).sample(labels.pairs, min(f.warmup_pairs, len(labels.pairs)))
+    chosen = random.Random(draw_seed(Stream.WARM_UP, config.seed)).sample(
+        labels.pairs, min(f.warmup_pairs, len(labels.pairs))
+    )
     heldout = labels.heldout if f.warmup_epochs > 1 else []
     known, known_heldout = (
         read_once(actors, pairs, budget) if pairs and f.warmup_epochs > 1 else None for pairs in (chosen, heldout)
@@ -67,9 +68,9 @@ def warm_up(actors: Actors, labels: Labels, config: Config, run_dir: Path) -> di
     for epoch in range(f.warmup_epochs):
         sums = comm.MetricSums()
         if epoch:
-            random.Random(mix(config.seed, WARM_UP, epoch)).shuffle(order)
+            random.Random(draw_seed(Stream.WARM_UP_ORDER, config.seed, epoch)).shuffle(order)
         for start in starts:
-            seed = mix(config.seed, WARM_UP, number)
+            seed = draw_seed(Stream.WARM_UP_STEP, config.seed, number)
             batch = order[start : start + size]
             loss, right = learn_from_pairs(
                 actors, [chosen[i] for i in batch], f.omega, seed, budget, [known[i] for i in batch] if known else None
@@ -107,7 +108,7 @@ def _losses(actors: Actors, pairs: Sequence[Pair], known: Sequence[Read] | None,
         live = torch.cat(
             [
                 live_rewards(
-                    actors, join([known[i] for i in span], actors.device), weight, [mix(SCORED, i) for i in span]
+                    actors, join([known[i] for i in span], actors.device), weight, [scored_seed(i) for i in span]
                 )
                 for span in spans
             ]

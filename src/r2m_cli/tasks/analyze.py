@@ -13,6 +13,7 @@ from r2m_cli.analysis.labelled import labelled
 from r2m_cli.analysis.results import Results
 from r2m_cli.build import build_actors, build_heldout_reward, build_reward, local_device
 from r2m_cli.combinations import reads_curves_only
+from r2m_cli.continuation import changed_since
 from r2m_cli.data.source import load_source
 from r2m_cli.distributed.engine import DTYPES
 from r2m_cli.errors import UserError
@@ -58,6 +59,7 @@ def of_run(config: Config, run: Path, results: Results) -> None:
     other, same = config.eval.reward, config.reward.path
     if other is not None and Path(other).expanduser().resolve() == Path(str(same)).expanduser().resolve():
         raise UserError(f"eval.reward={other}: is the run's own reward model, which cannot tell what it overrates")
+    results.notes += changed_since(config, run)
     source = load_source(config.data, config.eval.prompts, evaluating=True)
     actors = build_actors(_frozen(config), source, str(run / "policy"))
     truth = build_heldout_reward(config, actors.device)

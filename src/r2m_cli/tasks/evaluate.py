@@ -11,6 +11,7 @@ from pathlib import Path
 
 from r2m_cli.build import build_actors, build_heldout_reward
 from r2m_cli.checkpoint import load_feedback
+from r2m_cli.continuation import changed_since
 from r2m_cli.data.labels import saved_pairs
 from r2m_cli.data.preferences import Pair
 from r2m_cli.data.reading import cut_notes
@@ -50,6 +51,8 @@ def run(config: Config, run_dir: Path) -> None:
     findings = Findings(run_dir, config.eval.bootstrap, config.seed)
     if run is None:
         findings.notes.append("no run= is given: this is the configured policy before any RL")
+    else:
+        findings.notes += changed_since(config, run)
     findings.notes += check_known(source, actors.format, actors.reward.format)
     read_by = [*actors.reward.readers, *(heldout.readers if heldout is not None else ())]
     forms = [chat.note() for chat in (actors.format, *(reader.format for reader in read_by))]

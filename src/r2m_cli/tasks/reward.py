@@ -34,11 +34,9 @@ from r2m_cli.models.reward_model import RewardBackbone, find_head, frozen_head
 from r2m_cli.models.tokenizers import check_known
 from r2m_cli.progress import Count
 from r2m_cli.schema import Config
-from r2m_cli.seeds import mix
+from r2m_cli.seeds import Stream, draw_seed
 from r2m_cli.stages.packing import rows_per_forward
 from r2m_cli.tasks.sft import fit_lm
-
-SEED, BOOTSTRAP = 2, 5  # streams of random numbers of this task
 
 
 class Scorer(nn.Module):
@@ -138,7 +136,7 @@ def _told_apart(reader: Reader, pairs: list[Pair], what: str) -> tuple[list[Pair
 
 def varied(seed: int, member: int) -> int:
     """A seed for every value of reward.fit.seed; with 0 it is `seed` itself."""
-    return mix(seed, member) if member else seed
+    return draw_seed(Stream.MEMBER, seed, member) if member else seed
 
 
 def drawn(count: int, config: Config) -> list[int]:
@@ -148,7 +146,7 @@ def drawn(count: int, config: Config) -> list[int]:
     """
     if not config.reward.fit.seed:
         return list(range(count))
-    rng = random.Random(mix(config.data.seed, BOOTSTRAP, config.reward.fit.seed))
+    rng = random.Random(draw_seed(Stream.BOOTSTRAP, config.data.seed, config.reward.fit.seed))
     return rng.choices(range(count), k=count)
 
 
@@ -186,7 +184,7 @@ def _fit_backbone(
 
     before = tested()
     sampled = [rows[i] for i in drawn(len(rows), config)]
-    loss = fit(engine, sampled, loss_of, c, varied(seed + SEED, c.seed), "reward model", micro_rows)
+    loss = fit(engine, sampled, loss_of, c, Stream.REWARD_ORDER, varied(seed, c.seed), "reward model", micro_rows)
     after = tested()
     with engine.whole():
         if comm.is_main():
@@ -233,7 +231,9 @@ def _fit_head(
         return bradley_terry(rewards[:, 0], rewards[:, 1], c.margin, c.centring)
 
     sampled = list(train[drawn(len(rows), config)])
-    loss = fit(engine, sampled, loss_of, c, varied(config.data.seed + SEED, c.seed), "scoring head", c.batch_size)
+    loss = fit(
+        engine, sampled, loss_of, c, Stream.REWARD_ORDER, varied(config.data.seed, c.seed), "scoring head", c.batch_size
+    )
     with engine.whole() as module, torch.no_grad():
         for name, value in module.named_parameters():
             getattr(head, name).copy_(value)

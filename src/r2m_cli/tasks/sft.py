@@ -25,9 +25,8 @@ from r2m_cli.models.policy import Policy
 from r2m_cli.models.sequences import Sequences
 from r2m_cli.models.tokenizers import check_known
 from r2m_cli.schema import Config, FitConfig
+from r2m_cli.seeds import Stream
 from r2m_cli.stages.packing import rows_per_forward
-
-SEED = 1  # stream of random numbers of this task
 
 
 def run(config: Config, run_dir: Path) -> None:
@@ -92,7 +91,7 @@ def fit_lm(
         return -output.logp.sum(dim=1) / responses
 
     micro_rows = rows_per_forward(config.rollout.tokens_per_batch, [len(p) + len(r) for p, r in rows])
-    loss = fit(engine, rows, loss_of, fit_config, config.data.seed + SEED, "SFT", micro_rows)  # type: ignore[arg-type]
+    loss = fit(engine, rows, loss_of, fit_config, Stream.SFT_ORDER, config.data.seed, "SFT", micro_rows)  # type: ignore[arg-type]
     return engine, {"loss": loss, "demonstrations": len(rows)}
 
 

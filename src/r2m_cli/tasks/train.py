@@ -12,6 +12,7 @@ from r2m_cli import checkpoint
 from r2m_cli.batch import Prompt
 from r2m_cli.build import build_actors
 from r2m_cli.cache import cache_dir
+from r2m_cli.continuation import steps_are_done
 from r2m_cli.data.labels import known_pairs
 from r2m_cli.data.preferences import Pair
 from r2m_cli.data.reading import told_apart
@@ -19,6 +20,7 @@ from r2m_cli.data.source import Source, fitting, load_source
 from r2m_cli.data.template import ChatFormat
 from r2m_cli.distributed import comm
 from r2m_cli.errors import UserError
+from r2m_cli.fingerprint import inputs
 from r2m_cli.inspection import inspect_reward_model
 from r2m_cli.jsonl import lines_of
 from r2m_cli.judges.judge import gold_judge, labeller_judge
@@ -30,18 +32,17 @@ from r2m_cli.models.sharing import ASKED
 from r2m_cli.models.tokenizers import check_known
 from r2m_cli.observe import Observer
 from r2m_cli.schema import Config
-from r2m_cli.seeds import mix
+from r2m_cli.seeds import Stream, draw_seed
 from r2m_cli.sinks import Sinks
 from r2m_cli.stages.judged import remembered
 from r2m_cli.stages.labelled import Labels, fits
 from r2m_cli.stages.warm_up import warm_up
 
-LABELS, LABELLER = 12, 13  # streams of random numbers
-
 
 def run(config: Config, run_dir: Path) -> None:
     """Train; raises what `loop.train` raises."""
     begun = perf_counter()
+    origin = {"config": asdict(config), "inputs": inputs(config) if comm.is_main() else {}}
     source = load_source(config.data, config.eval.prompts)
     actors = build_actors(config, source)
     prompts, eval_prompts, notes = usable_prompts(source, actors.format, config)
@@ -57,14 +58,20 @@ def run(config: Config, run_dir: Path) -> None:
         notes += remarks(actors, prompts, config) + labels.notes
         more, warnings = before_training(config, source, actors, labels, run_dir)
         notes += more
+    done = config.resume is not None and steps_are_done(state, run_dir, config)
+    comm.barrier()
+    if comm.is_main():
+        (run_dir / "summary.json").unlink(missing_ok=True)  # of the run as it ended before: there is more of it now
     with _sinks(config, run_dir, state["step"]) as sinks:
         begun -= state["seconds"]  # of the parts before
-        observer = Observer(sinks, config.logger.samples_every, state["tokens"], state["beta"], begun)
+        observer = Observer(sinks, config.logger.samples_every, state["tokens"], state["beta"], begun, origin)
         for note in notes if state["step"] == 0 else []:
             observer.warn(note, "note")
         for warning in warnings:
             observer.warn(warning)
-        steps = train(actors, prompts, eval_prompts, config, run_dir, observer, state["step"], labels)
+        steps = state["step"]
+        if not done:
+            steps = train(actors, prompts, eval_prompts, config, run_dir, observer, steps, labels)
         if config.checkpoint.export:
             observer.stage("export")
             settings = {
@@ -89,7 +96,7 @@ def real_labels(config: Config, source: Source, actors: Actors) -> Labels:
     if f.warmup_pairs or f.replay_pairs:
         # No more than can be asked for: a large data set takes minutes to measure.
         known, wanted = known_pairs(config, source, "train"), f.warmup_pairs + f.replay_pairs * config.train.steps
-        drawn = random.Random(mix(config.seed, LABELS)).sample(known, min(wanted, len(known)))
+        drawn = random.Random(draw_seed(Stream.KNOWN_PAIRS, config.seed)).sample(known, min(wanted, len(known)))
         pairs, notes = _usable(actors, drawn, "labelled pairs")
         if not pairs:
             key = "feedback.warmup_pairs" if f.warmup_pairs else "feedback.replay_pairs"
@@ -101,7 +108,7 @@ def real_labels(config: Config, source: Source, actors: Actors) -> Labels:
         judge = gold_judge(source.gold)
     elif f.judge == "labeller":
         assert source.world is not None
-        judge = labeller_judge(source.world, mix(config.seed, LABELLER))
+        judge = labeller_judge(source.world, draw_seed(Stream.LABELLER, config.seed))
     elif f.judge == "openai":
         judge = OpenAIJudge(config.judge, cache_dir() / "judge")
     heldout = known_pairs(config, source, "heldout")[: config.eval.preflight_pairs]

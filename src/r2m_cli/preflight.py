@@ -117,7 +117,7 @@ def _check_local(config: Config, named: dict[str, str]) -> None:
                 f"{key} is null: with data={kind} name a model, {key}=FOLDER or its hub name, or {group}=smollm2"
             )
         if key == "data.path":
-            next(iter(read_rows(name, config.data.split)), None)
+            next(iter(read_rows(name, config.data.split, config.data.subset)), None)
         else:
             load_tokenizer(name, key)  # with the folder and its config.json; only the weights are left
             if key != "reward.base":  # a reward model is made of either kind

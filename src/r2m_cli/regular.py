@@ -1,11 +1,32 @@
-"""Files that may be read: opening a pipe or a device in place of one would wait for ever."""
+"""Files that may be read: opening a pipe in place of one would wait for ever, and reading a device might never end."""
 
+import stat
 from pathlib import Path
 
 from r2m_cli.errors import UserError
 
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
 
 def require_regular(path: Path) -> None:
-    """Raise UserError if there is something at `path` that is no regular file: a folder, a pipe, a socket, a device."""
-    if path.exists() and not path.is_file():
-        raise UserError(f"{path}: not a regular file; put the file itself there")
+    """Check, without opening it, that what is at `path` is a regular file or a link to one; nothing may be there.
+
+    Raises:
+        UserError: it is a folder, pipe, socket or device, or cannot be looked at.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, ValueError) as error:  # a link to itself, a name that is too long; a null byte in it
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be read ({why}); check the path") from error
+    if not stat.S_ISREG(mode):
+        kind = _KINDS.get(stat.S_IFMT(mode), "something else")
+        raise UserError(f"{path}: not a regular file but {kind}; put a file there, or name another")

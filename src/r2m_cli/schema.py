@@ -240,10 +240,12 @@ class RolloutConfig:
 class DataConfig:
     # gold: the embedded world | english: warm words about things, scored by a lexicon | file: pairs or prompts from data.path
     kind: str = "gold"
-    # .jsonl, .jsonl.gz, .json, .parquet, a datasets folder, or a hub data set's name
+    # .jsonl, .jsonl.gz, .json, .parquet, a folder of them or of datasets, or a hub data set's name
     path: str | None = None
-    # split of a hub data set or a DatasetDict folder
+    # split of a hub data set or a folder; a single file is one split
     split: str = "train"
+    # subset (configuration) of a hub data set, or of a folder whose README names several; null: the default one
+    subset: str | None = None
     # rows to read at most; null: all
     rows: int | None = None
     # seed of the world: its labels, and the SFT policy and reward model fitted on it

@@ -14,14 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r2m_cli.data.preferences import (
-    Dropped,
-    Pair,
-    describe,
-    load_preferences,
-    parse_transcript,
-    write_transcript,
-)
+from r2m_cli.data.messages import parse_transcript, write_transcript
+from r2m_cli.data.preferences import Dropped, Pair, describe, load_preferences
 from r2m_cli.errors import UserError
 
 USER, BOT = "user", "assistant"
@@ -266,9 +260,9 @@ def _saved_dict(folder: Path) -> Path:
 
 def _folder_by_split(folder: Path) -> Path:
     (folder / "set" / "data").mkdir(parents=True)
-    write(folder / "set" / "test.jsonl", ROWS[:1])
+    write(folder / "set" / "data" / "test-00000-of-00001.jsonl", ROWS[:1])
     write(folder / "set" / "data" / "train-00000-of-00002.jsonl", ROWS[:2])
-    pq.write_table(pa.Table.from_pylist(ROWS[2:]), folder / "set" / "data" / "train-00001-of-00002.parquet")
+    write(folder / "set" / "data" / "train-00001-of-00002.jsonl", ROWS[2:])
     (folder / "set" / "dataset_infos.json").write_text("{}")
     return folder / "set"
 

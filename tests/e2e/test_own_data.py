@@ -26,7 +26,7 @@ def pairs(tmp_path: Path) -> Path:
         a, b = world.demonstration(prompt, rng), world.demonstration(prompt, rng)
         lines.append(json.dumps({"prompt": prompt, "chosen": a, "rejected": b if b != a else b + " ."}))
     lines[7] = json.dumps({"prompt": "fruit : apple pear", "chosen": "", "rejected": "apple"})
-    lines[9] = json.dumps({"question": "?"})
+    lines[9] = json.dumps({"text": "?"})
     path = tmp_path / "pairs.jsonl"
     path.write_text("\n".join(lines))
     return path

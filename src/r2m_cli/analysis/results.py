@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from r2m_cli.errors import printable
 from r2m_cli.maths.statistics import LEVEL, Estimate, ends
 
 NAME = "analysis.json"
@@ -71,7 +72,8 @@ class Results:
             **self.figures,
             "notes": self.notes,
         }
-        (self.folder / NAME).write_text(json.dumps(plain(found), indent=2, ensure_ascii=False), encoding="utf-8")
+        text = printable(json.dumps(plain(found), indent=2, ensure_ascii=False))
+        (self.folder / NAME).write_text(text, encoding="utf-8")
 
     def show(self) -> None:
         """Print notes and table."""

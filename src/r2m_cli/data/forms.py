@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from r2m_cli.data.preferences import Message, write_transcript
+from r2m_cli.data.messages import Message, write_transcript
 from r2m_cli.errors import UserError
 
 BUILT_IN = ("hh", "plain", "pair")

@@ -1,16 +1,19 @@
 """What a run draws from: a world whose true reward is known, or a file, split once into training and held-out parts."""
 
 import random
-from dataclasses import dataclass, field
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from r2m_cli.batch import Prompt
 from r2m_cli.cache import digest_of
 from r2m_cli.data.english_world import EnglishWorld
 from r2m_cli.data.gold_world import GoldWorld
-from r2m_cli.data.preferences import Pair, describe, load_preferences
+from r2m_cli.data.preferences import Dropped, Pair, describe, load_preferences, reasons
 from r2m_cli.data.template import ChatFormat
 from r2m_cli.data.world import World
+from r2m_cli.distributed import comm
 from r2m_cli.errors import UserError
 from r2m_cli.schema import DataConfig
 from r2m_cli.seeds import Stream, draw_seed
@@ -28,6 +31,7 @@ class Source:
     references: list[tuple[Prompt, str]] = field(default_factory=list)  # good replies to held-out prompts
     world: World | None = None
     notes: list[str] = field(default_factory=list)  # what was left out, for the person to see
+    places: dict[tuple[tuple[str, str], ...], str] = field(default_factory=dict)  # where a file's prompts stand
 
     def gold(self, prompt: Prompt, response: str, finished: bool) -> float:
         """The true reward of a response to one of the world's prompts, in points."""
@@ -76,7 +80,7 @@ def _world(config: DataConfig, eval_prompts: int) -> Source:
 
 def _file(config: DataConfig, evaluating: bool) -> Source:
     assert config.path is not None
-    loaded = load_preferences(config.path, config.split, config.rows)
+    loaded = load_preferences(config.path, config.split, config.rows, config.subset)
     prompts = list(loaded.prompts)
     random.Random(draw_seed(Stream.SPLIT_OR_LABELS, config.seed)).shuffle(prompts)
     held = round(config.holdout * len(prompts))
@@ -96,7 +100,60 @@ def _file(config: DataConfig, evaluating: bool) -> Source:
         demonstrations=[(prompt, reply) for prompt, reply in replies if _identity(prompt) not in heldout],
         references=[(prompt, reply) for prompt, reply in replies if _identity(prompt) in heldout],
         notes=describe(loaded),
+        places={_identity(prompt): place for prompt, place in zip(loaded.prompts, loaded.places, strict=True)},
     )
+
+
+def renderable(source: Source, chats: Sequence[ChatFormat]) -> Source:
+    """A file's source without the prompts that a model's chat template refuses, and all that belongs to them.
+
+    Templates refuse roles (a system message, a first turn of the assistant), so one prompt is tried of each sequence of
+    roles, and further ones only while they are refused. What is left out is noted with its place.
+
+    Args:
+        chats: of every model that is to read the prompts.
+
+    Raises:
+        UserError: the training or the evaluation part has prompts, and all of them are refused.
+    """
+    refused: dict[tuple[tuple[str, str], ...], Dropped] = {}
+    for chat in chats if source.world is None else ():
+        accepted: set[tuple[str, ...]] = set()
+        for prompt in (*source.prompts, *source.eval_prompts):
+            roles = tuple(turn["role"] for turn in prompt)
+            try:
+                if roles not in accepted:
+                    chat.prompt_ids(prompt)
+                    chat.conversation_ids(prompt, "yes")
+                    accepted.add(roles)
+            except UserError as error:
+                refused.setdefault(_identity(prompt), Dropped(source.places[_identity(prompt)], str(error)))
+    dropped = [refused[key] for key in source.places if key in refused]  # in the file's order
+    if not dropped:
+        return source
+
+    def kept(prompt: Prompt) -> bool:
+        return _identity(prompt) not in refused
+
+    for part in (source.prompts, source.eval_prompts):
+        if part and not any(map(kept, part)):
+            raise UserError(f"{dropped[0].where}: {dropped[0].reason} (every prompt, {len(part)} of them, is refused)")
+    return replace(
+        source,
+        prompts=[p for p in source.prompts if kept(p)],
+        eval_prompts=[p for p in source.eval_prompts if kept(p)],
+        pairs=[p for p in source.pairs if kept(p.prompt)],
+        heldout_pairs=[p for p in source.heldout_pairs if kept(p.prompt)],
+        demonstrations=[d for d in source.demonstrations if kept(d[0])],
+        references=[r for r in source.references if kept(r[0])],
+        notes=[*source.notes, *reasons(dropped)],
+    )
+
+
+def say_notes(notes: Sequence[str]) -> None:
+    """Say on the terminal what was left out; for words that keep no notes of their own."""
+    for note in notes if comm.is_main() else ():
+        print(f"r2m: note: {note.strip()}", file=sys.stderr, flush=True)
 
 
 def _identity(prompt: Prompt) -> tuple[tuple[str, str], ...]:
@@ -114,7 +171,8 @@ def identity_of(config: DataConfig, labels: bool = True) -> list[object]:
         return [config.kind, config.seed, {name: x for name, x in numbers if labels or not name.startswith("label_")}]
     path = Path(config.path or "").expanduser()
     content = digest_of(path) if path.exists() else config.path
-    return ["file", config.seed, content, config.split, config.rows, config.holdout]
+    subset = [config.subset] if config.subset is not None else []
+    return ["file", config.seed, content, config.split, config.rows, config.holdout, *subset]
 
 
 def fitting(prompts: list[Prompt], chat: ChatFormat, limit: int) -> list[Prompt]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from r2m_cli.data.chat_template import PROBE, REPLY, ChatTemplate
 from r2m_cli.data.forms import RECORD, Choice, joined, prompt_in, write_record
-from r2m_cli.data.preferences import Message
+from r2m_cli.data.messages import Message
 from r2m_cli.errors import UserError
 
 if TYPE_CHECKING:

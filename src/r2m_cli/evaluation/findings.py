@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from r2m_cli.data.preferences import Message
+from r2m_cli.data.messages import Message
 from r2m_cli.errors import UserError
 from r2m_cli.jsonl import text_of
 from r2m_cli.maths.statistics import Estimate, bootstrap_mean

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from r2m_cli.batch import Prompt, Rollout
-from r2m_cli.data.preferences import write_transcript
+from r2m_cli.data.messages import write_transcript
 from r2m_cli.data.reading import cut_notes
 from r2m_cli.data.source import Source, fitting
 from r2m_cli.data.template import ChatFormat

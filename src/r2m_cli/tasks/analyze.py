@@ -14,7 +14,7 @@ from r2m_cli.analysis.results import Results
 from r2m_cli.build import build_actors, build_heldout_reward, build_reward, local_device
 from r2m_cli.combinations import reads_curves_only
 from r2m_cli.continuation import changed_since
-from r2m_cli.data.source import load_source
+from r2m_cli.data.source import load_source, renderable
 from r2m_cli.distributed.engine import DTYPES
 from r2m_cli.errors import UserError
 from r2m_cli.models.formats import policy_format
@@ -46,7 +46,9 @@ def of_models(config: Config, results: Results) -> None:
     source, device = load_source(config.data, config.eval.prompts, evaluating=True), local_device(config)
     chat = policy_format(config.policy, config.policy.path, "policy.path")
     lm = load_causal_lm(config.policy.path, "policy.path", DTYPES[config.engine.dtype]).to(device)  # type: ignore[arg-type]
-    labelled(config, source, lm, chat, build_reward(_frozen(config), 0, device), device, results)
+    reward = build_reward(_frozen(config), 0, device)
+    source = renderable(source, [chat, reward.format])
+    labelled(config, source, lm, chat, reward, device, results)
 
 
 def of_run(config: Config, run: Path, results: Results) -> None:
@@ -63,6 +65,8 @@ def of_run(config: Config, run: Path, results: Results) -> None:
     source = load_source(config.data, config.eval.prompts, evaluating=True)
     actors = build_actors(_frozen(config), source, str(run / "policy"))
     truth = build_heldout_reward(config, actors.device)
+    rewards = [actors.reward] if truth is None else [actors.reward, truth]
+    source = renderable(source, [actors.format, *(reward.format for reward in rewards)])
     lm = actors.policy.module.lm
     selection = labelled(config, source, lm, actors.format, actors.reward, actors.device, results)
     responses(config, source, actors, truth, results)

@@ -15,9 +15,9 @@ from r2m_cli.continuation import changed_since
 from r2m_cli.data.labels import saved_pairs
 from r2m_cli.data.preferences import Pair
 from r2m_cli.data.reading import cut_notes
-from r2m_cli.data.source import Source, load_source
+from r2m_cli.data.source import Source, load_source, renderable
 from r2m_cli.distributed import comm
-from r2m_cli.errors import UserError
+from r2m_cli.errors import UserError, printable
 from r2m_cli.evaluation import best_of_n, win_rate
 from r2m_cli.evaluation.findings import Findings, units_of
 from r2m_cli.evaluation.pairs import accuracy
@@ -48,6 +48,8 @@ def run(config: Config, run_dir: Path) -> None:
     if run is not None and actors.reward.feedback is not None:
         weight = load_feedback(run / "reward_model", actors.reward.feedback.module)
     heldout = build_heldout_reward(config, actors.device)
+    rewards = [actors.reward] if heldout is None else [actors.reward, heldout]
+    source = renderable(source, [actors.format, *(reward.format for reward in rewards)])
     findings = Findings(run_dir, config.eval.bootstrap, config.seed)
     if run is None:
         findings.notes.append("no run= is given: this is the configured policy before any RL")
@@ -69,7 +71,7 @@ def run(config: Config, run_dir: Path) -> None:
         findings.notes += cut_notes(heldout.readers, batch.prompts, batch.responses, "responses for eval.reward")
         scores = text_scores(heldout, batch.prompts, batch.responses, actors.device, rows)
         findings.mean("eval/heldout_reward", scores, units_of(prompts))
-    alpaca = json.dumps(alpaca_rows(batch, config), indent=2, ensure_ascii=False)
+    alpaca = printable(json.dumps(alpaca_rows(batch, config), indent=2, ensure_ascii=False))
     (run_dir / "alpaca_eval.json").write_text(alpaca, encoding="utf-8")
     findings.save()
     accuracy(actors, _pairs(config, source, findings), weight, budget, findings)

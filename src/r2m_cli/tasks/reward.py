@@ -15,7 +15,7 @@ from r2m_cli.build import local_device
 from r2m_cli.data.labels import labelled_pairs, save_pairs
 from r2m_cli.data.preferences import Pair
 from r2m_cli.data.reading import Reader, told_apart
-from r2m_cli.data.source import load_source
+from r2m_cli.data.source import load_source, renderable, say_notes
 from r2m_cli.data.template import ChatFormat
 from r2m_cli.distributed import comm
 from r2m_cli.distributed.engine import DTYPES, make_engine
@@ -65,18 +65,16 @@ def run(config: Config, run_dir: Path) -> None:
     """
     source, c = load_source(config.data, 1), config.reward
     device = local_device(config)
-    pairs, heldout = labelled_pairs(config, source, device)
-    pairs, heldout = pairs[: c.fit.rows], heldout[: config.eval.pairs]
-
     if c.base is not None:
         chat = reward_format(c, c.base, "reward.base")
     elif source.world is not None:
         chat = format_of(source.world.tokenizer(), "reward model", c.template, c.end_token)
     else:
         raise UserError("reward.path and reward.base are both null: name a model to start from (reward.base=FOLDER)")
-    for unknown in check_known(source, chat):
-        if comm.is_main():
-            print(f"r2m: note: {unknown}", file=sys.stderr)
+    source = renderable(source, [chat])
+    say_notes([*source.notes, *check_known(source, chat)])
+    pairs, heldout = labelled_pairs(config, source, device)
+    pairs, heldout = pairs[: c.fit.rows], heldout[: config.eval.pairs]
     tokenizer = chat.tokenizer
     seed = varied(config.data.seed, c.fit.seed)
     if c.base is not None:

@@ -1,7 +1,6 @@
 """`r2m sft` on one rank: fit the policy's starting point on demonstrations."""
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from r2m_cli.batch import Prompt
 from r2m_cli.build import local_device
-from r2m_cli.data.source import load_source
+from r2m_cli.data.source import load_source, renderable, say_notes
 from r2m_cli.data.template import ChatFormat
 from r2m_cli.distributed import comm
 from r2m_cli.distributed.engine import DTYPES, Engine, make_engine
@@ -42,9 +41,8 @@ def run(config: Config, run_dir: Path) -> None:
         chat = format_of(source.world.tokenizer(), "policy", c.template)
     else:
         raise UserError("policy.path and policy.base are both null: name a model to start from (policy.base=FOLDER)")
-    for unknown in check_known(source, chat):
-        if comm.is_main():
-            print(f"r2m: note: {unknown}", file=sys.stderr)
+    source = renderable(source, [chat])
+    say_notes([*source.notes, *check_known(source, chat)])
 
     if c.base is not None:
         lm = load_causal_lm(c.base, "policy.base", DTYPES[config.engine.dtype])

@@ -16,7 +16,7 @@ from r2m_cli.continuation import steps_are_done
 from r2m_cli.data.labels import known_pairs
 from r2m_cli.data.preferences import Pair
 from r2m_cli.data.reading import told_apart
-from r2m_cli.data.source import Source, fitting, load_source
+from r2m_cli.data.source import Source, fitting, load_source, renderable
 from r2m_cli.data.template import ChatFormat
 from r2m_cli.distributed import comm
 from r2m_cli.errors import UserError
@@ -45,6 +45,7 @@ def run(config: Config, run_dir: Path) -> None:
     origin = {"config": asdict(config), "inputs": inputs(config) if comm.is_main() else {}}
     source = load_source(config.data, config.eval.prompts)
     actors = build_actors(config, source)
+    source = renderable(source, [actors.format, actors.reward.format])
     prompts, eval_prompts, notes = usable_prompts(source, actors.format, config)
     notes += check_known(source, actors.format, actors.reward.format)
     labels = real_labels(config, source, actors)

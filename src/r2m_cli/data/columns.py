@@ -1,0 +1,103 @@
+"""The columns that forms of rows have, as tables; docs/data.md lists the forms for users."""
+
+import math
+import re
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any
+
+from r2m_cli.data.messages import MEDIA, Unfit
+
+Row = Mapping[str, Any]
+
+# Columns that hold a prompt, where there is no `prompt`; the first that is there counts.
+PROMPTS = ("question", "instruction", "input", "conversations", "context")
+DIALOGUES = ("messages", "conversations")  # whole conversations, the reply among them
+SYSTEMS = ("system", "system_prompt")
+SAYS_MORE = ("question", "instruction", "input", "context", "history")  # would change a prompt that does not hold them
+NEEDS = {key + plural: what for key, what in MEDIA.items() for plural in ("", "s")}
+NEEDS |= {"tools": "tools", "functions": "tools"}
+# Two replies and a column that says which is better: by its number, or by its sign (below 0: the first; 0: neither).
+CHOICES = (
+    ("response_0", "response_1", "better_response_id", "number"),  # PKU-SafeRLHF
+    ("response1", "response2", "overall_preference", "sign"),  # HelpSteer3
+)
+SCORES = [
+    names
+    for word in ("score", "rating", "reward")
+    for names in ((f"{word}_chosen", f"{word}_rejected"), *((f"chosen{s}{word}", f"rejected{s}{word}") for s in "_-"))
+]
+_REPLIES = re.compile(r"response|completion|answers|output|generation|summar|candidate|chosen|rejected")
+_READ = {"prompt", "label", "preference_strength", *PROMPTS, *DIALOGUES, *SYSTEMS, *SAYS_MORE, *NEEDS}
+_READ |= {name for choice in CHOICES for name in choice[:3]} | {name for names in SCORES for name in names}
+_NOTHING: tuple[Any, ...] = (None, "", "[]", "{}", "null", [], {}, b"")
+
+
+def is_read(column: str) -> bool:
+    """Whether a row's form or meaning may depend on this column; others need not be read."""
+    return column in _READ or holds_reply(column)
+
+
+def holds_reply(column: str) -> bool:
+    """Whether a column's name says that replies, or what is said of them, stand in it."""
+    return _REPLIES.match(column) is not None
+
+
+def holds(value: Any) -> bool:
+    """Whether a value is something: nulls, empty texts and lists, and lists of these are not."""
+    if isinstance(value, list | dict):
+        return any(item not in _NOTHING for item in (value.values() if isinstance(value, dict) else value))
+    return value not in _NOTHING
+
+
+def number(value: Any) -> float:
+    """A number as it is, anything else as NaN."""
+    try:
+        return float(value) if isinstance(value, int | float | Decimal) else math.nan
+    except (OverflowError, ValueError):  # an integer of hundreds of digits; a decimal that is no number
+        return math.nan
+
+
+def with_choice(row: Row) -> Row:
+    """The row with `chosen` and `rejected`, where other columns say which of two or more replies was preferred.
+
+    Raises:
+        Unfit: they prefer none.
+    """
+    if "chosen" in row or "rejected" in row:
+        return row
+    for first, second, column, how in CHOICES:
+        if {first, second, column} <= set(row):
+            better, worse = (first, second) if _first_is_better(column, row[column], how) else (second, first)
+            return {**row, "chosen": row[better], "rejected": row[worse]}
+    answers = row.get("answers")
+    if isinstance(answers, list) and len(answers) > 1 and all(isinstance(answer, dict) for answer in answers):
+        ranks = [number(answer.get("rank")) for answer in answers]  # Nectar: 1 is the best
+        if any(map(math.isnan, ranks)):
+            return row
+        if min(ranks) == max(ranks):
+            raise Unfit("a tie: all 'answers' have one rank")
+        best, worst = (answers[ranks.index(rank)].get("answer") for rank in (min(ranks), max(ranks)))
+        return {**row, "chosen": best, "rejected": worst}
+    return row
+
+
+def check_preferred(row: Row) -> None:
+    """A pair's other columns must not say that `chosen` is no better than `rejected`. Raises Unfit."""
+    for better, worse in SCORES:
+        a, b = number(row.get(better)), number(row.get(worse))
+        if a <= b:  # never of NaN
+            raise Unfit(f"a tie: {better!r} equals {worse!r}" if a == b else f"{better!r} is below {worse!r}")
+    if number(row.get("preference_strength")) == 0:
+        raise Unfit("a tie: 'preference_strength' is 0")
+    if row.get("label") is False:
+        raise Unfit("a pair whose 'label' is false")
+
+
+def _first_is_better(column: str, value: Any, how: str) -> bool:
+    choice = number(value)
+    if how == "sign" and choice == 0:
+        raise Unfit(f"a tie: {column!r} is 0")
+    if math.isnan(choice) or (how == "number" and choice not in (0, 1)):
+        raise Unfit(f"{column!r} does not say which reply is better")
+    return choice < 0 if how == "sign" else choice == 0

@@ -1,0 +1,195 @@
+"""The forms of rows in use, read into one: a prompt with a judged pair, with a reply to learn from, or alone.
+
+A row whose columns say more than its form can hold (images, tools, a system message that contradicts the prompt's), or
+say it in an unknown way, is unfit: it is dropped with a reason, never read as something else.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from r2m_cli.data.columns import (
+    DIALOGUES,
+    NEEDS,
+    PROMPTS,
+    SAYS_MORE,
+    SYSTEMS,
+    Row,
+    check_preferred,
+    holds,
+    holds_reply,
+    with_choice,
+)
+from r2m_cli.data.messages import ROLES, Message, Unfit, check_unicode, is_transcript, plain, sound, turns_of
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """One row.
+
+    Attributes:
+        prompt: ends with a user turn.
+        replies: (chosen, rejected), (a reply to learn from,) or ().
+        begins: the row's prompt, if prompt and replies are plain texts and every reply begins with it; "" if one
+            does not; None if that cannot be asked.
+    """
+
+    prompt: tuple[Message, ...]
+    replies: tuple[str, ...] = ()
+    begins: str | None = None
+
+    def without_prompt(self) -> "Parsed":
+        """The row with the prompt taken off the beginning of its replies. Raises Unfit if that leaves none."""
+        replies = tuple(reply[len(self.begins or "") :].strip() for reply in self.replies)
+        _check_replies(replies)
+        return replace(self, replies=replies)
+
+
+def parse(row: Any) -> Parsed:
+    """Read a row of any known form.
+
+    Raises:
+        Unfit: the row is damaged, of an unknown form, or says what text cannot hold.
+    """
+    if not isinstance(row, dict):
+        raise Unfit("the row is not an object")
+    found: Row = {key: value for key, value in row.items() if value is not None}
+    for name, what in NEEDS.items():
+        if name in found and holds(found[name]):
+            raise Unfit(f"needs {what} (column {name!r})")
+    found = with_choice(found)
+    key, given = _prompt(found)
+    if "chosen" in found or "rejected" in found:
+        prompt, replies = _judged(found, given)
+    else:
+        prompt, replies = _unjudged(found, key, given, _listed(row))
+    prompt = _with_system(found, prompt)
+    if key:
+        _check_said(found, key, prompt)
+    parsed = Parsed(sound(prompt), replies)
+    _check_replies(replies)
+    return replace(parsed, begins=_beginning(found, key, parsed))
+
+
+def _prompt(row: Row) -> tuple[str, list[Message]]:
+    """The column of the prompt and its messages, ("", []) if the row has none of its own."""
+    whole = all(_is_conversation(row.get(side)) for side in ("chosen", "rejected"))
+    key = next((name for name in ("prompt", *(() if whole else PROMPTS)) if name in row), "")
+    text, more = row.get(key), row.get("input")
+    if key == "instruction" and isinstance(text, str) and isinstance(more, str) and more.strip():
+        return key, turns_of(f"{text}\n\n{more}", key)  # Alpaca's
+    return key, turns_of(text, key, cue=True) if key else []
+
+
+def _judged(row: Row, given: list[Message]) -> tuple[list[Message], tuple[str, ...]]:
+    prompt, chosen = _side(row, "chosen", given)
+    other, rejected = _side(row, "rejected", given)
+    if prompt != other:
+        raise Unfit("chosen and rejected have different prompts")
+    check_preferred(row)
+    return prompt, (chosen, rejected)
+
+
+def _unjudged(row: Row, key: str, given: list[Message], listed: str) -> tuple[list[Message], tuple[str, ...]]:
+    """A prompt with a reply that nobody compared, or alone."""
+    dialogue = next((name for name in DIALOGUES if row.get(name)), "")
+    turns = turns_of(row[dialogue], dialogue) if dialogue and "completion" not in row else []
+    if "completion" in row:
+        reply = "completion"
+    elif key == "instruction" and "output" in row:
+        reply = "output"
+    elif turns and turns[-1]["role"] == "assistant":
+        reply, given = dialogue, [] if dialogue == key else given
+    else:
+        reply, given = "", given or turns
+    if not reply and not given:
+        raise Unfit(f"neither 'prompt' nor 'chosen' and 'rejected' (keys: {listed})")
+    if not reply and any(holds_reply(name) and isinstance(row[name], str | list | dict) for name in row):
+        raise Unfit(f"replies in a form that is not known (keys: {listed})")
+    if not reply:
+        return given, ()
+    label = row.get("label", True)
+    if label not in (True, False):
+        raise Unfit("'label' is neither true nor false")
+    if not label:
+        raise Unfit("a reply whose 'label' is false: not one to learn from")
+    prompt, text = _side(row, reply, given)
+    return prompt, (text,)
+
+
+def _side(row: Row, key: str, given: list[Message]) -> tuple[list[Message], str]:
+    """The prompt and the reply of `chosen`, `rejected` or whatever holds a reply, as text, message or conversation."""
+    value = row.get(key)
+    if value is None:
+        raise Unfit(f"missing key {key!r}")
+    if isinstance(value, str) and not is_transcript(plain(value)):
+        if not given:
+            raise Unfit("missing key 'prompt'")
+        return given, plain(value).strip()
+    turns = turns_of(value, key)
+    if not turns or turns[-1]["role"] != "assistant":
+        raise Unfit(f"{key!r} does not end with an assistant turn")
+    context, reply = turns[:-1], turns[-1]["content"].strip()
+    if not context or context[0]["role"] == "assistant":  # the reply alone, or what follows the prompt
+        return given + context, reply
+    if any(turn not in context for turn in given):
+        raise Unfit(f"the conversation in {key!r} does not hold 'prompt'")
+    return context, reply
+
+
+def _with_system(row: Row, prompt: list[Message]) -> list[Message]:
+    """The prompt with the row's system message, which stands in a column of its own."""
+    for name in SYSTEMS:
+        text = row.get(name, "")
+        if not isinstance(text, str):
+            raise Unfit(f"{name!r} is not text")
+        text = plain(text).strip()
+        if text and (not prompt or prompt[0]["role"] != "system"):
+            prompt = [{"role": "system", "content": text}, *prompt]
+        elif text and prompt[0]["content"].strip() != text:
+            raise Unfit(f"{name!r} is not the prompt's system message")
+    return prompt
+
+
+def _check_said(row: Row, key: str, prompt: list[Message]) -> None:
+    """What stands beside the prompt must be part of it."""
+    said = "".join(turn["content"] for turn in prompt)
+    for name in SAYS_MORE:
+        value = row.get(name) if name != key else None
+        within = isinstance(value, str) and plain(value).strip() in said
+        if isinstance(value, str | list | dict) and value and not within:
+            raise Unfit(f"the column {name!r} is not part of {key!r}: put it in, or leave it out")
+
+
+def _check_replies(replies: tuple[str, ...]) -> None:
+    if not all(replies):
+        raise Unfit("empty reply")
+    if len(replies) == 2 and replies[0] == replies[1]:
+        raise Unfit("chosen equals rejected")
+    check_unicode(replies)
+
+
+def _beginning(row: Row, key: str, parsed: Parsed) -> str | None:
+    """See `Parsed.begins`. The prompt must end where a word ends: "Hi" is not the beginning of "High"."""
+    texts = [row.get(key), *(row[name] for name in ("chosen", "rejected", "completion", "output") if name in row)]
+    if not parsed.replies or not all(isinstance(text, str) and not is_transcript(plain(text)) for text in texts):
+        return None
+    prompt = parsed.prompt[-1]["content"].strip()
+    rests = [reply[len(prompt) :] for reply in parsed.replies if reply.startswith(prompt)]
+    apart = not prompt[-1].isalnum()
+    whole = len(rests) == len(parsed.replies) and all(apart or not rest or rest[0].isspace() for rest in rests)
+    return prompt if whole else ""
+
+
+def _is_conversation(value: Any) -> bool:
+    """Whether a side holds its prompt itself."""
+    if isinstance(value, str):
+        return is_transcript(plain(value))
+    first = value[0] if isinstance(value, list) and value else None
+    role = (first.get("role") or first.get("from")) if isinstance(first, dict) else None
+    return isinstance(role, str) and ROLES.get(role) in ("system", "user")
+
+
+def _listed(row: dict[str, Any]) -> str:
+    """The columns of a row, for the reason; some of them, where there are many."""
+    names = [repr(name[:30])[1:-1] for name in row]
+    return (", ".join(names[:12]) + (", ..." if len(names) > 12 else "")) or "none"

@@ -1,0 +1,66 @@
+"""Rows that a model cannot be given: left out and named by every word, and never a traceback."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from conftest import QUICK, Run
+
+REFUSES = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+WORDS = ["i", "suggest", "apple", "pear", "mango", "thanks", "kindly", "really", "so", "very"]
+
+
+@pytest.fixture
+def base(r2m: Run, tmp_path: Path) -> Path:
+    """A policy whose chat template refuses system messages."""
+    r2m("sft", *QUICK, "output=base")
+    template = tmp_path / "base" / "chat_template.jinja"
+    template.write_text(REFUSES + template.read_text())
+    return tmp_path / "base"
+
+
+def pairs(path: Path) -> Path:
+    """Twenty pairs, of which the third and the last have a system message, and one row with half an emoji."""
+    rows = [
+        {"prompt": f"fruit : {WORDS[i % 10]} {WORDS[i // 10]}", "chosen": "i suggest pear", "rejected": "so"}
+        for i in range(20)
+    ]
+    for i in (2, 19):
+        rows[i]["system"] = "kindly"
+    rows.insert(7, {"prompt": "fruit", "chosen": "\ud83d", "rejected": "so", "\ud83d": "\ud83d"})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_what_a_template_refuses_is_left_out_by_every_word(r2m: Run, tmp_path: Path, base: Path) -> None:
+    # A name that is not UTF-8: a legal one, which must not break what is printed and written either.
+    path = pairs(Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jsonl")))
+    data = ("data=file", f"data.path={path}", *QUICK, "eval.pairs=4", "eval.prompts=4", "eval.bootstrap=100")
+    learning, whole = (*data, "data.holdout=0.4"), (*data, "data.holdout=1")
+
+    def check(said: str) -> None:
+        assert "refuses the roles [system, user]: no system role" in said
+        assert "(caf\\udce9.jsonl:3, caf\\udce9.jsonl:21)" in said
+        assert "half a Unicode character (caf\\udce9.jsonl:8)" in said
+
+    check(r2m("sft", *learning, f"policy.base={base}", "output=sft").stderr)
+    assert json.loads((tmp_path / "sft" / "fit.json").read_text())["demonstrations"] <= 12
+    check(r2m("reward", *learning, f"reward.base={base}", "output=rm").stderr)
+    models = ("policy.path=sft", "reward.path=rm")
+    r2m("train", *learning, *models, "hydra.run.dir=run", "train.steps=1")
+    check((tmp_path / "run" / "warnings.log").read_text())
+    check(r2m("evaluate", *whole, *models, "hydra.run.dir=evaluated").stdout)
+    places = [json.loads(line)["where"] for line in (tmp_path / "evaluated" / "pairs.jsonl").open()]
+    assert len(places) == 4
+    check(r2m("analyze", *whole, *models, "hydra.run.dir=analysed", "analysis.sequences=4", "analysis.pairs=4").stdout)
+
+
+def test_a_template_that_refuses_every_prompt_is_one_line(r2m: Run, tmp_path: Path, base: Path) -> None:
+    row = {"system": "kindly", "prompt": "fruit : apple", "chosen": "i", "rejected": "so"}
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row | {"prompt": f"{word}"}) + "\n" for word in WORDS))
+    said = r2m(
+        "sft", *QUICK, "data=file", "data.path=x.jsonl", "data.holdout=0.4", f"policy.base={base}", "output=o", code=2
+    ).stderr
+    assert "x.jsonl:1: the chat template of the policy tokenizer" in said
+    assert not (tmp_path / "o").exists()

@@ -47,7 +47,7 @@ def of_models(config: Config, results: Results) -> None:
     chat = policy_format(config.policy, config.policy.path, "policy.path")
     lm = load_causal_lm(config.policy.path, "policy.path", DTYPES[config.engine.dtype]).to(device)  # type: ignore[arg-type]
     reward = build_reward(_frozen(config), 0, device)
-    source = renderable(source, [chat, reward.format])
+    source = renderable(source, [chat, *(reader.format for reader in reward.readers)])
     labelled(config, source, lm, chat, reward, device, results)
 
 
@@ -65,8 +65,8 @@ def of_run(config: Config, run: Path, results: Results) -> None:
     source = load_source(config.data, config.eval.prompts, evaluating=True)
     actors = build_actors(_frozen(config), source, str(run / "policy"))
     truth = build_heldout_reward(config, actors.device)
-    rewards = [actors.reward] if truth is None else [actors.reward, truth]
-    source = renderable(source, [actors.format, *(reward.format for reward in rewards)])
+    readers = (*actors.reward.readers, *(truth.readers if truth is not None else ()))
+    source = renderable(source, [actors.format, *(reader.format for reader in readers)])
     lm = actors.policy.module.lm
     selection = labelled(config, source, lm, actors.format, actors.reward, actors.device, results)
     responses(config, source, actors, truth, results)

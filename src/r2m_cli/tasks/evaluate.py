@@ -48,8 +48,8 @@ def run(config: Config, run_dir: Path) -> None:
     if run is not None and actors.reward.feedback is not None:
         weight = load_feedback(run / "reward_model", actors.reward.feedback.module)
     heldout = build_heldout_reward(config, actors.device)
-    rewards = [actors.reward] if heldout is None else [actors.reward, heldout]
-    source = renderable(source, [actors.format, *(reward.format for reward in rewards)])
+    readers = (*actors.reward.readers, *(heldout.readers if heldout is not None else ()))
+    source = renderable(source, [actors.format, *(reader.format for reader in readers)])
     findings = Findings(run_dir, config.eval.bootstrap, config.seed)
     if run is None:
         findings.notes.append("no run= is given: this is the configured policy before any RL")

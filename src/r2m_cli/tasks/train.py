@@ -45,7 +45,7 @@ def run(config: Config, run_dir: Path) -> None:
     origin = {"config": asdict(config), "inputs": inputs(config) if comm.is_main() else {}}
     source = load_source(config.data, config.eval.prompts)
     actors = build_actors(config, source)
-    source = renderable(source, [actors.format, actors.reward.format])
+    source = renderable(source, [actors.format, *(reader.format for reader in actors.reward.readers)])
     prompts, eval_prompts, notes = usable_prompts(source, actors.format, config)
     notes += check_known(source, actors.format, actors.reward.format)
     labels = real_labels(config, source, actors)

@@ -264,6 +264,13 @@ def test_kernels_that_are_not_installed_are_not_needed(policy) -> None:
     torch.testing.assert_close(as_policy(policy)(input_ids=TEXT).logits, expected)
 
 
+@pytest.mark.parametrize("ends", ["NaN", "1.5", '"</s>"', "[1, null]", "true", "{}"])
+def test_tokens_that_end_a_reply_are_numbers(policy, ends: str) -> None:
+    (policy / "generation_config.json").write_text(f'{{"eos_token_id": {ends}}}')
+    said = refused(policy)
+    assert f"generation_config.json: eos_token_id={ends}: must be a token's number" in said
+
+
 @pytest.mark.parametrize("text", ["", "null", "[1]", "{", "é"])
 def test_json_that_is_none(policy, text: str) -> None:
     (policy / "config.json").write_text(text, encoding="latin-1")

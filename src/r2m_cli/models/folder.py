@@ -19,7 +19,7 @@ from r2m_cli.models.weights import PICKLED, SAFETENSORS, Shapes, stored
 # What transformers opens, by its ending.
 READ = (".json", ".jinja", ".txt", ".model", ".safetensors", ".bin", ".tiktoken")
 LFS = b"version https://git-lfs"
-ADAPTER = "adapter_config.json"
+ADAPTER, GENERATION = "adapter_config.json", "generation_config.json"
 # More of them is no model that anyone has, whatever its weights.
 MANY_LAYERS, MANY, MANY_NUMBERS = 1000, 10**4, 10**6
 LAYERS = re.compile(r"((n|num|encoder|decoder)_)+(\w+_)?layers?")
@@ -63,7 +63,17 @@ def check_folder(folder: Path, where: str) -> None:
             f"{where}: its weights are quantised (quantization_config{f': {method}' if method else ''} in config.json), and r2m "
             "reads plain ones; name the model that it was made from"
         )
+    for name in ("config.json", GENERATION):
+        if (folder / name).is_file():
+            _check_ends(json_object(folder / name).get("eos_token_id"), folder / name)
     check_numbers(config, stored(folder), str(folder / "config.json"))
+
+
+def _check_ends(ids: Any, file: Path) -> None:
+    """Raises UserError where the tokens that end a reply are no numbers of tokens."""
+    listed = ids if isinstance(ids, list) else [] if ids is None else [ids]
+    if not all(isinstance(token, int) and not isinstance(token, bool) for token in listed):
+        raise UserError(f"{file}: eos_token_id={json.dumps(ids)}: must be a token's number, a list of them, or null")
 
 
 def _no_model(folder: Path) -> str:

@@ -3,11 +3,11 @@
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import timedelta
 from itertools import pairwise
 
 from rich.box import ROUNDED
 from rich.console import Console, Group, RenderableType
+from rich.constrain import Constrain
 from rich.control import Control
 from rich.live import Live
 from rich.markup import escape
@@ -18,11 +18,12 @@ from rich.table import Table
 from rich.text import Text
 
 from r2m_cli.progress import SHOWN, Eta
+from r2m_cli.text import clock, fixed
 
 SPARKS, ASCII_SPARKS = "▁▂▃▄▅▆▇█", "_.-=+*#@"
 # A terminal below this is given one line: the panel itself takes eight of them.
 WIDTH, HEIGHT = 50, 12
-FREE = 3  # columns beside the panel, for the ^C that the terminal itself writes there: it must not begin a new line
+FREE = 5  # columns beside the panel, for the ^C^C that the terminal itself writes there: it must not begin a new line
 STOPPING = "stopping after this step; Ctrl-C once more to stop now"
 
 
@@ -47,7 +48,8 @@ class Panel:
             vertical_overflow="crop",
         )
         console.control(Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2)))
-        self.live.start()
+        # Drawn here once: a first frame by the refreshing thread and a first note could else both take the screen for empty.
+        self.live.start(refresh=True)
 
     def stage(self, name: str) -> None:
         self.since, self.current = time.monotonic(), name
@@ -69,8 +71,10 @@ class Panel:
 
     def _view(self) -> RenderableType:
         width, height = self.console.size
-        if self.closed or width < WIDTH or height < HEIGHT:
+        if self.closed:
             return self._line()
+        if width < WIDTH or height < HEIGHT:
+            return Constrain(self._line(), width - FREE if width > 4 * FREE else width)
         grid = Table.grid(padding=(0, 2, 0, 0), expand=True)
         grid.add_column(no_wrap=True)
         grid.add_column(justify="right", no_wrap=True)
@@ -80,7 +84,9 @@ class Panel:
             if course:
                 low, high = min(course), max(course)
                 line = sparkline(course, max(width - FREE - 40, 8), self.console.options.ascii_only)
-                grid.add_row(SHOWN[key], f"[bold]{course[-1]:.2f}", f"[cyan]{line}", f"{low:.2f} to {high:.2f}")
+                grid.add_row(
+                    SHOWN[key], f"[bold]{fixed(course[-1])}", f"[cyan]{line}", f"{fixed(low)} to {fixed(high)}"
+                )
         title = f"[yellow]{STOPPING}" if self.stopping() else None
         body = Group(self._stages(), self._bar(), grid)
         return Frame(
@@ -115,13 +121,13 @@ class Panel:
             text.append(f" {'stopping' if self.stopping() else _words(self.current)}", style="bold")
         for key, course in self.courses.items():
             if course:
-                text.append(f" {SHOWN[key]} ", style="dim").append(f"{course[-1]:.2f}")
+                text.append(f" {SHOWN[key]} ", style="dim").append(fixed(course[-1]))
         if self.closed:
             return text.append(f"  {self._elapsed()}", style="dim")
         return text.append(" ETA ", style="dim").append(self.eta(self.step), style="cyan")
 
     def _elapsed(self) -> str:
-        return str(timedelta(seconds=round(time.monotonic() - self.began)))
+        return clock(time.monotonic() - self.began)
 
 
 def sparkline(values: Sequence[float], width: int, ascii_only: bool = False) -> str:

@@ -1,40 +1,18 @@
 """Win rates by a language model: `r2m evaluate eval.judge=openai` against a real local server."""
 
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from conftest import QUICK, Run, rows
-
-
-class LongerIsBetter(BaseHTTPRequestHandler):
-    """Prefers the longer of two responses, whichever is shown first."""
-
-    def do_POST(self) -> None:
-        question = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][0]["content"]
-        a, _, rest = question.partition("[Response A]\n")[2].partition("\n\n[Response B]\n")
-        b = rest.partition("\n\n[End")[0]
-        verdict = "tie" if len(a) == len(b) else "A" if len(a) > len(b) else "B"
-        body = json.dumps({"choices": [{"index": 0, "message": {"role": "assistant", "content": verdict}}]}).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *args: object) -> None:
-        pass
+from judge_server import LongerIsBetter, Refusing, served
 
 
 @pytest.fixture
 def url() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), LongerIsBetter) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/v1"
-        server.shutdown()
+    with served(LongerIsBetter) as address:
+        yield address
 
 
 def test_a_language_model_judges_and_is_asked_once(r2m: Run, tmp_path: Path, url: str) -> None:
@@ -54,9 +32,27 @@ def test_a_language_model_judges_and_is_asked_once(r2m: Run, tmp_path: Path, url
     assert rows(tmp_path / "second", "comparisons.jsonl") == compared
 
 
-def test_an_endpoint_that_is_not_there_is_one_line_and_the_other_figures_stay(r2m: Run, tmp_path: Path) -> None:
-    dead = ("eval.judge=openai", "judge.url=http://127.0.0.1:9/v1", "judge.retries=0")
-    refused = r2m("evaluate", *QUICK, *dead, "hydra.run.dir=run", code=2)
-    assert "judge.url" in refused.stderr
+@pytest.mark.parametrize("word", ["train", "evaluate"])
+def test_an_endpoint_that_is_not_there_is_one_line_before_anything_is_fitted(
+    r2m: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    monkeypatch.setenv("R2M_CACHE", str(tmp_path / "cache"))
+    dead = ("feedback.judge=openai", "eval.judge=openai", "judge.url=http://127.0.0.1:9/v1")
+    refused = r2m(word, *QUICK, *dead, "hydra.run.dir=run", code=2)
+    (line,) = [line for line in refused.stderr.splitlines() if "error" in line]
+    assert line == (
+        "r2m: error: judge.url=http://127.0.0.1:9/v1: no answer (connection refused); start the server, or correct it"
+    )
+    assert "Traceback" not in refused.stderr
+    assert not refused.stdout
+    assert not (tmp_path / "run").exists()
+    assert not list((tmp_path / "cache").glob("policy-*"))
+
+
+def test_an_endpoint_that_refuses_is_one_line_and_the_other_figures_stay(r2m: Run, tmp_path: Path) -> None:
+    with served(Refusing) as address:
+        asked = ("eval.judge=openai", f"judge.url={address}", "judge.retries=0")
+        refused = r2m("evaluate", *QUICK, *asked, "hydra.run.dir=run", code=2)
+    assert "HTTP 401" in refused.stderr
     assert "Traceback" not in refused.stderr
     assert "eval/gold" in json.loads((tmp_path / "run" / "evaluation.json").read_text())

@@ -16,11 +16,13 @@ from r2m_cli.evaluation.policy import text_scores
 from r2m_cli.maths.best_of_n import best_of_n, divergence, sizes
 from r2m_cli.maths.statistics import Estimate
 from r2m_cli.models.actors import Actors, RewardModel
+from r2m_cli.progress import Count
 from r2m_cli.schema import Config
 from r2m_cli.seeds import Stream
 from r2m_cli.stages.annotate import annotate
 from r2m_cli.stages.packing import pack
 from r2m_cli.stages.rollout import rollout
+from r2m_cli.text import fixed
 
 STEP = 1  # of the random draws; those of the fixed responses are step 0
 NAMES = ("proxy", "gold", "heldout", "live", "gold_live", "heldout_live")  # columns of the printed curve
@@ -93,6 +95,7 @@ def _samples(
     columns: dict[str, list[Tensor]] = {}
     table: list[dict[str, object]] = []
     at_once = max(1, len(prompts) // count)  # as many responses as the fixed prompts have
+    progress = Count(f"sampling {count} responses to each prompt")
     for start in range(0, len(prompts), at_once):
         part = prompts[start : start + at_once]
         batch = rollout(
@@ -117,6 +120,7 @@ def _samples(
         for i, response in enumerate(batch.responses):
             row = {"prompt": start + i // count, "response": response, "finished": batch.finished[i]}
             table.append(row | {name: values[i].item() for name, values in found.items()})
+        progress(start + len(part), len(prompts))
     return {name: torch.cat(parts).view(-1, count) for name, parts in columns.items()}, table
 
 
@@ -138,6 +142,8 @@ def show(findings: Findings, config: Config) -> None:
         cells = []
         for name in names:
             interval = findings.intervals[f"best_of/{n}/{name}"]
-            around = f"{'no interval':18}" if interval is None else f"[{interval[0]:7.3f}, {interval[1]:7.3f}]"
-            cells.append(f"{findings.figures[f'best_of/{n}/{name}']:8.3f}  {around}")
+            around = f"{'no interval':18}"
+            if interval is not None:
+                around = f"[{fixed(interval[0], 3):>7}, {fixed(interval[1], 3):>7}]"
+            cells.append(f"{fixed(findings.figures[f'best_of/{n}/{name}'], 3):>8}  {around}")
         print(f"  {n:9}   {divergence(n):4.2f}" + "  ".join(cells))

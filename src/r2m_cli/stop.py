@@ -1,5 +1,7 @@
 """Stopping a run in good order: Ctrl-C or SIGTERM once lets the step end and a checkpoint be written, twice ends it now.
 
+A terminal that is closed sends SIGHUP, which counts like SIGTERM: the run can be resumed. Started with `nohup`, it goes on.
+
 The parent's signal handler leaves a file in the run folder, which every rank's loop looks at between steps: one
 mechanism for one process and for many, on one machine or several with a shared folder.
 """
@@ -40,7 +42,7 @@ class Signals:
 
 @contextmanager
 def on_signal(run_dir: Path, gracefully: str | None, at_once: Callable[[], None] | None = None) -> Iterator[Signals]:
-    """Handle SIGINT and SIGTERM while a task runs.
+    """Handle SIGINT, SIGTERM and SIGHUP while a task runs.
 
     Args:
         gracefully: what the first signal makes of the task, which looks for the stop mark that it leaves; only a second one
@@ -62,7 +64,10 @@ def on_signal(run_dir: Path, gracefully: str | None, at_once: Callable[[], None]
         if not (run_dir / PANEL).exists():
             _say(f"r2m: {gracefully}; once more to stop now")
 
-    kept = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    ending = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup has it ignored
+        ending.append(signal.SIGHUP)
+    kept = {number: signal.signal(number, handle) for number in ending}
     try:
         yield state
     finally:

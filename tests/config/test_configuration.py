@@ -13,9 +13,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from r2m_cli import schema
 from r2m_cli.errors import UserError
+from r2m_cli.explain import explain_composition
 from r2m_cli.main import main
 from r2m_cli.preflight import preflight
-from r2m_cli.validate import explain_composition, keys
+from r2m_cli.validate import keys
 
 
 @pytest.mark.parametrize("word", ["train", "sft", "reward", "evaluate", "analyze"])
@@ -270,7 +271,7 @@ def test_help_names_words_groups_and_keys(tmp_path: Path) -> None:
     helped = command("train", "--help", cwd=tmp_path).stdout
     assert "feedback: frozen, head_only, noise, none, r2m, r2m_judged, r2m_safe, shuffled" in helped
     assert "sweep: optuna_lr, seeds, table1, table2, table4" in helped
-    assert "group_size" in helped
+    assert "ppo.group_size=4" in helped
     assert "prompts_per_step: 16" in command("train", "--cfg", "job", cwd=tmp_path).stdout
     assert "conf" in command("train", "--info", cwd=tmp_path).stdout
 

@@ -6,6 +6,7 @@ from r2m_cli.data.preferences import Pair
 from r2m_cli.evaluation.findings import accuracy_of, percent, units_of, unsure
 from r2m_cli.models.actors import Actors
 from r2m_cli.stages.labelled import score_pairs
+from r2m_cli.text import number
 
 
 def inspect_reward_model(
@@ -70,8 +71,8 @@ def _describe(rewards: torch.Tensor, units: torch.Tensor, resamples: int) -> str
     margins = rewards[:, 0] - rewards[:, 1]
     accuracy = accuracy_of(margins, units, resamples, seed=0)
     return (
-        f"{percent(accuracy)} ordered right{unsure(accuracy)}, spread (standard deviation) {rewards.std():.3g}, mean margin "
-        f"{margins.mean():.3g}"
+        f"{percent(accuracy)} ordered right{unsure(accuracy)}, spread (standard deviation) "
+        f"{number(float(rewards.std()), 3)}, mean margin {number(float(margins.mean()), 3)}"
     )
 
 

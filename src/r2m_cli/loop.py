@@ -28,6 +28,7 @@ from r2m_cli.stages.packing import balance, pack
 from r2m_cli.stages.policy_step import policy_step
 from r2m_cli.stages.reward_step import RewardStep
 from r2m_cli.stages.rollout import rollout
+from r2m_cli.text import fixed
 
 
 def train(
@@ -122,7 +123,7 @@ def train(
         if last:
             if step < total:
                 observer.warn(
-                    f"step {step}: KL {values['kl']:.2f} is above guard.kl={config.guard.kl:g}: the run ends here",
+                    f"step {step}: KL {fixed(values['kl'])} is above guard.kl={config.guard.kl:g}: the run ends here",
                     "guard",
                 )
             return step

@@ -3,7 +3,6 @@
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import timedelta
 from itertools import pairwise
 
 from rich.box import ROUNDED
@@ -18,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from r2m_cli.progress import SHOWN, Eta
+from r2m_cli.text import clock, fixed
 
 SPARKS, ASCII_SPARKS = "▁▂▃▄▅▆▇█", "_.-=+*#@"
 # A terminal below this is given one line: the panel itself takes eight of them.
@@ -80,7 +80,7 @@ class Panel:
             if course:
                 low, high = min(course), max(course)
                 line = sparkline(course, max(width - FREE - 40, 8), self.console.options.ascii_only)
-                grid.add_row(SHOWN[key], f"[bold]{course[-1]:.2f}", f"[cyan]{line}", f"{low:.2f} to {high:.2f}")
+                grid.add_row(SHOWN[key], f"[bold]{fixed(course[-1])}", f"[cyan]{line}", f"{fixed(low)} to {fixed(high)}")
         title = f"[yellow]{STOPPING}" if self.stopping() else None
         body = Group(self._stages(), self._bar(), grid)
         return Frame(
@@ -115,13 +115,13 @@ class Panel:
             text.append(f" {'stopping' if self.stopping() else _words(self.current)}", style="bold")
         for key, course in self.courses.items():
             if course:
-                text.append(f" {SHOWN[key]} ", style="dim").append(f"{course[-1]:.2f}")
+                text.append(f" {SHOWN[key]} ", style="dim").append(fixed(course[-1]))
         if self.closed:
             return text.append(f"  {self._elapsed()}", style="dim")
         return text.append(" ETA ", style="dim").append(self.eta(self.step), style="cyan")
 
     def _elapsed(self) -> str:
-        return str(timedelta(seconds=round(time.monotonic() - self.began)))
+        return clock(time.monotonic() - self.began)
 
 
 def sparkline(values: Sequence[float], width: int, ascii_only: bool = False) -> str:

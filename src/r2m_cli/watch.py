@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Mapping
 
+from r2m_cli.text import number
+
 Values = Mapping[str, float]
 
-# name of the metric -> (when to warn, what to say; {value} is the metric's)
+# name of the metric -> (when to warn, what to say; {value} is the metric's, {number} as a text)
 RULES: dict[str, tuple[Callable[[float], bool], str]] = {
     "completions/clipped_ratio": (
         lambda share: share > 0.9,
@@ -29,7 +31,7 @@ RULES: dict[str, tuple[Callable[[float], bool], str]] = {
     ),
     "kl": (
         lambda nats: nats < -1 or nats > 100 or nats != nats,
-        "KL to the reference is {value:.3g} nats per response. It is estimated by k1, so a little below 0 is noise; far "
+        "KL to the reference is {number} nats per response. It is estimated by k1, so a little below 0 is noise; far "
         "below means that sampling and scoring disagree; far above, that the policy has left the reference: raise "
         "ppo.beta or lower ppo.lr",
     ),
@@ -48,5 +50,5 @@ class Watch:
         for name, (wrong, text) in RULES.items():
             if name in values and name not in self._said and wrong(values[name]):
                 self._said.add(name)
-                found.append(f"step {step}: " + text.format(value=values[name]))
+                found.append(f"step {step}: " + text.format(value=values[name], number=number(values[name], 3)))
         return found

@@ -47,7 +47,7 @@ def figures(text):
 def test_a_fall_of_gold_under_a_rising_proxy_is_over_optimisation(tmp_path):
     (group,) = groups_of(make_run(tmp_path / "vanilla"))
     said = verdict(group)
-    assert (said.kind, said.peak, said.lost, said.headline) == ("gamed", 2, 1.5, "Over-optimised, −1.50")
+    assert (said.kind, said.peak, said.lost, said.headline) == ("gamed", 2, 1.5, "Over-optimised, -1.50")
     assert said.text == (
         "Gold peaked at 3.00 (step 2) and fell to 1.50 while the proxy rose from 2.00 to 4.00 and the live reward rose from "
         "3.00 to 5.00."
@@ -96,7 +96,7 @@ def test_a_fall_without_reward_is_not_called_over_optimisation(tmp_path):
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     said = verdict(*groups_of(folder))
     assert said.kind == "fell"
-    assert "the proxy fell from −2.00 to −4.00: no reward was won by it" in said.text
+    assert "the proxy fell from -2.00 to -4.00: no reward was won by it" in said.text
     assert "live" not in said.text  # it is the proxy
 
 
@@ -120,7 +120,7 @@ def test_the_first_sentence_names_the_worst_first(tmp_path):
     runs = {"mild": [1, 2, 3, 2.4, 1.8], "bad": [1, 2, 3, 1, -1], "good": [1, 2, 3, 4, 5]}
     verdicts = [verdict(group) for group in groups_of(*(make_run(tmp_path / k, golds=v) for k, v in runs.items()))]
     assert lede(verdicts) == (
-        "The reward model was gamed in bad (−4.00) and mild (−1.20): gold fell while the reward rose; good kept what gold "
+        "The reward model was gamed in bad (-4.00) and mild (-1.20): gold fell while the reward rose; good kept what gold "
         "gained."
     )
 
@@ -129,7 +129,7 @@ def test_the_first_sentence_counts_where_names_would_drown_it(tmp_path):
     folders = [make_run(tmp_path / name, golds=[1, 2, 3, 2.4, end]) for name, end in zip("abcd", (1.8, 1.7, 1.6, 1.5))]
     verdicts = [verdict(group) for group in groups_of(*folders, make_run(tmp_path / "e", with_gold=False))]
     assert lede(verdicts) == (
-        "The reward model was gamed in 4 of 5 settings, most in d (−1.50): gold fell while the reward rose; of e the true "
+        "The reward model was gamed in 4 of 5 settings, most in d (-1.50): gold fell while the reward rose; of e the true "
         "reward is not known, and over-optimisation cannot be seen without it."
     )
 

@@ -111,7 +111,7 @@ def test_every_chart_is_drawn_and_the_verdicts_stand_above(opened: WebDriver) ->
     assert all(len(strokes(opened, chart)) == 2 for chart in LINES)
     assert bars(opened) == 8  # four stages of two labels
     headlines = [element.text for element in opened.find_elements(By.CSS_SELECTOR, ".verdict em")]
-    assert headlines == ["Over-optimised, −1.50", "Gold held"]
+    assert headlines == ["Over-optimised, -1.50", "Gold held"]
     assert opened.find_elements(By.CSS_SELECTOR, "#chart-gold .fills path, #chart-gold .js-fill")
 
 

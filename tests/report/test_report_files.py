@@ -35,7 +35,7 @@ def test_report_writes_picture_and_tables(tmp_path, capsys):
     assert list(table.index) == ["vanilla", "r2m"]
     assert table.loc["vanilla"].to_dict() == {
         "seed": 0, "gold_start": 1.0, "gold_peak": 3.0, "peak_step": 2, "gold_end": 1.5, "gold_drop": 1.5,
-        "proxy_end": 4.0, "reward_end": 5.0, "kl_end": 12.0, "length_end": 8.0, "seconds": 1.0,
+        "proxy_end": 4.0, "reward_end": 5.0, "kl_end": 12.0, "length_end": 8.0, "seconds": 2.5,
     }  # fmt: skip
     assert table.loc["r2m", "gold_peak"] == 3.5
     assert out.with_suffix(".md").read_text().splitlines()[2].startswith("| vanilla | 0 | 1.00 | 3.00 | 2 | 1.50 |")

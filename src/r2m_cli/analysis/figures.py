@@ -12,6 +12,7 @@ from torch import Tensor
 from r2m_cli.maths.statistics import LEVEL, Estimate
 from r2m_cli.report.figure import STYLE  # which also takes a backend that needs no screen
 from r2m_cli.report.groups import COLOURS
+from r2m_cli.text import fixed
 
 SIMILARITY = "similarity, (1 + cosine) / 2"
 
@@ -35,7 +36,7 @@ def layers(found: list[dict[str, Any]], path: Path) -> None:
 
 def pairs(alike: Tensor, distance: Tensor, found: dict[str, Estimate], path: Path) -> None:
     """Figure 2: a dot per pair of sequences, and the coefficients."""
-    said = [f"{name.capitalize()} {e.value:.3f} [{e.low:.3f}, {e.high:.3f}]" for name, e in found.items()]
+    said = [f"{name.capitalize()} {fixed(e.value, 3)} [{fixed(e.low, 3)}, {fixed(e.high, 3)}]" for name, e in found.items()]
     with plt.rc_context(STYLE):
         figure, ax = plt.subplots(figsize=(6, 4.3), layout="constrained")
         ax.plot(alike.numpy(), distance.numpy(), "o", color=COLOURS[0], alpha=0.5, markersize=4, markeredgewidth=0)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from r2m_cli.errors import printable
 from r2m_cli.maths.statistics import LEVEL, Estimate, ends
+from r2m_cli.text import fixed, number
 
 NAME = "analysis.json"
 
@@ -55,8 +56,8 @@ class Results:
         interval = ""
         if isinstance(value, Estimate):
             interval = f"[{digits(value.low)}, {digits(value.high)}]" if value.interval is not None else "none"
-        number = value.value if isinstance(value, Estimate) else value
-        self.lines.append((figure, what, digits(number), interval, paper))
+        middle = value.value if isinstance(value, Estimate) else value
+        self.lines.append((figure, what, digits(middle), interval, paper))
 
     def table(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Write rows of raw points as a CSV file; every row has the same columns."""
@@ -95,15 +96,9 @@ class Results:
 SHOWN = (".json", ".jsonl", ".csv", ".png")
 
 
-def digits(number: float) -> str:
+def digits(value: float) -> str:
     """Three decimals, or two digits of a number that has none there."""
-    return (
-        f"{number:.3f}"
-        if abs(number) >= 0.01 or number == 0
-        else f"{number:.1e}"
-        if abs(number) < 1e-4
-        else f"{number:.2g}"
-    )
+    return fixed(value, 3) if abs(value) >= 0.01 or value == 0 else number(value, 2)
 
 
 def estimate(value: Tensor, found: Tensor) -> Estimate:

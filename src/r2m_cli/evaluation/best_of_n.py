@@ -21,6 +21,7 @@ from r2m_cli.seeds import Stream
 from r2m_cli.stages.annotate import annotate
 from r2m_cli.stages.packing import pack
 from r2m_cli.stages.rollout import rollout
+from r2m_cli.text import fixed
 
 STEP = 1  # of the random draws; those of the fixed responses are step 0
 NAMES = ("proxy", "gold", "heldout", "live", "gold_live", "heldout_live")  # columns of the printed curve
@@ -138,6 +139,8 @@ def show(findings: Findings, config: Config) -> None:
         cells = []
         for name in names:
             interval = findings.intervals[f"best_of/{n}/{name}"]
-            around = f"{'no interval':18}" if interval is None else f"[{interval[0]:7.3f}, {interval[1]:7.3f}]"
-            cells.append(f"{findings.figures[f'best_of/{n}/{name}']:8.3f}  {around}")
+            around = f"{'no interval':18}"
+            if interval is not None:
+                around = f"[{fixed(interval[0], 3):>7}, {fixed(interval[1], 3):>7}]"
+            cells.append(f"{fixed(findings.figures[f'best_of/{n}/{name}'], 3):>8}  {around}")
         print(f"  {n:9}   {divergence(n):4.2f}" + "  ".join(cells))

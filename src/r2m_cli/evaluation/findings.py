@@ -13,6 +13,7 @@ from r2m_cli.data.messages import Message
 from r2m_cli.errors import UserError
 from r2m_cli.jsonl import text_of
 from r2m_cli.maths.statistics import Estimate, bootstrap_mean
+from r2m_cli.text import number
 
 NO_INTERVAL = "one prompt: no interval"
 CHANCE = "not distinguishable from chance"
@@ -84,7 +85,7 @@ class Findings:
         width = max(map(len, lines), default=0)
         for name, value in lines.items():
             around = "  " + self._around(name) if name in self.intervals else ""
-            print(f"  {name:{width}}  {value:<10.4g}{around}")
+            print(f"  {name:{width}}  {number(value):<10}{around}")
         if self.intervals:
             print(f"  [ ]: 95 % intervals, percentile bootstrap over distinct prompts, {self.resamples} resamples")
 
@@ -93,7 +94,7 @@ class Findings:
         if interval is None:
             return NO_INTERVAL
         unsure = f"  {CHANCE}" if name in AGAINST_CHANCE and interval[0] <= 0.5 <= interval[1] else ""
-        return f"[{interval[0]:.4g}, {interval[1]:.4g}]{unsure}"
+        return f"[{number(interval[0])}, {number(interval[1])}]{unsure}"
 
 
 def accuracy_of(margins: Tensor, units: Tensor, resamples: int, seed: int) -> Estimate:

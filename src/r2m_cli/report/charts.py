@@ -178,7 +178,7 @@ def _time(groups: list[Group]) -> Chart:
             "y": [wrapped(group.label)],
             "x": _numbers([bar[stage]]),
             "customdata": _numbers([100 * bar[stage] / sum(bar.values())]),
-            "hovertemplate": "%{x:.3g} s a step, %{customdata:.0f} %",
+            "hovertemplate": "%{x:.3~r} s a step, %{customdata:.0f} %",
             "meta": {"series": place, "part": "bar", "stage": number},
         }
         for place, (group, bar) in enumerate(zip(groups, seconds))

@@ -22,6 +22,7 @@ DASHES: tuple[Dashes, ...] = ("-", "--", ":", "-.")
 WIDTH = 14.0  # inches
 STYLE: dict[Any, Any] = {
     "font.size": 9,
+    "axes.unicode_minus": False,  # the minus of the tables
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",

@@ -9,6 +9,7 @@ from r2m_cli.regular import require_regular
 from r2m_cli.report.groups import Group
 from r2m_cli.report.runs import IGNORED, finite, flatten, plain
 from r2m_cli.report.samples import read_samples
+from r2m_cli.text import fixed
 
 Kind = Literal["gamed", "fell", "held", "flat", "short", "unknown"]
 HEADLINES: dict[Kind, str] = {
@@ -39,7 +40,7 @@ class Verdict:
     @property
     def headline(self) -> str:
         """The verdict in two or three words, and what was lost."""
-        return HEADLINES[self.kind] + (f", −{self.lost:.2f}" if self.lost is not None else "")
+        return HEADLINES[self.kind] + (f", -{fixed(self.lost)}" if self.lost is not None else "")
 
 
 def verdict(group: Group) -> Verdict:
@@ -54,7 +55,7 @@ def verdict(group: Group) -> Verdict:
         return Verdict(group.label, "unknown", _without_gold(group))
     peak, end = int(gold.idxmax()), int(gold.index[-1])
     start, top, last = gold.iloc[0], gold.max(), gold.iloc[-1]
-    course = f"gold went from {_number(start)} to {_number(last)} in {end} steps"
+    course = f"gold went from {fixed(start)} to {fixed(last)} in {end} steps"
     if len(gold) < POINTS:
         text = f"{course}; {len(gold)} measurements cannot tell noise from a fall."
         return Verdict(group.label, "short", _sentence(text, group), peak)
@@ -62,13 +63,13 @@ def verdict(group: Group) -> Verdict:
     if top - last > threshold:
         kind, others = _beside_the_fall(group, peak)
         where = "before training" if peak == 0 else f"step {peak}"
-        text = f"gold peaked at {_number(top)} ({where}) and fell to {_number(last)}{others}."
+        text = f"gold peaked at {fixed(top)} ({where}) and fell to {fixed(last)}{others}."
         return Verdict(group.label, kind, _sentence(text, group, peak), peak, lost=float(top - last))
-    most = "" if peak == end else f" (highest: {_number(top)}, step {peak})"
+    most = "" if peak == end else f" (highest: {fixed(top)}, step {peak})"
     if last - start > threshold:
-        text = f"{course}{most} and did not fall from its peak beyond its noise ({_number(threshold)}): no over-optimisation."
+        text = f"{course}{most} and did not fall from its peak beyond its noise ({fixed(threshold)}): no over-optimisation."
         return Verdict(group.label, "held", _sentence(text, group), peak)
-    text = f"{course}{most}: no gain and no loss beyond its noise ({_number(threshold)})."
+    text = f"{course}{most}: no gain and no loss beyond its noise ({fixed(threshold)})."
     return Verdict(group.label, "flat", _sentence(text, group), peak)
 
 
@@ -99,10 +100,6 @@ def _threshold(curve: pd.Series, times: float, least: float = 0.0) -> float:
     return max(times * max(noise(curve), least), SMALL * float(curve.max() - curve.min()))
 
 
-def _number(value: float) -> str:
-    return f"{value:.2f}".replace("-", "−")
-
-
 def _beside_the_fall(group: Group, peak: int) -> tuple[Kind, str]:
     """What proxy and live reward did since gold's peak."""
     words, rose = [], False
@@ -115,7 +112,7 @@ def _beside_the_fall(group: Group, peak: int) -> tuple[Kind, str]:
         enough = _threshold(curve, CHANGE)
         rose |= now - then > enough
         moved = "rose" if now - then > enough else "fell" if then - now > enough else "went"
-        words.append(f"{word} {moved} from {_number(then)} to {_number(now)}")
+        words.append(f"{word} {moved} from {fixed(then)} to {fixed(now)}")
     said = " and ".join(words)
     if rose:
         return "gamed", f" while {said}"
@@ -145,24 +142,24 @@ def _without_gold(group: Group) -> str:
     text = "the true reward is not known here, and over-optimisation cannot be seen without it."
     if live.empty:
         return _sentence(text, group)
-    text += f" The live reward went from {_number(live.iloc[0])} to {_number(live.iloc[-1])}"
+    text += f" The live reward went from {fixed(live.iloc[0])} to {fixed(live.iloc[-1])}"
     if frozen.empty:
         return _sentence(text + ".", group)
     if _same(live, frozen):
         text += "; the reward model does not learn, so it is the proxy itself"
     else:
         text += (
-            f", the proxy from {_number(frozen.iloc[0])} to {_number(frozen.iloc[-1])}: the gap between them went from "
-            f"{_number(live.iloc[0] - frozen.iloc[0])} to {_number(live.iloc[-1] - frozen.iloc[-1])}"
+            f", the proxy from {fixed(frozen.iloc[0])} to {fixed(frozen.iloc[-1])}: the gap between them went from "
+            f"{fixed(live.iloc[0] - frozen.iloc[0])} to {fixed(live.iloc[-1] - frozen.iloc[-1])}"
         )
-    return _sentence(text + (f", at a KL of {kl.iloc[-1]:.1f} nats." if len(kl) else "."), group)
+    return _sentence(text + (f", at a KL of {fixed(kl.iloc[-1], 1)} nats." if len(kl) else "."), group)
 
 
 def lede(verdicts: list[Verdict]) -> str:
     """The verdicts in one sentence: which labels were over-optimised, the worst first, and which were not."""
     by_kind: dict[Kind, list[str]] = {}
     for one in sorted(verdicts, key=lambda one: -(one.lost or 0.0)):
-        lost = f" (−{_number(one.lost)})" if one.lost is not None and len(verdicts) > 1 else ""
+        lost = f" (-{fixed(one.lost)})" if one.lost is not None and len(verdicts) > 1 else ""
         by_kind.setdefault(one.kind, []).append(one.label + lost)
     phrases: dict[Kind, str] = {
         "gamed": "the reward model was gamed in {}: gold fell while the reward rose",

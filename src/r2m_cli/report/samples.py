@@ -8,6 +8,7 @@ from r2m_cli.errors import UserError
 from r2m_cli.jsonl import row_of
 from r2m_cli.report.groups import Group
 from r2m_cli.report.runs import Run, finite, read_lines
+from r2m_cli.text import fixed
 
 PROMPTS = 3  # shown per run
 OTHERS = 3  # further responses to a prompt, folded away
@@ -166,5 +167,5 @@ def _live(row: Row) -> float:
 
 
 def _response(row: Row) -> Response:
-    scores = [(word, f"{value:.2f}") for name, word in SCORES.items() if (value := finite(row.get(name))) == value]
+    scores = [(word, fixed(value)) for name, word in SCORES.items() if (value := finite(row.get(name))) == value]
     return Response(row["response"].strip(), bool(row.get("finished", True)), scores)

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from r2m_cli.report.runs import Run
+from r2m_cli.text import fixed
 
 HEADINGS = {
     "run": "run",
@@ -21,7 +22,7 @@ HEADINGS = {
     "reward_end": "live end",
     "kl_end": "KL end",
     "length_end": "length",
-    "seconds": "secs",
+    "seconds": "seconds",
 }
 MAIN = ("run", "seed", "gold_peak", "gold_end", "gold_drop", "proxy_end", "kl_end")
 
@@ -30,7 +31,7 @@ def summarise(runs: list[Run]) -> pd.DataFrame:
     """One row per run, columns as in HEADINGS.
 
     `gold_drop` is the peak minus the end; `proxy` the initial, frozen reward model; KL in nats; length in
-    tokens; `seconds` the sum of the steps' wall time. Curves as `Run.curve` gives them; NaN: not measured.
+    tokens; `seconds` those of summary.json, the wall time of the whole run. Curves as `Run.curve` gives them; NaN: not measured.
     """
     return pd.DataFrame([_row(run) for run in runs], columns=list(HEADINGS))
 
@@ -53,7 +54,7 @@ def _row(run: Run) -> dict[str, object]:
     }.items():
         curve = run.curve(name)
         row[f"{column}_end"] = curve.iloc[-1] if len(curve) else float("nan")
-    row["seconds"] = run.metrics["step_time"].sum() if run.has("step_time") else float("nan")
+    row["seconds"] = run.summary.get("seconds", float("nan"))
     return row
 
 
@@ -74,7 +75,7 @@ def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
 def _number(column: object, value: object) -> str:
     if not isinstance(value, int | float) or value != value:
         return "-" if value is None or value != value else str(value)
-    return f"{value:.0f}" if column in ("seconds", "seed", "peak_step") else f"{value:.2f}"
+    return fixed(value, 0 if column in ("seconds", "seed", "peak_step") else 2)
 
 
 def texts(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:

@@ -37,6 +37,7 @@ from r2m_cli.sinks import Sinks
 from r2m_cli.stages.judged import remembered
 from r2m_cli.stages.labelled import Labels, fits
 from r2m_cli.stages.warm_up import warm_up
+from r2m_cli.text import number
 
 
 def run(config: Config, run_dir: Path) -> None:
@@ -140,7 +141,7 @@ def before_training(
         except FloatingPointError as error:
             rate = "feedback.lr" if config.feedback.warmup_lr is None else "feedback.warmup_lr"
             raise UserError(f"feedback.warmup_pairs: {error}; lower {rate}, or check the reward model") from error
-        notes.append("warm-up of adapter and head: " + ", ".join(f"{k} {v:.3g}" for k, v in figures.items()))
+        notes.append("warm-up of adapter and head: " + ", ".join(f"{k} {number(v, 3)}" for k, v in figures.items()))
     if labels.heldout:
         omega = weight_at(config.train.steps, config)
         warm = config.feedback.warmup_pairs > 0

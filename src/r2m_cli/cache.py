@@ -67,11 +67,15 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
     """Let `fill` write a folder that then appears at `target` whole, in place of what was there, or not at all."""
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
+    made = [folder for folder in partial.parents if not folder.exists()]  # the innermost first
     partial.mkdir(parents=True)
     try:
         fill(partial)
     except (UserError, KeyboardInterrupt, SystemExit):
         shutil.rmtree(partial, ignore_errors=True)
+        for folder in made:
+            if not any(folder.iterdir()):
+                folder.rmdir()
         raise  # what a crash left, its logs among it, stays to be read until the next try
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)

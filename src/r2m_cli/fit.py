@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Callable, Sequence
-from time import monotonic
 
 import torch
 from torch import Tensor
@@ -11,8 +10,12 @@ from r2m_cli.distributed import comm
 from r2m_cli.distributed.engine import Engine
 from r2m_cli.errors import UserError
 from r2m_cli.maths.schedule import learning_rate
+from r2m_cli.progress import Count, say
 from r2m_cli.schema import FitConfig
 from r2m_cli.seeds import Stream, draw_seed
+from r2m_cli.stop import Stopped
+from r2m_cli.text import number
+from r2m_cli.unfinished import Part
 
 
 def fit(
@@ -24,6 +27,7 @@ def fit(
     seed: int,
     what: str,
     micro_rows: int,
+    kept: Part,
 ) -> float:
     """Minimise the mean loss over the rows with AdamW; gives the mean loss of the last epoch.
 
@@ -32,9 +36,11 @@ def fit(
         stream, seed: of the order of the rows.
         what: named in the progress lines.
         micro_rows: rows per forward and backward; gradients are accumulated over the rest of a batch.
+        kept: what an earlier try left of these updates, from where this one goes on; it is saved there now and then.
 
     Raises:
         UserError: a loss that is not finite, or a batch that cannot be split over the ranks.
+        Stopped: the person asked for it; the updates so far are kept.
     """  # fmt: skip
     ranks = comm.world_size()
     size = min(config.batch_size, len(rows)) // ranks
@@ -43,14 +49,17 @@ def fit(
             f"{what}: batches of {min(config.batch_size, len(rows))} rows cannot be split over {ranks} ranks"
         )
     updates = len(rows) // (size * ranks)
-    total, step = updates * config.epochs, 0
-    begun = shown = monotonic()
-    mean = 0.0
-    for epoch in range(config.epochs):
+    total = updates * config.epochs
+    step, before = kept.load_updates(engine)
+    losses = [] if before is None else [before]
+    if step:
+        say(f"{what}: going on after update {step} of {total}")
+    count = Count(f"{what}, update", comm.is_main(), step)
+    for epoch in range(step // updates, config.epochs):
         order = list(range(len(rows)))
         random.Random(draw_seed(stream, seed, epoch)).shuffle(order)
-        losses: list[Tensor] = []
-        for update in range(updates):
+        losses = losses if step % updates else []
+        for update in range(step % updates, updates):
             first = (update * ranks + comm.rank()) * size
             mine = order[first : first + size]
             for start in range(0, size, micro_rows):
@@ -64,11 +73,12 @@ def fit(
             except FloatingPointError as error:
                 raise UserError(f"{what}: {error} at update {step + 1}; lower its fit.lr") from error
             step += 1
-            if comm.is_main() and monotonic() - shown > 10:
-                shown = monotonic()
-                left = (monotonic() - begun) / step * (total - step)
-                loss_now = losses[-1].mean().item()
-                print(f"r2m: {what}: update {step} of {total}, loss {loss_now:.3f}, {left:.0f} s left", flush=True)
-        every = comm.gather(torch.cat(losses).mean().item())  # the ranks have equally many rows
-        mean = sum(every) / len(every)
-    return mean
+            count(step, total, f", loss {number(losses[-1].mean().item(), 3)}")
+            stopping = kept.stopping()
+            if stopping or kept.due():
+                kept.save_updates(engine, step, torch.cat(losses))
+            if stopping:
+                say(f"{what}: stopped after update {step} of {total}")
+                raise Stopped(step)
+    every = comm.gather(torch.cat(losses).mean().item())  # the ranks have equally many rows
+    return sum(every) / len(every)

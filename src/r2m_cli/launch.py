@@ -21,6 +21,12 @@ from r2m_cli.progress import restore_terminal
 from r2m_cli.schema import Config
 from r2m_cli.worker import OUTCOME, die_with_parent, run_task
 
+# What a task does when it is asked to stop once; other tasks just end.
+STOPPING = {
+    "train": "stopping after this step, with a checkpoint",
+    "sft": "stopping after this update, which is kept",
+    "reward": "stopping after this update, which is kept",
+}
 GRACE = 10.0  # seconds between asking the ranks to end and killing them
 
 
@@ -157,13 +163,16 @@ def execute(config: Config, run_dir: Path) -> None:
     else:
         stopped_after, signals = _start_ranks(config, run_dir)
     if stopped_after is not None:
-        on = f"r2m train resume={shlex.quote(str(run_dir))}"
-        print(f"r2m: stopped after step {stopped_after}; go on with: {on}", file=sys.stderr)
+        if config.task == "train":
+            on = f"r2m train resume={shlex.quote(str(run_dir))}"
+            print(f"r2m: stopped after step {stopped_after}; go on with: {on}", file=sys.stderr)
+        else:
+            print("r2m: stopped, and kept what is fitted; the same command goes on from there", file=sys.stderr)
         raise SystemExit(128 + signals.received if signals.received is not None else 0)
 
 
 def _run_here(config: Config, run_dir: Path) -> tuple[int | None, stop.Signals]:
-    with stop.on_signal(run_dir, config.task == "train") as signals:
+    with stop.on_signal(run_dir, STOPPING.get(config.task)) as signals:
         try:
             run_task(config, run_dir)
         except stop.Stopped as stopped:
@@ -195,7 +204,7 @@ def _start_ranks(config: Config, run_dir: Path) -> tuple[int | None, stop.Signal
             restore_terminal()
 
         try:
-            with stop.on_signal(run_dir, config.task == "train", kill) as signals:
+            with stop.on_signal(run_dir, STOPPING.get(config.task), kill) as signals:
                 code = ranks.wait()
         finally:
             _kill_group(ranks)

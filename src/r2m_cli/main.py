@@ -142,9 +142,10 @@ def _job(composed: "DictConfig", word: str, runs: list[str]) -> Any:
         code = _explain(error, word)
         if sweep.in_a_sweep(hydra_config):
             raise sweep.failed(run_dir, code, str(error) or type(error).__name__) from None
-        if new:
-            _forget(run_dir)
         raise SystemExit(code) from None
+    finally:
+        if new and not sweep.in_a_sweep(hydra_config):
+            _forget(run_dir)
 
 
 def _quoted(override: str) -> str:
@@ -185,10 +186,11 @@ def _check_options(arguments: list[str], word: str) -> None:
 
 
 def _forget(run_dir: Path) -> None:
-    """Remove the new folder of a job which left nothing in it but its configuration: a typo must not litter outputs/."""
+    """Remove the new folder of a job which left nothing in it but its configuration: neither a typo nor a fit, whose result
+    stands elsewhere, may litter outputs/."""
     from r2m_cli.folders import remove_empty
 
-    if {path.name for path in run_dir.iterdir()} <= {"config.yaml"}:
+    if run_dir.is_dir() and {path.name for path in run_dir.iterdir()} <= {"config.yaml"}:
         (run_dir / "config.yaml").unlink(missing_ok=True)
         remove_empty(run_dir)
 

@@ -80,7 +80,9 @@ class Panel:
             if course:
                 low, high = min(course), max(course)
                 line = sparkline(course, max(width - FREE - 40, 8), self.console.options.ascii_only)
-                grid.add_row(SHOWN[key], f"[bold]{fixed(course[-1])}", f"[cyan]{line}", f"{fixed(low)} to {fixed(high)}")
+                grid.add_row(
+                    SHOWN[key], f"[bold]{fixed(course[-1])}", f"[cyan]{line}", f"{fixed(low)} to {fixed(high)}"
+                )
         title = f"[yellow]{STOPPING}" if self.stopping() else None
         body = Group(self._stages(), self._bar(), grid)
         return Frame(

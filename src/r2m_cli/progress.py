@@ -3,10 +3,11 @@
 import sys
 import time
 from collections.abc import Callable, Mapping
-from datetime import timedelta
 from typing import Protocol
 
 from rich.console import Console
+
+from r2m_cli.text import clock, fixed
 
 # metric -> the short word that stands for it, in this order
 SHOWN = {"reward": "reward", "reward_frozen": "frozen", "gold": "gold", "kl": "KL"}
@@ -60,6 +61,14 @@ def restore_terminal() -> None:
         console.show_cursor(True)
 
 
+def say(text: str) -> None:
+    """A line of a task on stdout; nothing on the ranks other than the main one. A rank's standard error is its log."""
+    from r2m_cli.distributed import comm  # it brings torch, which a report does without
+
+    if comm.is_main():
+        print(f"r2m: {text}", flush=True)
+
+
 class Eta:
     """Time left, from the mean time of the steps that this process has made."""
 
@@ -70,20 +79,24 @@ class Eta:
         if step <= self.before:
             return "-:--:--"
         seconds = (time.monotonic() - self.began) / (step - self.before) * (self.total - step)
-        return str(timedelta(seconds=round(seconds)))
+        return clock(seconds)
 
 
 class Count:
-    """Slow work before the first step, such as reading labelled pairs: "r2m: WHAT: 64 of 512" now and then."""
+    """Slow work whose parts are counted, such as reading labelled pairs: "r2m: WHAT: 64 of 512, ETA 0:00:40" now and then."""
 
-    def __init__(self, what: str, shown: bool = True) -> None:
-        """`shown`: False on the ranks that say nothing."""
-        self.what, self.shown, self.printed = what, shown, time.monotonic()
+    def __init__(self, what: str, shown: bool = True, before: int = 0) -> None:
+        """`shown`: False on the ranks that say nothing. `before`: parts that are done already."""
+        self.what, self.shown, self.before = what, shown, before
+        self.begun = self.printed = time.monotonic()
 
-    def __call__(self, done: int, total: int) -> None:
-        if self.shown and time.monotonic() - self.printed >= COUNT_SECONDS:
-            self.printed = time.monotonic()
-            print(f"r2m: {self.what}: {done} of {total}", flush=True)
+    def __call__(self, done: int, total: int, more: str = "") -> None:
+        """`done` of `total` parts are done; `more` is written behind them."""
+        now = time.monotonic()
+        if self.shown and done > self.before and now - self.printed >= COUNT_SECONDS:
+            self.printed = now
+            eta = clock((now - self.begun) / (done - self.before) * (total - done))
+            say(f"{self.what}: {done} of {total}{more}, ETA {eta}")
 
 
 class _Quiet:
@@ -106,7 +119,7 @@ class _Lines:
     def stage(self, name: str) -> None: ...
 
     def update(self, step: int, values: Mapping[str, float]) -> None:
-        numbers = "".join(f"  {word} {values[key]:6.2f}" for key, word in SHOWN.items() if key in values)
+        numbers = "".join(f"  {word} {fixed(values[key]):>6}" for key, word in SHOWN.items() if key in values)
         self.pending = f"step {step:>{len(str(self.total))}}/{self.total}{numbers}  ETA {self.eta(step)}"
         if step >= self.total or time.monotonic() - self.printed >= PLAIN_SECONDS:
             self.close()

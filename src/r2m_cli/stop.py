@@ -38,12 +38,12 @@ class Signals:
 
 
 @contextmanager
-def on_signal(run_dir: Path, gracefully: bool, at_once: Callable[[], None] | None = None) -> Iterator[Signals]:
+def on_signal(run_dir: Path, gracefully: str | None, at_once: Callable[[], None] | None = None) -> Iterator[Signals]:
     """Handle SIGINT and SIGTERM while a task runs.
 
     Args:
-        gracefully: the first signal becomes the stop mark that the training loop looks for, and only a second one ends the
-            task now; else the first one does.
+        gracefully: what the first signal makes of the task, which looks for the stop mark that it leaves; only a second one
+            ends it now. None: the first one does.
         at_once: called before the task is ended now, which raises SystemExit(128 + signal).
     """
     mark = run_dir / MARK
@@ -51,13 +51,13 @@ def on_signal(run_dir: Path, gracefully: bool, at_once: Callable[[], None] | Non
     state = Signals()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if state.received is not None or not gracefully:
+        if state.received is not None or gracefully is None:
             if at_once is not None:
                 at_once()
             raise SystemExit(128 + number)
         state.received = number
         mark.touch()
-        _say("r2m: stopping after this step, with a checkpoint; once more to stop now")
+        _say(f"r2m: {gracefully}; once more to stop now")
 
     kept = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

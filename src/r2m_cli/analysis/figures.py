@@ -36,7 +36,9 @@ def layers(found: list[dict[str, Any]], path: Path) -> None:
 
 def pairs(alike: Tensor, distance: Tensor, found: dict[str, Estimate], path: Path) -> None:
     """Figure 2: a dot per pair of sequences, and the coefficients."""
-    said = [f"{name.capitalize()} {fixed(e.value, 3)} [{fixed(e.low, 3)}, {fixed(e.high, 3)}]" for name, e in found.items()]
+    said = [
+        f"{name.capitalize()} {fixed(e.value, 3)} [{fixed(e.low, 3)}, {fixed(e.high, 3)}]" for name, e in found.items()
+    ]
     with plt.rc_context(STYLE):
         figure, ax = plt.subplots(figsize=(6, 4.3), layout="constrained")
         ax.plot(alike.numpy(), distance.numpy(), "o", color=COLOURS[0], alpha=0.5, markersize=4, markeredgewidth=0)

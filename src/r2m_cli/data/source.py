@@ -44,6 +44,11 @@ def user_prompt(text: str) -> Prompt:
     return ({"role": "user", "content": text},)
 
 
+def described(config: DataConfig) -> str:
+    """The data's name in a line of progress."""
+    return f"data.path={config.path}" if config.kind == "file" else f"the {config.kind} world"
+
+
 def load_source(config: DataConfig, eval_prompts: int, evaluating: bool = False) -> Source:
     """Everything that the configuration's data part names.
 

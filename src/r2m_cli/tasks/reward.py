@@ -15,7 +15,7 @@ from r2m_cli.build import local_device
 from r2m_cli.data.labels import labelled_pairs, save_pairs
 from r2m_cli.data.preferences import Pair
 from r2m_cli.data.reading import Reader, told_apart
-from r2m_cli.data.source import load_source, renderable, say_notes
+from r2m_cli.data.source import described, load_source, renderable, say_notes
 from r2m_cli.data.template import ChatFormat
 from r2m_cli.distributed import comm
 from r2m_cli.distributed.engine import DTYPES, make_engine
@@ -32,11 +32,14 @@ from r2m_cli.models.lora import merged, with_lora
 from r2m_cli.models.reward_check import check_reward
 from r2m_cli.models.reward_model import RewardBackbone, find_head, frozen_head
 from r2m_cli.models.tokenizers import check_known
-from r2m_cli.progress import Count
+from r2m_cli.progress import say
 from r2m_cli.schema import Config
 from r2m_cli.seeds import Stream, draw_seed
+from r2m_cli.stages.embed import embedded
 from r2m_cli.stages.packing import rows_per_forward
 from r2m_cli.tasks.sft import fit_lm
+from r2m_cli.text import number
+from r2m_cli.unfinished import Unfinished, unfinished
 
 
 class Scorer(nn.Module):
@@ -63,6 +66,12 @@ def run(config: Config, run_dir: Path) -> None:
     Raises:
         UserError: no labelled pairs, or nothing to start from.
     """
+    with unfinished(config, run_dir) as kept:
+        _fit(config, run_dir, kept)
+
+
+def _fit(config: Config, run_dir: Path, kept: Unfinished) -> None:
+    say(f"reading {described(config.data)}")
     source, c = load_source(config.data, 1), config.reward
     device = local_device(config)
     if c.base is not None:
@@ -78,6 +87,7 @@ def run(config: Config, run_dir: Path) -> None:
     tokenizer = chat.tokenizer
     seed = varied(config.data.seed, c.fit.seed)
     if c.base is not None:
+        say(f"loading reward.base={c.base}")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             dtype = DTYPES[config.engine.dtype]
@@ -87,7 +97,7 @@ def run(config: Config, run_dir: Path) -> None:
         if c.pretrain_epochs:
             lm: Any = fresh_llama(c, tokenizer, chat.pad_id, seed, scorer=False)
             epochs = replace(config.policy.fit, epochs=c.pretrain_epochs)
-            engine, _ = fit_lm(lm, chat, source.demonstrations, config, epochs)
+            engine, _ = fit_lm(lm, chat, source.demonstrations, config, epochs, kept)
             with engine.whole():
                 classifier.base_model.load_state_dict(lm.base_model.state_dict())
     reader = Reader(chat, *readable(classifier, tokenizer, c.max_tokens))
@@ -102,7 +112,7 @@ def run(config: Config, run_dir: Path) -> None:
         [(reader.ids(p.prompt, p.chosen), reader.ids(p.prompt, p.rejected)) for p in part] for part in (pairs, heldout)
     )
     fitting = _fit_head if c.fit.parameters == "head" else _fit_backbone
-    before, after, loss = fitting(config, classifier, rows, tests, chat, device, run_dir)
+    before, after, loss = fitting(config, classifier, rows, tests, chat, device, run_dir, kept)
     units = units_of(pair.prompt for pair in heldout)
     accuracies = [
         accuracy_of(rewards[0] - rewards[1], units, config.eval.bootstrap, config.data.seed)
@@ -116,11 +126,11 @@ def run(config: Config, run_dir: Path) -> None:
         (run_dir / "fit.json").write_text(json.dumps(figures, indent=2))
         if source.world is not None:
             save_pairs(run_dir, pairs, heldout)
-        print(
-            f"r2m: reward model on {len(rows)} pairs: {accuracies[0].value:.1%} -> {percent(accuracies[1])} of {len(tests)} "
-            f"held-out pairs right{unsure(accuracies[1])}, loss {loss:.3f}",
-            flush=True,
-        )
+    percents = f"{accuracies[0].value:.1%} -> {percent(accuracies[1])}"
+    say(
+        f"reward model on {len(rows)} pairs: {percents} of {len(tests)} held-out pairs right{unsure(accuracies[1])}, loss "
+        f"{number(loss)}"
+    )
     comm.barrier()
 
 
@@ -154,7 +164,14 @@ Fitted = tuple[Tensor, Tensor, float]
 
 
 def _fit_backbone(
-    config: Config, classifier: Any, rows: Rows, tests: Rows, chat: ChatFormat, device: torch.device, target: Path
+    config: Config,
+    classifier: Any,
+    rows: Rows,
+    tests: Rows,
+    chat: ChatFormat,
+    device: torch.device,
+    target: Path,
+    kept: Unfinished,
 ) -> Fitted:
     """Full or LoRA training. Writes the fitted classifier into `target`."""
     c, seed = config.reward.fit, config.data.seed
@@ -182,7 +199,8 @@ def _fit_backbone(
 
     before = tested()
     sampled = [rows[i] for i in drawn(len(rows), config)]
-    loss = fit(engine, sampled, loss_of, c, Stream.REWARD_ORDER, varied(seed, c.seed), "reward model", micro_rows)
+    order, part = varied(seed, c.seed), kept.part("updates", sampled)
+    loss = fit(engine, sampled, loss_of, c, Stream.REWARD_ORDER, order, "reward model", micro_rows, part)
     after = tested()
     with engine.whole():
         if comm.is_main():
@@ -191,7 +209,14 @@ def _fit_backbone(
 
 
 def _fit_head(
-    config: Config, classifier: Any, rows: Rows, tests: Rows, chat: ChatFormat, device: torch.device, target: Path
+    config: Config,
+    classifier: Any,
+    rows: Rows,
+    tests: Rows,
+    chat: ChatFormat,
+    device: torch.device,
+    target: Path,
+    kept: Unfinished,
 ) -> Fitted:
     """Only the scoring head: the frozen backbone runs once per sequence, then the head is fitted on what it gave."""
     c, head = config.reward.fit, find_head(classifier)
@@ -200,22 +225,10 @@ def _fit_head(
     backbone = backbone.to(device)
     step = rows_per_forward(config.rollout.tokens_per_batch, [sum(map(len, pair)) for pair in rows])
 
-    @torch.no_grad()
-    def embedded(part: Rows, what: str) -> Tensor:
-        """RTE of the chosen and of the rejected; every rank embeds its share. -> [len(part), 2, D_rm]."""
-        order = sorted(range(len(part)), key=lambda i: max(map(len, part[i])))[comm.rank() :: comm.world_size()]
-        found: dict[int, Tensor] = {}
-        count = Count(f"embedding the {what} pairs", comm.is_main())
-        for start in range(0, len(order), step):
-            count(start, len(order))
-            chunk = order[start : start + step]
-            tokens, lengths = pad([part[i][side] for i in chunk for side in (0, 1)], chat.pad_id)
-            rte = backbone(tokens.to(device), lengths.to(device), group_size=2).float().cpu()
-            found |= dict(zip(chunk, rte.view(len(chunk), 2, -1)))
-        every = {i: row for rank in comm.gather(found) for i, row in rank.items()}
-        return torch.stack([every[i] for i in range(len(part))])
-
-    train, test = embedded(rows, "training"), embedded(tests, "held-out")
+    train, test = (
+        embedded(backbone, part, chat.pad_id, step, kept.part(f"{name}_embedded", part), f"embedding the {name} pairs")
+        for name, part in (("training", rows), ("held-out", tests))
+    )
     linear = frozen_head(head).cpu()
     before = linear(test).squeeze(2).T
     linear.weight.requires_grad_(True)
@@ -229,9 +242,8 @@ def _fit_head(
         return bradley_terry(rewards[:, 0], rewards[:, 1], c.margin, c.centring)
 
     sampled = list(train[drawn(len(rows), config)])
-    loss = fit(
-        engine, sampled, loss_of, c, Stream.REWARD_ORDER, varied(config.data.seed, c.seed), "scoring head", c.batch_size
-    )
+    order, updates = varied(config.data.seed, c.seed), kept.part("updates", rows)
+    loss = fit(engine, sampled, loss_of, c, Stream.REWARD_ORDER, order, "scoring head", c.batch_size, updates)
     with engine.whole() as module, torch.no_grad():
         for name, value in module.named_parameters():
             getattr(head, name).copy_(value)

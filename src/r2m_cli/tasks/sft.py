@@ -10,7 +10,7 @@ from torch import Tensor
 
 from r2m_cli.batch import Prompt
 from r2m_cli.build import local_device
-from r2m_cli.data.source import load_source, renderable, say_notes
+from r2m_cli.data.source import described, load_source, renderable, say_notes
 from r2m_cli.data.template import ChatFormat
 from r2m_cli.distributed import comm
 from r2m_cli.distributed.engine import DTYPES, Engine, make_engine
@@ -23,9 +23,12 @@ from r2m_cli.models.lora import merged, with_lora
 from r2m_cli.models.policy import Policy
 from r2m_cli.models.sequences import Sequences
 from r2m_cli.models.tokenizers import check_known
+from r2m_cli.progress import say
 from r2m_cli.schema import Config, FitConfig
 from r2m_cli.seeds import Stream
 from r2m_cli.stages.packing import rows_per_forward
+from r2m_cli.text import number
+from r2m_cli.unfinished import Unfinished, unfinished
 
 
 def run(config: Config, run_dir: Path) -> None:
@@ -34,6 +37,12 @@ def run(config: Config, run_dir: Path) -> None:
     Raises:
         UserError: no demonstrations, or none that fits the lengths.
     """
+    with unfinished(config, run_dir) as kept:
+        _fit(config, run_dir, kept)
+
+
+def _fit(config: Config, run_dir: Path, kept: Unfinished) -> None:
+    say(f"reading {described(config.data)}")
     source, c = load_source(config.data, 1), config.policy
     if c.base is not None:
         chat = policy_format(c, c.base, "policy.base")
@@ -45,6 +54,7 @@ def run(config: Config, run_dir: Path) -> None:
     say_notes([*source.notes, *check_known(source, chat)])
 
     if c.base is not None:
+        say(f"loading policy.base={c.base}")
         lm = load_causal_lm(c.base, "policy.base", DTYPES[config.engine.dtype])
     else:
         lm = fresh_llama(c, chat.tokenizer, chat.pad_id, config.data.seed, scorer=False)
@@ -52,22 +62,24 @@ def run(config: Config, run_dir: Path) -> None:
     if note is not None and comm.is_main():
         print(f"r2m: {note}", flush=True)
     fitted = with_lora(lm, c.fit.lora_rank, "CAUSAL_LM") if c.fit.parameters == "lora" else lm
-    engine, figures = fit_lm(lm, chat, source.demonstrations, config, c.fit)
+    engine, figures = fit_lm(lm, chat, source.demonstrations, config, c.fit, kept)
     with engine.whole():
         if comm.is_main():
             merged(fitted).save_pretrained(run_dir)
     if comm.is_main():
         chat.save(run_dir)
         (run_dir / "fit.json").write_text(json.dumps(figures, indent=2))
-        print(
-            f"r2m: SFT on {figures['demonstrations']} demonstrations: loss {figures['loss']:.3f} nats per token",
-            flush=True,
-        )
+    say(f"SFT on {figures['demonstrations']} demonstrations: loss {number(figures['loss'])} nats per token")
     comm.barrier()
 
 
 def fit_lm(
-    lm: Any, chat: ChatFormat, demonstrations: list[tuple[Prompt, str]], config: Config, fit_config: FitConfig
+    lm: Any,
+    chat: ChatFormat,
+    demonstrations: list[tuple[Prompt, str]],
+    config: Config,
+    fit_config: FitConfig,
+    kept: Unfinished,
 ) -> tuple[Engine, dict[str, float]]:
     """Fit a language model on the replies of demonstrations; gives the engine that holds it and the fit's figures.
 
@@ -89,7 +101,8 @@ def fit_lm(
         return -output.logp.sum(dim=1) / responses
 
     micro_rows = rows_per_forward(config.rollout.tokens_per_batch, [len(p) + len(r) for p, r in rows])
-    loss = fit(engine, rows, loss_of, fit_config, Stream.SFT_ORDER, config.data.seed, "SFT", micro_rows)  # type: ignore[arg-type]
+    stream, seed, part = Stream.SFT_ORDER, config.data.seed, kept.part("sft", rows)
+    loss = fit(engine, rows, loss_of, fit_config, stream, seed, "SFT", micro_rows, part)  # type: ignore[arg-type]
     return engine, {"loss": loss, "demonstrations": len(rows)}
 
 

@@ -21,6 +21,7 @@ from r2m_cli.models.policy import Policy
 from r2m_cli.models.reward_check import check_reward
 from r2m_cli.models.reward_model import FeedbackHead, HeadOnly, RewardBackbone, find_head, frozen_head
 from r2m_cli.models.states import width
+from r2m_cli.progress import say
 from r2m_cli.schema import Config, PolicyConfig, RewardConfig
 from r2m_cli.seeds import Stream, draw_seed
 
@@ -100,6 +101,7 @@ def build_actors(config: Config, source: Source, policy_path: str | None = None)
     """
     assert config.policy.path is not None, "prepare() fills it"
     device, dtype, engine = local_device(config), DTYPES[config.engine.dtype], config.engine
+    say(f"loading policy {policy_path or config.policy.path}")
     lm = load_causal_lm(policy_path or config.policy.path, "policy.path", dtype)
     chat = policy_format(config.policy, config.policy.path, "policy.path", end_ids(lm))
     check_context(config, f"policy.path={config.policy.path}", context_length(lm.config), why_no_longer(lm.config))
@@ -156,6 +158,7 @@ def build_reward(config: Config, feedback_size: int, device: torch.device, key: 
         key: the configuration key that named the model, for error messages.
     """
     assert config.reward.path is not None
+    say(f"loading reward model {config.reward.path}")
     chat = reward_format(config.reward, config.reward.path, key)
     dtype = DTYPES[config.engine.dtype]
     classifier = load_reward_model(config.reward.path, key, dtype, chat.pad_id)

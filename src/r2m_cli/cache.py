@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from r2m_cli.errors import UserError
+from r2m_cli.progress import tell
 from r2m_cli.regular import require_regular
 
 FORMAT = 1  # raise it when what is built from the same configuration changes
@@ -52,11 +52,11 @@ def build_once(name: str, build: Callable[[Path], None], notice: str) -> Path:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        print(f"r2m: waiting for another process that is making {name}", file=sys.stderr, flush=True)
+        tell(f"waiting for another process that is making {name}")
         lock.acquire()
     try:
         if not target.is_dir():  # else the other process has made it
-            print(f"r2m: {notice}", file=sys.stderr, flush=True)
+            tell(notice)
             write_folder(target, build)
     finally:
         lock.release()

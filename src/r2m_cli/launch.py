@@ -2,7 +2,6 @@
 
 import json
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -15,10 +14,12 @@ from omegaconf import OmegaConf
 from r2m_cli import stop
 from r2m_cli.cache import build_once, read_json, write_folder
 from r2m_cli.combinations import reads_curves_only
+from r2m_cli.ending import ending, stopped
 from r2m_cli.errors import UserError
 from r2m_cli.preflight import preflight
-from r2m_cli.progress import restore_terminal
+from r2m_cli.progress import restore_terminal, tell
 from r2m_cli.schema import Config
+from r2m_cli.text import number, place
 from r2m_cli.worker import OUTCOME, die_with_parent, run_task
 
 # What a task does when it is asked to stop once; other tasks just end.
@@ -27,6 +28,7 @@ STOPPING = {
     "sft": "stopping after this update, which is kept",
     "reward": "stopping after this update, which is kept",
 }
+TOLD = ("accuracy", "loss", "pairs", "demonstrations")  # figures of a fit that a line has room for
 GRACE = 10.0  # seconds between asking the ranks to end and killing them
 
 
@@ -34,17 +36,23 @@ class RankFailed(Exception):
     """A rank crashed or was killed; the message holds its last words."""
 
 
-def launch(config: Config, run_dir: Path) -> float | None:
+def launch(config: Config, run_dir: Path, overrides: list[str] | None = None) -> float | None:
     """Run the task with everything it needs; gives the objective of a training run.
+
+    Args:
+        overrides: what was typed on the command line, for the last lines; None in a sweep, which has its own.
 
     Raises:
         UserError: bad input, found here or by a rank.
         RankFailed: a rank crashed or was killed.
         SystemExit: 128 + signal after Ctrl-C or SIGTERM.
     """
+    fits = config.task in ("sft", "reward")
+    where = config.output if fits else place(run_dir)
+    tell(f"{config.task}{f' in {where}' if where else ''}: checking models and data")
     preflight(config)
-    if config.task in ("sft", "reward"):
-        fit_once(config)
+    if fits:
+        _end(config, fit_once(config), overrides)
         return None
     if config.task == "train" and config.resume is None and (run_dir / "metrics.jsonl").exists():
         raise UserError(
@@ -56,7 +64,13 @@ def launch(config: Config, run_dir: Path) -> float | None:
     if not reads_curves_only(config):
         config = prepare(config)
     execute(config, run_dir)
+    _end(config, run_dir, overrides)
     return objective(run_dir) if config.task == "train" else None
+
+
+def _end(config: Config, folder: Path, overrides: list[str] | None) -> None:
+    for line in ending(config, folder, overrides) if overrides is not None else []:
+        tell(line)
 
 
 def objective(run_dir: Path) -> float | None:
@@ -84,7 +98,7 @@ def prepare(config: Config) -> Config:
 
         notes.append(uncalibrated(names))
     for note in filter(None, notes):
-        print(f"r2m: {note}", file=sys.stderr, flush=True)
+        tell(note)
     return replace(config, reward=replace(c, path=names[0], paths=names[1:]))
 
 
@@ -132,7 +146,7 @@ def fit_once(config: Config) -> Path:
         notice = f"no {what} for this configuration yet: fitting one (once; kept in {cached})"
         target = build_once(cached.name, lambda folder: execute(config, folder), notice)
         if known and (target / "fit.json").is_file():
-            print(f"r2m: {what} from the cache: {target} {_figures(target)}", file=sys.stderr, flush=True)
+            tell(f"{what} from the cache: {target} {_figures(target)}")
     return target
 
 
@@ -148,7 +162,7 @@ def _new_folder(output: str) -> Path:
 
 def _figures(folder: Path) -> str:
     figures = json.loads((folder / "fit.json").read_text())
-    return "(" + ", ".join(f"{k} {v:.3g}" for k, v in figures.items() if v is not None) + ")"
+    return "(" + ", ".join(f"{name} {number(figures[name], 3)}" for name in TOLD if figures.get(name) is not None) + ")"
 
 
 def execute(config: Config, run_dir: Path) -> None:
@@ -158,16 +172,14 @@ def execute(config: Config, run_dir: Path) -> None:
     partial.write_text(OmegaConf.to_yaml(OmegaConf.create(asdict(config))), encoding="utf-8")
     partial.replace(run_dir / "config.yaml")
     (run_dir / OUTCOME).unlink(missing_ok=True)
-    if config.engine.kind == "single":
-        stopped_after, signals = _run_here(config, run_dir)
-    else:
-        stopped_after, signals = _start_ranks(config, run_dir)
+    try:
+        start = _run_here if config.engine.kind == "single" else _start_ranks
+        stopped_after, signals = start(config, run_dir)
+    except SystemExit:
+        tell(stopped(config, run_dir))
+        raise
     if stopped_after is not None:
-        if config.task == "train":
-            on = f"r2m train resume={shlex.quote(str(run_dir))}"
-            print(f"r2m: stopped after step {stopped_after}; go on with: {on}", file=sys.stderr)
-        else:
-            print("r2m: stopped, and kept what is fitted; the same command goes on from there", file=sys.stderr)
+        tell(stopped(config, run_dir))
         raise SystemExit(128 + signals.received if signals.received is not None else 0)
 
 
@@ -228,9 +240,9 @@ def _start_ranks(config: Config, run_dir: Path) -> tuple[int | None, stop.Signal
 
 
 def _kill_group(process: "subprocess.Popen[bytes]") -> None:
-    for number in (signal.SIGTERM, signal.SIGKILL):
+    for which in (signal.SIGTERM, signal.SIGKILL):
         try:
-            os.killpg(process.pid, number)
+            os.killpg(process.pid, which)
         except ProcessLookupError:
             return
         try:

@@ -60,6 +60,7 @@ def main() -> None:
             raise _unknown_word(word)
         _run_hydra(word, rest)
     except KeyboardInterrupt:
+        print("\nr2m: stopped", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # `r2m --help | head`: nobody reads on, and that is no failure
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -133,7 +134,8 @@ def _job(composed: "DictConfig", word: str, runs: list[str]) -> Any:
             if done:
                 print(f"r2m: done already: {run_dir}", file=sys.stderr, flush=True)
                 return objective(run_dir)
-        return launch(config, run_dir if config.resume is None else Path(config.resume).expanduser())
+        typed_here = None if sweep.in_a_sweep(hydra_config) else list(hydra_config.overrides.task)
+        return launch(config, run_dir if config.resume is None else Path(config.resume).expanduser(), typed_here)
     except SystemExit as end:
         if end.code == 0 and sweep.in_a_sweep(hydra_config):  # train.stop_at ends a run, not its sweep
             raise sweep.failed(run_dir, 0, "stopped at train.stop_at") from None

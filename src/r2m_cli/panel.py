@@ -7,6 +7,7 @@ from itertools import pairwise
 
 from rich.box import ROUNDED
 from rich.console import Console, Group, RenderableType
+from rich.constrain import Constrain
 from rich.control import Control
 from rich.live import Live
 from rich.markup import escape
@@ -22,7 +23,7 @@ from r2m_cli.text import clock, fixed
 SPARKS, ASCII_SPARKS = "▁▂▃▄▅▆▇█", "_.-=+*#@"
 # A terminal below this is given one line: the panel itself takes eight of them.
 WIDTH, HEIGHT = 50, 12
-FREE = 3  # columns beside the panel, for the ^C that the terminal itself writes there: it must not begin a new line
+FREE = 5  # columns beside the panel, for the ^C^C that the terminal itself writes there: it must not begin a new line
 STOPPING = "stopping after this step; Ctrl-C once more to stop now"
 
 
@@ -69,8 +70,10 @@ class Panel:
 
     def _view(self) -> RenderableType:
         width, height = self.console.size
-        if self.closed or width < WIDTH or height < HEIGHT:
+        if self.closed:
             return self._line()
+        if width < WIDTH or height < HEIGHT:
+            return Constrain(self._line(), width - FREE)
         grid = Table.grid(padding=(0, 2, 0, 0), expand=True)
         grid.add_column(no_wrap=True)
         grid.add_column(justify="right", no_wrap=True)

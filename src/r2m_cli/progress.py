@@ -61,6 +61,11 @@ def restore_terminal() -> None:
         console.show_cursor(True)
 
 
+def tell(text: str) -> None:
+    """A line of the command itself, on standard error."""
+    print(f"r2m: {text}", file=sys.stderr, flush=True)
+
+
 def say(text: str) -> None:
     """A line of a task on stdout; nothing on the ranks other than the main one. A rank's standard error is its log."""
     from r2m_cli.distributed import comm  # it brings torch, which a report does without

@@ -7,6 +7,7 @@ import inspect
 import json
 import math
 import os
+import shlex
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
@@ -16,8 +17,8 @@ from typing import Any, Protocol
 
 from r2m_cli.errors import UserError
 from r2m_cli.jsonl import cut_line, cut_rows, lines_of, replace_text, text_of
-from r2m_cli.progress import make_progress
-from r2m_cli.stop import MARK
+from r2m_cli.progress import make_progress, on_terminal
+from r2m_cli.stop import MARK, PANEL
 
 
 class Sinks:
@@ -61,10 +62,17 @@ class Sinks:
         cut_line(self._warnings)
         self._shown_warnings: set[str] = set()
         self._progress = make_progress(total_steps, start_step, quiet, (self.run_dir / MARK).exists)
+        if on_terminal() and not quiet:
+            (self.run_dir / PANEL).touch()
         self._boards: list[_Board] = []
+        self._sync = ""  # how to upload what wandb has kept offline
         if "wandb" in kinds:
             options = {"project": project, "name": name, "config": config}
-            self._boards.append(_Wandb(self.run_dir, options, start_step, self.warn))
+            wandb = _Wandb(self.run_dir, options, start_step, self.warn)
+            self._boards.append(wandb)
+            if wandb.sync:
+                self._sync = f"wandb is offline; upload this run with: {wandb.sync}"
+                self._progress.warn(self._sync, "note")
         if "tensorboard" in kinds:
             self._boards.append(_TensorBoard(self.run_dir, config, start_step))
 
@@ -109,14 +117,21 @@ class Sinks:
         for board in self._boards:
             board.close(summary)
         self._boards = []
+        self._end_progress()
+
+    def _end_progress(self) -> None:
         self._progress.close()
+        if self._sync:
+            self._progress.warn(self._sync, "note")
+            self._sync = ""
+        (self.run_dir / PANEL).unlink(missing_ok=True)
 
     def __enter__(self) -> "Sinks":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
         """Without a `close` (a crash): give the terminal back and let the boards say that the run failed."""
-        self._progress.close()
+        self._end_progress()
         for board in self._boards:
             board.close(None)
         self._boards = []
@@ -198,8 +213,10 @@ class _Wandb:
         except Exception as error:  # the network or the server; the training itself is fine
             if mode != "online" or isinstance(error, wandb.errors.UsageError):
                 raise UserError(f"logger=wandb: {error}") from error
-            warn(f"wandb: {error}; logging offline, upload later with `wandb sync`")
+            warn(f"wandb: {error}; logging offline")
             self.run = wandb.init(mode="offline", settings=wandb.Settings(**settings), **options)
+        # The command that uploads the run; "" for one that is online, or switched off.
+        self.sync = shlex.join(["wandb", "sync", str(Path(self.run.dir).parent)]) if self.run.settings._offline else ""
 
     def _mode(self, warn: Callable[[str], None]) -> Any:
         if (mode := os.environ.get("WANDB_MODE", "online")) != "online":
@@ -212,7 +229,7 @@ class _Wandb:
         except urllib.error.HTTPError:
             pass  # it answers
         except OSError as error:
-            warn(f"wandb: {url} does not answer ({error}); logging offline, upload later with `wandb sync`")
+            warn(f"wandb: {url} does not answer ({error}); logging offline")
             return "offline"
         return "online"
 

@@ -14,6 +14,7 @@ from types import FrameType
 from r2m_cli.progress import on_terminal
 
 MARK = ".stop"
+PANEL = ".panel"  # there while a panel stands on the terminal, which says itself that the run is stopping
 
 
 class Stopped(Exception):
@@ -47,7 +48,8 @@ def on_signal(run_dir: Path, gracefully: str | None, at_once: Callable[[], None]
         at_once: called before the task is ended now, which raises SystemExit(128 + signal).
     """
     mark = run_dir / MARK
-    mark.unlink(missing_ok=True)
+    for left in (mark, run_dir / PANEL):  # by a process that was killed
+        left.unlink(missing_ok=True)
     state = Signals()
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -57,7 +59,8 @@ def on_signal(run_dir: Path, gracefully: str | None, at_once: Callable[[], None]
             raise SystemExit(128 + number)
         state.received = number
         mark.touch()
-        _say(f"r2m: {gracefully}; once more to stop now")
+        if not (run_dir / PANEL).exists():
+            _say(f"r2m: {gracefully}; once more to stop now")
 
     kept = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -69,10 +72,6 @@ def on_signal(run_dir: Path, gracefully: str | None, at_once: Callable[[], None]
 
 
 def _say(text: str) -> None:
-    """Print a line to the person. On a terminal over the line that the cursor is in, without a newline: a panel that stands
-    there, perhaps a rank's, would not know that it has moved; it says the same in its next refresh."""
-    stderr = sys.__stderr__
-    if stderr is not None and stderr.isatty() and on_terminal():
-        print(f"\r\x1b[2K{text}", end="", file=stderr, flush=True)
-    else:
-        print(f"\n{text}", file=sys.stderr, flush=True)
+    """Print a line to the person; on a terminal over the ^C that stands there."""
+    over = "\r\x1b[2K" if sys.stderr.isatty() and on_terminal() else "\n"
+    print(f"{over}{text}", file=sys.stderr, flush=True)

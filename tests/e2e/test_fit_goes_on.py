@@ -87,7 +87,7 @@ def test_a_stopped_fit_says_how_to_go_on_and_leaves_no_folder(
     begun = cache / "unfinished"
     code, said = broken_off(environment, tmp_path, command, lambda: list(begun.glob("*/*/update_*")), signal.SIGTERM)
     assert code == 128 + signal.SIGTERM
-    assert "r2m: stopped, and kept what is fitted; the same command goes on from there" in said
+    assert "r2m: stopped; what was kept of the fit is used when the same command is started again" in said
     assert not (tmp_path / "new").exists()
     assert not list(tmp_path.glob("outputs/**/*")), "no empty folder of the command"
 
@@ -111,7 +111,7 @@ def test_training_that_is_stopped_while_it_fits_goes_on_with_the_fit(
     begun = cache / "unfinished"
     code, said = broken_off(environment, tmp_path, command, lambda: list(begun.glob("*/*/update_*")), signal.SIGINT)
     assert code == 130
-    assert "the same command goes on from there" in said
+    assert "when the same command is started again" in said
     assert not (tmp_path / "run").exists()
     assert "SFT: going on after update " in r2m(*command).stdout
     assert (tmp_path / "run" / "summary.json").is_file()

@@ -56,6 +56,7 @@ def test_a_crash_costs_the_batch_that_it_hit_and_changes_no_bit(
 
 def test_a_torn_file_is_embedded_again(backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("r2m_cli.unfinished.EVERY", 0.0)
+    monkeypatch.setattr("r2m_cli.unfinished.SHARE", 0)
     part = Unfinished(tmp_path / "kept", tmp_path).part("pairs", PAIRS)
     whole = embed.embedded(backbone, PAIRS, 0, 2, part, "embedding")
     files = sorted((tmp_path / "kept").rglob("rows_*.safetensors"))

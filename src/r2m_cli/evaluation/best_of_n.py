@@ -16,6 +16,7 @@ from r2m_cli.evaluation.policy import text_scores
 from r2m_cli.maths.best_of_n import best_of_n, divergence, sizes
 from r2m_cli.maths.statistics import Estimate
 from r2m_cli.models.actors import Actors, RewardModel
+from r2m_cli.progress import Count
 from r2m_cli.schema import Config
 from r2m_cli.seeds import Stream
 from r2m_cli.stages.annotate import annotate
@@ -94,6 +95,7 @@ def _samples(
     columns: dict[str, list[Tensor]] = {}
     table: list[dict[str, object]] = []
     at_once = max(1, len(prompts) // count)  # as many responses as the fixed prompts have
+    progress = Count(f"sampling {count} responses to each prompt")
     for start in range(0, len(prompts), at_once):
         part = prompts[start : start + at_once]
         batch = rollout(
@@ -118,6 +120,7 @@ def _samples(
         for i, response in enumerate(batch.responses):
             row = {"prompt": start + i // count, "response": response, "finished": batch.finished[i]}
             table.append(row | {name: values[i].item() for name, values in found.items()})
+        progress(start + len(part), len(prompts))
     return {name: torch.cat(parts).view(-1, count) for name, parts in columns.items()}, table
 
 

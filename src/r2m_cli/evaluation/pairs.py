@@ -10,6 +10,7 @@ from r2m_cli.data.reading import told_apart, which_cut
 from r2m_cli.evaluation.findings import Findings, units_of
 from r2m_cli.inspection import equal_rewards
 from r2m_cli.models.actors import Actors
+from r2m_cli.progress import Count
 from r2m_cli.stages.labelled import fits, pair_rewards, pairs_per_forward, scored_seed
 
 
@@ -67,6 +68,7 @@ def margins(actors: Actors, pairs: list[Pair], weight: float, budget: int) -> tu
     Two [pairs], the second None without feedback. Arguments as in `accuracy`.
     """
     text, live, rows = [], [], pairs_per_forward(actors, pairs, budget)
+    count = Count("scoring labelled pairs")
     for start in range(0, len(pairs), rows):
         part = pairs[start : start + rows]
         frozen, fresh = pair_rewards(
@@ -75,6 +77,7 @@ def margins(actors: Actors, pairs: list[Pair], weight: float, budget: int) -> tu
         text.append((frozen[:, 0] - frozen[:, 1]).double().cpu())
         if fresh is not None:
             live.append((fresh[:, 0] - fresh[:, 1]).double().cpu())
+        count(start + len(part), len(pairs))
     # Equal replies (the world's policy may sample one twice) have no margin, whatever rounding says.
     differ = torch.tensor([float(pair.chosen != pair.rejected) for pair in pairs], dtype=torch.float64)
     return torch.cat(text) * differ, torch.cat(live) * differ if live else None

@@ -1,8 +1,6 @@
 """Every layer's hidden states of whole sequences, averaged over their tokens as soon as a forward has given them."""
 
-import sys
 from collections.abc import Sequence
-from time import monotonic
 from typing import Any
 
 import torch
@@ -12,6 +10,7 @@ from r2m_cli.errors import UserError
 from r2m_cli.maths.masking import length_mask
 from r2m_cli.models.actors import pad
 from r2m_cli.models.policy import body
+from r2m_cli.progress import Count
 
 
 @torch.no_grad()
@@ -38,7 +37,7 @@ def pooled_states(
     """  # fmt: skip
     device = next(lm.parameters()).device
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))  # rows of a forward are of like length
-    parts, start, begun, shown = [], 0, monotonic(), monotonic()
+    parts, start, count = [], 0, Count(what)
     while start < len(order):
         batch = order[start : start + max(1, budget // len(rows[order[start]]))]
         tokens, lengths = pad([rows[i] for i in batch], pad_id)
@@ -53,10 +52,7 @@ def pooled_states(
         weights = (mask / mask.sum(dim=1, keepdim=True)).to(device)
         parts.append(torch.stack([torch.einsum("bs,bsd->bd", weights, h.float()) for h in states], dim=1).cpu())
         start += len(batch)
-        if monotonic() - shown > 10:
-            shown = monotonic()
-            left = (shown - begun) / start * (len(order) - start)
-            print(f"r2m: {what}: {start} of {len(order)} sequences, {left:.0f} s left", file=sys.stderr, flush=True)
+        count(start, len(order))
     pooled = torch.cat(parts)[torch.tensor(order).argsort()]
     if not pooled.isfinite().all():
         raise UserError(f"{what}: hidden states that are not finite numbers; try engine.dtype=fp32, or another model")

@@ -64,6 +64,7 @@ def warm_up(actors: Actors, labels: Labels, config: Config, run_dir: Path) -> di
     )
     order, starts = list(range(len(chosen))), range(0, len(chosen), size)
     total, number = f.warmup_epochs * len(starts), 0
+    count = Count("warm-up, update", comm.is_main())
     losses: list[Tensor] = []  # of the held-out pairs after each pass
     for epoch in range(f.warmup_epochs):
         sums = comm.MetricSums()
@@ -80,6 +81,7 @@ def warm_up(actors: Actors, labels: Labels, config: Config, run_dir: Path) -> di
             sums.add("loss", loss)
             sums.add("accuracy", right)
             number += 1
+            count(number, total)
         if heldout:
             losses.append(_losses(actors, heldout, known_heldout, f.omega, budget))
             if losses[-1].mean() <= min(loss.mean() for loss in losses):

@@ -14,11 +14,12 @@ from r2m_cli.analysis.results import Results
 from r2m_cli.build import build_actors, build_heldout_reward, build_reward, local_device
 from r2m_cli.combinations import reads_curves_only
 from r2m_cli.continuation import changed_since
-from r2m_cli.data.source import load_source, renderable
+from r2m_cli.data.source import described, load_source, renderable
 from r2m_cli.distributed.engine import DTYPES
 from r2m_cli.errors import UserError
 from r2m_cli.models.formats import policy_format
 from r2m_cli.models.loading import load_causal_lm
+from r2m_cli.progress import say
 from r2m_cli.schema import Config
 
 
@@ -43,7 +44,9 @@ def run(config: Config, run_dir: Path) -> None:
 def of_models(config: Config, results: Results) -> None:
     """A policy and a reward model on labelled pairs. Raises UserError."""
     assert config.policy.path is not None, "prepare() fills it"
+    say(f"reading {described(config.data)}")
     source, device = load_source(config.data, config.eval.prompts, evaluating=True), local_device(config)
+    say(f"loading policy {config.policy.path}")
     chat = policy_format(config.policy, config.policy.path, "policy.path")
     lm = load_causal_lm(config.policy.path, "policy.path", DTYPES[config.engine.dtype]).to(device)  # type: ignore[arg-type]
     reward = build_reward(_frozen(config), 0, device)
@@ -61,6 +64,7 @@ def of_run(config: Config, run: Path, results: Results) -> None:
     other, same = config.eval.reward, config.reward.path
     if other is not None and Path(other).expanduser().resolve() == Path(str(same)).expanduser().resolve():
         raise UserError(f"eval.reward={other}: is the run's own reward model, which cannot tell what it overrates")
+    say(f"reading {described(config.data)}")
     results.notes += changed_since(config, run)
     source = load_source(config.data, config.eval.prompts, evaluating=True)
     actors = build_actors(_frozen(config), source, str(run / "policy"))

@@ -15,7 +15,7 @@ from r2m_cli.continuation import changed_since
 from r2m_cli.data.labels import saved_pairs
 from r2m_cli.data.preferences import Pair
 from r2m_cli.data.reading import cut_notes
-from r2m_cli.data.source import Source, load_source, renderable
+from r2m_cli.data.source import Source, described, load_source, renderable
 from r2m_cli.distributed import comm
 from r2m_cli.errors import UserError, printable
 from r2m_cli.evaluation import best_of_n, win_rate
@@ -23,6 +23,7 @@ from r2m_cli.evaluation.findings import Findings, units_of
 from r2m_cli.evaluation.pairs import accuracy
 from r2m_cli.evaluation.policy import alpaca_rows, evaluation_prompts, scored, text_scores
 from r2m_cli.models.tokenizers import check_known
+from r2m_cli.progress import say
 from r2m_cli.schema import Config
 from r2m_cli.stages.packing import rows_per_forward
 
@@ -36,6 +37,7 @@ def run(config: Config, run_dir: Path) -> None:
         UserError: a model, prompt or pair that is missing, or keys that do not go together.
     """
     _check(config)
+    say(f"reading {described(config.data)}")
     source = load_source(config.data, config.eval.prompts, evaluating=True)
     run = Path(config.run).expanduser() if config.run is not None else None
     weight = 1.0
@@ -66,6 +68,7 @@ def run(config: Config, run_dir: Path) -> None:
     judge = win_rate.make_judge(config, actors, rows) if config.eval.judge != "none" else None
     others = win_rate.opponents(config, source, actors, prompts) if judge is not None else []
 
+    say(f"sampling a response to each of {len(prompts)} prompts")
     batch = scored(actors, prompts, config, weight, findings)
     if heldout is not None:
         findings.notes += cut_notes(heldout.readers, batch.prompts, batch.responses, "responses for eval.reward")

@@ -16,7 +16,7 @@ from r2m_cli.continuation import steps_are_done
 from r2m_cli.data.labels import known_pairs
 from r2m_cli.data.preferences import Pair
 from r2m_cli.data.reading import told_apart
-from r2m_cli.data.source import Source, fitting, load_source, renderable
+from r2m_cli.data.source import Source, described, fitting, load_source, renderable
 from r2m_cli.data.template import ChatFormat
 from r2m_cli.distributed import comm
 from r2m_cli.errors import UserError
@@ -31,6 +31,7 @@ from r2m_cli.models.decoding import NOTES
 from r2m_cli.models.sharing import ASKED
 from r2m_cli.models.tokenizers import check_known
 from r2m_cli.observe import Observer
+from r2m_cli.progress import say
 from r2m_cli.schema import Config
 from r2m_cli.seeds import Stream, draw_seed
 from r2m_cli.sinks import Sinks
@@ -43,6 +44,7 @@ from r2m_cli.text import number
 def run(config: Config, run_dir: Path) -> None:
     """Train; raises what `loop.train` raises."""
     begun = perf_counter()
+    say(f"reading {described(config.data)}")
     origin = {"config": asdict(config), "inputs": inputs(config) if comm.is_main() else {}}
     source = load_source(config.data, config.eval.prompts)
     actors = build_actors(config, source)
@@ -55,6 +57,7 @@ def run(config: Config, run_dir: Path) -> None:
     warnings: list[str] = []
     if config.resume:
         state |= checkpoint.load(run_dir, actors)
+        say(f"going on after step {state['step']} of {config.train.steps}")
         labels.judged.extend(remembered(run_dir, state["step"]))
     else:
         notes += remarks(actors, prompts, config) + labels.notes

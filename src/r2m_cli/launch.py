@@ -16,7 +16,7 @@ from r2m_cli.cache import build_once, read_json, write_folder
 from r2m_cli.combinations import reads_curves_only
 from r2m_cli.ending import ending, stopped
 from r2m_cli.errors import UserError
-from r2m_cli.preflight import preflight
+from r2m_cli.preflight import new_folder, preflight
 from r2m_cli.progress import restore_terminal, tell
 from r2m_cli.schema import Config
 from r2m_cli.text import number, place
@@ -130,7 +130,7 @@ def fit_once(config: Config) -> Path:
     from r2m_cli.build import policy_cache, reward_cache
 
     what = {"sft": "SFT policy", "reward": "reward model"}[config.task]
-    output = None if config.output is None else _new_folder(config.output)
+    output = None if config.output is None else new_folder(config.output)
     if config.task == "reward" and config.data.kind == "gold" and config.policy.path is None:
         path = fit_once(replace(config, task="sft", output=None))
         named = replace(config, policy=replace(config.policy, path=str(path)))
@@ -147,16 +147,6 @@ def fit_once(config: Config) -> Path:
         target = build_once(cached.name, lambda folder: execute(config, folder), notice)
         if known and (target / "fit.json").is_file():
             tell(f"{what} from the cache: {target} {_figures(target)}")
-    return target
-
-
-def _new_folder(output: str) -> Path:
-    """Where output= is to be written. Raises UserError for a folder that holds something, or in which the person is."""
-    target = Path(output).expanduser().absolute()
-    if target == Path.cwd():
-        raise UserError(f"output={output}: is the folder that you are in; name a new one")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"output={output}: exists and is not empty; name a new folder")
     return target
 
 

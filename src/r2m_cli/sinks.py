@@ -216,7 +216,7 @@ class _Wandb:
             warn(f"wandb: {error}; logging offline")
             self.run = wandb.init(mode="offline", settings=wandb.Settings(**settings), **options)
         # The command that uploads the run; "" for one that is online, or switched off.
-        self.sync = shlex.join(["wandb", "sync", str(Path(self.run.dir).parent)]) if self.run.settings._offline else ""
+        self.sync = shlex.join(["wandb", "sync", str(Path(self.run.dir).parent)]) if self.run.offline else ""
 
     def _mode(self, warn: Callable[[str], None]) -> Any:
         if (mode := os.environ.get("WANDB_MODE", "online")) != "online":

@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -29,12 +30,25 @@ class LongerIsBetter(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def url() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), LongerIsBetter) as server:
+class Refusing(LongerIsBetter):
+    """Wants a key that nobody has."""
+
+    def do_POST(self) -> None:
+        self.send_error(401)
+
+
+@contextmanager
+def served(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/v1"
         server.shutdown()
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    with served(LongerIsBetter) as address:
+        yield address
 
 
 def test_a_language_model_judges_and_is_asked_once(r2m: Run, tmp_path: Path, url: str) -> None:
@@ -54,9 +68,27 @@ def test_a_language_model_judges_and_is_asked_once(r2m: Run, tmp_path: Path, url
     assert rows(tmp_path / "second", "comparisons.jsonl") == compared
 
 
-def test_an_endpoint_that_is_not_there_is_one_line_and_the_other_figures_stay(r2m: Run, tmp_path: Path) -> None:
-    dead = ("eval.judge=openai", "judge.url=http://127.0.0.1:9/v1", "judge.retries=0")
-    refused = r2m("evaluate", *QUICK, *dead, "hydra.run.dir=run", code=2)
-    assert "judge.url" in refused.stderr
+@pytest.mark.parametrize("word", ["train", "evaluate"])
+def test_an_endpoint_that_is_not_there_is_one_line_before_anything_is_fitted(
+    r2m: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    monkeypatch.setenv("R2M_CACHE", str(tmp_path / "cache"))
+    dead = ("feedback.judge=openai", "eval.judge=openai", "judge.url=http://127.0.0.1:9/v1")
+    refused = r2m(word, *QUICK, *dead, "hydra.run.dir=run", code=2)
+    (line,) = [line for line in refused.stderr.splitlines() if "error" in line]
+    assert line == (
+        "r2m: error: judge.url=http://127.0.0.1:9/v1: no answer (connection refused); start the server, or correct it"
+    )
+    assert "Traceback" not in refused.stderr
+    assert not refused.stdout
+    assert not (tmp_path / "run").exists()
+    assert not list((tmp_path / "cache").glob("policy-*"))
+
+
+def test_an_endpoint_that_refuses_is_one_line_and_the_other_figures_stay(r2m: Run, tmp_path: Path) -> None:
+    with served(Refusing) as address:
+        asked = ("eval.judge=openai", f"judge.url={address}", "judge.retries=0")
+        refused = r2m("evaluate", *QUICK, *asked, "hydra.run.dir=run", code=2)
+    assert "HTTP 401" in refused.stderr
     assert "Traceback" not in refused.stderr
     assert "eval/gold" in json.loads((tmp_path / "run" / "evaluation.json").read_text())

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import openai
 
 OFFICIAL = "https://api.openai.com/v1"
+REACH = 10.0  # seconds to wait for the first answer of the endpoint
 MAX_TOKENS = 16  # enough for "Response B is better.", too few for an essay to cost much
 
 
@@ -62,6 +63,17 @@ class OpenAIJudge:
         self.unparsed = 0
         self._path = cache_folder / "judge.jsonl"
         self._verdicts = read(self._path)
+
+    def reach(self) -> None:
+        """Raises UserError where nothing answers at the URL; what it answers does not matter."""
+        import httpx
+
+        try:
+            httpx.get(self.url, timeout=min(self.config.timeout, REACH))
+        except httpx.TransportError as error:
+            raise UserError(
+                f"judge.url={self.url}: no answer ({_root(error)}); start the server, or correct it"
+            ) from error
 
     def __call__(self, comparisons: Sequence[Comparison]) -> list[float]:
         """The preference for the first response of each comparison, in order. Every verdict is on disk when it arrives.

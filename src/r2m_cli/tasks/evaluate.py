@@ -36,15 +36,13 @@ def run(config: Config, run_dir: Path) -> None:
     Raises:
         UserError: a model, prompt or pair that is missing, or keys that do not go together.
     """
-    _check(config)
+    check(config)
     say(f"reading {described(config.data)}")
     source = load_source(config.data, config.eval.prompts, evaluating=True)
     run = Path(config.run).expanduser() if config.run is not None else None
     weight = 1.0
     if run is None:  # an adapter that nothing has trained is not worth measuring
         config = replace(config, feedback=replace(config.feedback, kind="none"))
-    elif not (run / "policy" / "config.json").is_file():
-        raise UserError(f"run={run}: no policy/ there; the run is not finished, or had checkpoint.export=false")
     # The configured models stay what they were in the run: the reference, and the initial reward model.
     actors = build_actors(config, source, str(run / "policy") if run is not None else None)
     if run is not None and actors.reward.feedback is not None:
@@ -90,9 +88,12 @@ def run(config: Config, run_dir: Path) -> None:
         best_of_n.show(findings, config)
 
 
-def _check(config: Config) -> None:
-    if comm.world_size() > 1:
+def check(config: Config) -> None:
+    """Raises UserError for keys that do not go together, and for a run that has no policy."""
+    if comm.world_size() > 1 or config.engine.num_processes * config.engine.num_nodes > 1:
         raise UserError("r2m evaluate runs in one process: use engine=single")
+    if config.run is not None and not (Path(config.run).expanduser() / "policy" / "config.json").is_file():
+        raise UserError(f"run={config.run}: no policy/ there; the run is not finished, or had checkpoint.export=false")
     if config.eval.against != win_rate.CHOSEN and config.eval.judge == "none":
         raise UserError(f"eval.against={config.eval.against}: nobody judges it; add eval.judge=reward|gold|openai")
     if config.data.kind != "file" and config.data.path is not None:

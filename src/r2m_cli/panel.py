@@ -73,7 +73,7 @@ class Panel:
         if self.closed:
             return self._line()
         if width < WIDTH or height < HEIGHT:
-            return Constrain(self._line(), width - FREE)
+            return Constrain(self._line(), width - FREE if width > 4 * FREE else width)
         grid = Table.grid(padding=(0, 2, 0, 0), expand=True)
         grid.add_column(no_wrap=True)
         grid.add_column(justify="right", no_wrap=True)

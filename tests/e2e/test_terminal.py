@@ -23,6 +23,11 @@ def first(shown: Terminal, begin: str) -> int:
     return next(place for place, line in enumerate(shown.lines()) if line.startswith(begin))
 
 
+def steps_of_panel(shown: Terminal) -> list[str]:
+    """The steps of the lines that a panel has left: there should be one, its last."""
+    return [found[1] for line in shown.lines() if (found := re.match(r"(\d+)/\d+ ", line))]
+
+
 def under_way(shown: Terminal) -> bool:
     return bool(re.search(r"> policy step(?s:.*) \d+/1000", "\n".join(shown.lines())))
 
@@ -39,16 +44,44 @@ def test_a_run_shows_its_stages_and_ctrl_c_ends_it_in_good_order(environment: di
         assert shown.end() == 130
         assert panel_is_gone(shown)
         last = rows(tmp_path / "run")[-1]["step"]
-        assert first(shown, f"{last}/1000 reward") < first(shown, f"r2m: stopped after step {last}; go on with")
+        assert steps_of_panel(shown) == [str(last)]
+        assert shown.lines()[-1] == f"r2m: stopped after step {last} of 1000; go on with: r2m train resume=run"
         assert (tmp_path / "run" / "checkpoints" / f"step_{last}" / "loop.json").is_file()
 
 
 @pytest.mark.slow
 def test_a_run_leaves_its_last_line(environment: dict[str, str], tmp_path: Path) -> None:
-    with terminal(TRAIN, tmp_path, environment) as shown:
+    with terminal(TRAIN, tmp_path, environment, columns=120) as shown:
         assert shown.end(seconds=120) == 0
         assert panel_is_gone(shown)
-        assert re.search(r"^2/2 reward \S+ frozen \S+ gold \S+ KL \S+", shown.lines()[-1])
+        last, wrote, *_ = shown.lines()[-4:]
+        assert re.search(r"^2/2 reward \S+ frozen \S+ gold \S+ KL \S+", last)
+        assert wrote.startswith("r2m: wrote run: policy/")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("columns", [45, 60, 90])
+@pytest.mark.parametrize("keys", [CTRL_C, CTRL_C + CTRL_C])
+def test_ctrl_c_leaves_no_line_of_the_panel(
+    environment: dict[str, str], tmp_path: Path, columns: int, keys: str
+) -> None:
+    with terminal(LONG, tmp_path, environment, columns) as shown:
+        shown.until(lambda: "policy step" in "\n".join(shown.lines()))
+        shown.type(keys)
+        assert shown.end() == 130
+        assert panel_is_gone(shown)
+        assert len(steps_of_panel(shown)) == 1
+        assert "r2m: stopped " in "\n".join(shown.lines())
+
+
+@pytest.mark.slow
+def test_ctrl_c_before_the_first_step_has_a_line_of_its_own(environment: dict[str, str], tmp_path: Path) -> None:
+    with terminal(LONG, tmp_path, environment) as shown:
+        shown.until(lambda: "loading policy" in "\n".join(shown.lines()))
+        shown.type(CTRL_C)
+        assert shown.end() == 130
+        assert "r2m: stopping after this step, with a checkpoint; once more to stop now" in shown.lines()
+        assert steps_of_panel(shown) == ["1"]
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from conftest import QUICK, Run, rows, timeless, under_way
+from judge_server import Refusing, served
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -298,8 +299,9 @@ def test_a_mistake_takes_nothing_away_and_leaves_nothing_behind(r2m: Run, tmp_pa
         (("sft", "data.world.max_on_topic=-1"), "data.world.max_on_topic=-1: a number of words is at least 0"),
     ):
         said = r2m(*command, code=2).stderr
-        assert says in said
-        assert said.count("\n") == 1, "found before anything is fitted"
+        lines = [line for line in said.splitlines() if "checking models and data" not in line]
+        assert len(lines) == 1, "found before anything is fitted"
+        assert says in lines[0]
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["config.yaml", "config.yaml", "mine"]
 
 
@@ -326,9 +328,10 @@ def test_a_failing_judge_ends_the_run_with_a_checkpoint(
     r2m: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "none")
-    judge = ("judge.url=http://127.0.0.1:9/v1", "judge.retries=0", "judge.timeout=2")
     every_other = ("feedback.judge=openai", "feedback.judge_pairs=0.5")  # asked for the first time at step 2
-    failed = r2m("train", *QUICK, *every_other, *judge, "hydra.run.dir=run", code=2).stderr
+    with served(Refusing) as address:
+        judge = (f"judge.url={address}", "judge.retries=0", "judge.timeout=2")
+        failed = r2m("train", *QUICK, *every_other, *judge, "hydra.run.dir=run", code=2).stderr
     assert "step 2: asked" in failed
     assert f"go on with resume={tmp_path}/run, where judge" in failed
     assert "Traceback" not in failed

@@ -121,12 +121,17 @@ def test_plain_lines_without_a_terminal(tmp_path, capsys):
 def test_slow_work_before_the_steps_is_counted_now_and_then(capsys, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr("r2m_cli.progress.time.monotonic", lambda: clock[0])
-    count, silent = Count("reading pairs"), Count("reading pairs", shown=False)
+    count, silent, later = Count("reading pairs"), Count("reading pairs", shown=False), Count("more", before=20)
     for done in range(0, 32, 4):  # four in three seconds
         for each in (count, silent):
             each(done, 32)
+        if done >= 20:
+            later(done, 32, ", loss 0.5")
         clock[0] += 3
-    assert capsys.readouterr().out.splitlines() == ["r2m: reading pairs: 16 of 32"]
+    # After 12 s 16 are done: as many again in 12 s. Of the others 4 in 18 s, 20 having been done before.
+    assert capsys.readouterr().out.splitlines() == [
+        "r2m: reading pairs: 16 of 32, ETA 0:00:12", "r2m: more: 24 of 32, loss 0.5, ETA 0:00:36"
+    ]  # fmt: skip
 
 
 def test_quiet_prints_nothing(tmp_path, capsys):
@@ -186,7 +191,7 @@ def test_a_small_terminal_gets_a_line(tmp_path, columns, rows):
         shown.until(lambda: shown.lines()[-1].startswith("3/30 policy"))
         assert not re.search("[╭╰│]", "".join(shown.lines()))
         if columns == 40:
-            assert shown.lines() == ["warning: watch [this]", "a print", "3/30 policy step reward 1.25 frozen 2.5…"]
+            assert shown.lines() == ["warning: watch [this]", "a print", "3/30 policy step reward 1.25 froze…"]
         (tmp_path / "go").touch()
         assert shown.end() == 0
         assert not shown.screen.cursor.hidden
@@ -243,8 +248,13 @@ def test_wandb_offline_is_read_back(tmp_path, capfd):
     assert json.loads(table.read_text())["data"] == [['[{"role": "user"}]', "a response", None]]
     assert "a response" not in "".join(capfd.readouterr())
 
-    with Sinks(["wandb"], tmp_path, 3, start_step=3, quiet=True) as sinks:  # resumed: the same run id
+    with Sinks(["wandb"], tmp_path, 3, start_step=3) as sinks:  # resumed: the same run id
+        began = capfd.readouterr().out.splitlines()
         sinks.close({})
+    newest = (tmp_path / "wandb" / "latest-run").resolve()
+    upload = f"note: wandb is offline; upload this run with: wandb sync {newest}"
+    assert began == [upload]
+    assert capfd.readouterr().out.splitlines()[-1] == upload
     identifiers = {path.name.rsplit("-", 1)[-1] for path in (tmp_path / "wandb").glob("offline-run-*")}
     assert len(identifiers) == 1
 

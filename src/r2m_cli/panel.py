@@ -48,7 +48,8 @@ class Panel:
             vertical_overflow="crop",
         )
         console.control(Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2)))
-        self.live.start()
+        # Drawn here once: a first frame by the refreshing thread and a first note could else both take the screen for empty.
+        self.live.start(refresh=True)
 
     def stage(self, name: str) -> None:
         self.since, self.current = time.monotonic(), name

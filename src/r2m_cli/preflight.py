@@ -134,7 +134,7 @@ def _check_gpus(config: Config) -> None:
     wanted, found = config.engine.num_processes, torch.cuda.device_count()
     if found < wanted:
         raise UserError(
-            f"engine.device=cuda: engine.num_processes={wanted} needs as many CUDA GPUs, and there are {found}; use "
+            f"engine.device=cuda: engine.num_processes={wanted} needs {wanted} CUDA GPU(s), and there are {found}; use "
             "engine.device=cpu or another machine"
         )
 

@@ -239,9 +239,10 @@ def test_mistakes_are_one_clear_line_and_exit_code_2(
     said = capfd.readouterr().err
     assert "Traceback" not in said
     assert "usage:" not in said
-    lines = [line for line in said.splitlines() if line.startswith("r2m: error:")]
-    assert len(lines) == 1
-    assert says in lines[0]
+    _, error, what = said.partition("r2m: error:")
+    assert error
+    assert "r2m: error:" not in what
+    assert says in what
 
 
 def test_a_broken_line_of_data_is_named(tmp_path: Path) -> None:

@@ -90,10 +90,6 @@ class Results:
             table.add_row("" if figure == last else figure, *cells)
             last = figure
         console.print(table)
-        print(f"{self.run_dir}: {', '.join(sorted(p.name for p in self.run_dir.iterdir() if p.suffix in SHOWN))}")
-
-
-SHOWN = (".json", ".jsonl", ".csv", ".png")
 
 
 def digits(value: float) -> str:

@@ -168,15 +168,12 @@ def _check_name(config: Config, key: str, name: str) -> None:
 
 
 def _check_folder(key: str, name: str) -> None:
-    """A model's folder: its configuration, its kind, its tokenizer, and that there are weights."""
-    from r2m_cli.models.loading import check_kind, load_tokenizer, resolve
+    """All of a model's folder but what only loading its weights can tell."""
+    from r2m_cli.models.loading import check_kind, load_tokenizer
 
-    folder = Path(resolve(name, key))
-    load_tokenizer(name, key)
+    load_tokenizer(name, key)  # with the folder, its config.json, and the files of its weights
     if key != "reward.base":  # a reward model is made of either kind
         check_kind(name, key, scorer=key.startswith(("reward.", "eval.reward")))
-    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
-        raise UserError(f"{key}={name}: the folder holds no weights (model.safetensors); copy them there")
 
 
 def _check_hub(key: str, name: str) -> None:

@@ -37,7 +37,7 @@ def test_broken_folders_are_refused_before_anything_is_fitted(r2m: Run, tmp_path
             word, *QUICK, "policy.fit.epochs=7", f"{key}={name}", "output=out" if word == "reward" else "seed=1", code=2
         )
         assert says in said.stderr
-        assert said.stderr.count("\n") == 1, "nothing is fitted, nothing else is said"
+        assert said.stderr.count("\n") == 2, "nothing is fitted: the line that it is checked, and the error"
         assert not (tmp_path / "out").exists()
     assert "its weights lack model.layers.0." in r2m("train", *QUICK, "reward.path=lost", code=2).stderr
 

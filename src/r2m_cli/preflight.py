@@ -3,6 +3,7 @@
 import importlib.util
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from r2m_cli.combinations import reads_curves_only
@@ -51,9 +52,9 @@ def _checks(config: Config) -> Iterator[Callable[[], object]]:
 
         yield lambda: world_of(config.data)
     for key, template in (("policy.template", config.policy.template), ("reward.template", config.reward.template)):
-        yield lambda key=key, template=template: _check_template(key, template)
+        yield partial(_check_template, key, template)
     named = _named(config)
-    yield from ((lambda key=key, name=name: _check_name(config, key, name)) for key, name in named.items())
+    yield from (partial(_check_name, config, key, name) for key, name in named.items())
     yield lambda: _check_context(config, named)
     asked = {"train": config.feedback.judge, "evaluate": config.eval.judge}.get(config.task)
     if asked == "openai":

@@ -9,7 +9,7 @@ from typing import Any
 
 from r2m_cli import metrics
 from r2m_cli.schema import Config, ReportConfig
-from r2m_cli.validate import AT_LEAST, CHOICES, UNIT_INTERVAL
+from r2m_cli.values import AT_LEAST, CHOICES, UNIT_INTERVAL
 
 DOCS = Path(__file__).parent
 CONF = DOCS.parent / "conf"

@@ -1,11 +1,9 @@
 """The command: a word picks the task, Hydra does the rest."""
 
 import os
-import re
 import sys
-import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -21,8 +19,6 @@ WORDS = {
     "analyze": "what hidden states tell of preference, reward and hacking; curves, memory and time of runs",
     "report": "a page, a picture and a table of runs: r2m report RUN [RUN...]",
 }
-# Hydra's options whose value is the next word.
-VALUED = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
 USAGE = """\
 r2m: train a language model against a reward model that reads the policy's hidden states.
 
@@ -42,7 +38,18 @@ Examples
 
 def main() -> None:
     """Entry point of `r2m`. Exit codes: 0 done, 1 a failure, 2 bad input, 128 + n ended by signal n."""
-    arguments = sys.argv[1:]
+    from r2m_cli.streams import outlived
+
+    try:
+        with outlived():
+            _command(sys.argv[1:])
+    except OSError as error:  # stdout itself cannot be written, and not because nobody reads it
+        from r2m_cli.explain import explain
+
+        sys.exit(explain(error, "stdout"))
+
+
+def _command(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE.format(words="\n".join(f"  {word:9} {what}" for word, what in WORDS.items())), end="")
         return
@@ -53,18 +60,17 @@ def main() -> None:
         return
     from r2m_cli import completion
 
-    arguments = completion.with_word(arguments, list(WORDS))
-    word, *rest = arguments
+    word, *rest = completion.with_word(arguments, list(WORDS))
     try:
         if word not in WORDS:
             raise _unknown_word(word)
         _run_hydra(word, rest)
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:  # `r2m --help | head`: nobody reads on, and that is no failure
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
-        sys.exit(_explain(error, word))
+        from r2m_cli.explain import explain
+
+        sys.exit(explain(error, word))
 
 
 def _run_hydra(word: str, overrides: list[str]) -> None:
@@ -72,8 +78,8 @@ def _run_hydra(word: str, overrides: list[str]) -> None:
     from hydra.core.config_store import ConfigStore
     from omegaconf import DictConfig
 
-    from r2m_cli import folders, sweep  # noqa: F401  registers the names of the run folders
-    from r2m_cli.errors import UserError
+    from r2m_cli import command_line, sweep  # sweep registers the names of the run folders
+    from r2m_cli.explain import explain
     from r2m_cli.report import arguments
     from r2m_cli.schema import Config, ReportConfig
 
@@ -88,15 +94,13 @@ def _run_hydra(word: str, overrides: list[str]) -> None:
 
     # With this set, Hydra hands its own errors to us instead of printing them its way and exiting with 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    for override in overrides:
-        if override.startswith("="):
-            raise UserError(f"{override}: an override is key=value, and this one has no key")
-    sys.argv = ["r2m", *(_quoted(override) for override in sweep.in_order(_options_first(overrides)))]
-    _check_options(sys.argv[1:], word)
+    sys.argv = ["r2m", *command_line.prepared(overrides, word)]
     try:
         hydra.main(version_base="1.3", config_path="pkg://r2m_cli.conf", config_name=word)(job)()
     except sweep.JobFailed as failed:
         sys.exit(failed.code)
+    except Exception as error:
+        sys.exit(explain(error, word, command_line.parted(sys.argv[1:])[1], composing=True))
     finally:
         sweep.close()
 
@@ -106,9 +110,17 @@ def _job(composed: "DictConfig", word: str, runs: list[str]) -> Any:
 
     `runs`: the bare folders of `r2m report`.
     """
+    from r2m_cli.streams import outlived
+
+    with outlived():
+        return _run_job(composed, word, runs)
+
+
+def _run_job(composed: "DictConfig", word: str, runs: list[str]) -> Any:
     from hydra.core.hydra_config import HydraConfig
 
     from r2m_cli import sweep
+    from r2m_cli.explain import explain
 
     hydra_config = HydraConfig.get()
     run_dir = Path(hydra_config.runtime.output_dir)
@@ -139,49 +151,12 @@ def _job(composed: "DictConfig", word: str, runs: list[str]) -> Any:
             raise sweep.failed(run_dir, 0, "stopped at train.stop_at") from None
         raise
     except Exception as error:
-        code = _explain(error, word)
+        code = explain(error, word)
         if sweep.in_a_sweep(hydra_config):
             raise sweep.failed(run_dir, code, str(error) or type(error).__name__) from None
         if new:
             _forget(run_dir)
         raise SystemExit(code) from None
-
-
-def _quoted(override: str) -> str:
-    """The override, its value in quotes if that is a path with signs that mean something to Hydra: a sweep's runs have them
-    (`resume=multirun/x/method=rloo/seed=0,world=0`), and names like `pairs (1).jsonl`."""
-    key, _, value = override.partition("=")
-    plain = re.fullmatch(r"[\w./~:+-]*", value) or "'" in value
-    return override if plain or not Path(value).expanduser().exists() else f"{key}='{value}'"
-
-
-def _options_first(arguments: list[str]) -> list[str]:
-    """Options may stand anywhere; Hydra's parser wants none between two overrides."""
-    options, overrides, rest = [], [], iter(arguments)
-    for text in rest:
-        if text.startswith("-"):
-            options += [text, *([next(rest, "")] if text in VALUED else [])]
-        else:
-            overrides.append(text)
-    return options + overrides
-
-
-def _check_options(arguments: list[str], word: str) -> None:
-    """Hydra's own parser answers an option that it does not know with a page of usage: it is asked here for one line."""
-    from hydra._internal.utils import get_args_parser
-
-    from r2m_cli.errors import UserError
-
-    def refuse(message: str) -> NoReturn:
-        raise UserError(f"{message}; keys are set without dashes (seed=1), the options are in r2m {word} --hydra-help")
-
-    parser = get_args_parser()
-    parser.error = refuse  # type: ignore[method-assign]
-    known = parser.parse_args(arguments)
-    if known.cfg and known.multirun:
-        raise UserError("--cfg prints the configuration of one run: leave out -m, and give every key one value")
-    if known.resolve and not known.cfg:
-        raise UserError("--resolve needs --cfg job, whose references it resolves")
 
 
 def _forget(run_dir: Path) -> None:
@@ -201,45 +176,6 @@ def _unknown_word(word: str) -> Exception:
     near = difflib.get_close_matches(word, WORDS, n=1)
     hint = f"did you mean {near[0]}?" if near else "r2m --help lists them"
     return UserError(f"unknown word {word!r}: {hint} (train, sft, reward, evaluate, analyze, report)")
-
-
-def _explain(error: Exception, word: str) -> int:
-    """Print an error in its readable form; gives the exit code."""
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    from r2m_cli.errors import UserError
-
-    if isinstance(error, UserError):
-        print(f"r2m: error: {error}", file=sys.stderr)
-        return 2
-    if isinstance(error, HydraException | OmegaConfBaseException):
-        from r2m_cli.validate import explain_composition
-
-        said = explain_composition(error, sys.argv[1:], word)
-        plugin = re.search(r"'hydra/(?:sweeper|launcher)/(optuna|joblib|submitit)", said)
-        mend = f" Install the plugin: pip install 'r2m[{plugin[1]}]'" if plugin else ""
-        print(f"r2m: error: {said}{mend}", file=sys.stderr)
-        return 2
-    if type(error).__module__.startswith("yaml."):
-        print(f"r2m: error: a configuration file is not valid YAML: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    if type(error).__module__.startswith("sqlalchemy."):
-        print(f"r2m: error: hydra.sweeper.storage: {next(iter(str(error).splitlines()))}", file=sys.stderr)
-        return 2
-    if isinstance(error, OSError) and error.filename is not None:
-        print(
-            f"r2m: error: {error.filename}: {error.strerror}; name another place (hydra.run.dir, out, output, R2M_CACHE)",
-            file=sys.stderr,
-        )
-        return 2
-    from r2m_cli.launch import RankFailed
-
-    if isinstance(error, RankFailed):
-        print(f"r2m: {word} failed: {error}", file=sys.stderr)
-        return 1
-    traceback.print_exception(error)
-    return 1
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Stopping a run in good order: Ctrl-C or SIGTERM once lets the step end and a checkpoint be written, twice ends it now.
 
+A terminal that is closed sends SIGHUP, which counts like SIGTERM: the run can be resumed. Started with `nohup`, it goes on.
+
 The parent's signal handler leaves a file in the run folder, which every rank's loop looks at between steps: one
 mechanism for one process and for many, on one machine or several with a shared folder.
 """
@@ -39,7 +41,7 @@ class Signals:
 
 @contextmanager
 def on_signal(run_dir: Path, gracefully: bool, at_once: Callable[[], None] | None = None) -> Iterator[Signals]:
-    """Handle SIGINT and SIGTERM while a task runs.
+    """Handle SIGINT, SIGTERM and SIGHUP while a task runs.
 
     Args:
         gracefully: the first signal becomes the stop mark that the training loop looks for, and only a second one ends the
@@ -59,7 +61,10 @@ def on_signal(run_dir: Path, gracefully: bool, at_once: Callable[[], None] | Non
         mark.touch()
         _say("r2m: stopping after this step, with a checkpoint; once more to stop now")
 
-    kept = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    ending = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup has it ignored
+        ending.append(signal.SIGHUP)
+    kept = {number: signal.signal(number, handle) for number in ending}
     try:
         yield state
     finally:

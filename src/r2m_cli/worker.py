@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from r2m_cli.errors import UserError
 from r2m_cli.stop import Stopped
+from r2m_cli.streams import outlived
 
 if TYPE_CHECKING:
     from r2m_cli.schema import Config
@@ -51,7 +52,8 @@ def main() -> None:
         os.dup2(log.fileno(), sys.stdout.fileno())
     code = 1
     try:
-        _join_and_run(run_dir)
+        with outlived():
+            _join_and_run(run_dir)
         code = 0
     except UserError as error:
         _outcome(run_dir, rank, "error", str(error))

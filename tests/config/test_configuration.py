@@ -13,9 +13,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from r2m_cli import schema
 from r2m_cli.errors import UserError
+from r2m_cli.explain import explain_composition
 from r2m_cli.main import main
 from r2m_cli.preflight import preflight
-from r2m_cli.validate import explain_composition, keys
+from r2m_cli.validate import keys
 
 
 @pytest.mark.parametrize("word", ["train", "sft", "reward", "evaluate", "analyze"])

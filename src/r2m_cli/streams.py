@@ -1,0 +1,75 @@
+"""Standard output and error that a run outlives.
+
+Files are what counts: when nobody reads the terminal any more (`r2m train | head -2`, a terminal that was closed) what a command
+prints is dropped, and it goes on. Every other failure to write, such as a full disk, is still an error.
+"""
+
+import errno
+import io
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+GONE = (errno.EPIPE, errno.EIO)  # a pipe without a reader; a terminal that was hung up
+
+
+class _Outlived(io.FileIO):
+    """A file descriptor that takes everything once its reader is gone."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in GONE:
+                raise
+            return len(data)
+
+
+@contextmanager
+def outlived() -> Iterator[None]:
+    """Wrap stdout and stderr for the time of the block. A stream that was closed (`>&-`) is the null device."""
+    kept = sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__
+    _open_all()
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        stream = getattr(sys, name)
+        if stream is None or (stream is getattr(sys, f"__{name}__") and _plain(stream)):
+            wrapped = _wrapped(stream, number)
+            setattr(sys, name, wrapped)
+            setattr(sys, f"__{name}__", wrapped)  # what writes behind a live panel uses this one
+    try:
+        yield
+    finally:
+        for stream in {id(s): s for s in (sys.stdout, sys.stderr)}.values():
+            stream.flush()
+        sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__ = kept  # type: ignore[misc]
+
+
+def _open_all() -> None:
+    """Descriptors 0 to 2 that are closed become the null device: else the next file that is opened takes their place."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+
+
+def _plain(stream: Any) -> bool:
+    """Whether it is the interpreter's own, not one that a test or another tool has put there, or one of these."""
+    return isinstance(stream, io.TextIOWrapper) and type(getattr(stream.buffer, "raw", None)) is io.FileIO
+
+
+def _wrapped(stream: Any, number: int) -> io.TextIOWrapper:
+    if stream is not None:
+        stream.flush()
+    raw = _Outlived(number, "w", closefd=False)
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw),
+        encoding=stream.encoding if stream is not None else "utf-8",
+        errors="backslashreplace",  # a terminal without the letter é is no reason to end a run
+        line_buffering=number == 2 or os.isatty(number),
+    )

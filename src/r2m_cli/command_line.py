@@ -48,7 +48,11 @@ def prepared(arguments: Sequence[str], word: str) -> list[str]:
 
 
 def parted(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(options, overrides): options may stand anywhere, Hydra's parser wants none between two overrides."""
+    """(options, overrides): options may stand anywhere, Hydra's parser wants none between two overrides.
+
+    Raises:
+        UserError: an option without its value.
+    """
     options, overrides, rest = [], [], list(arguments)
     while rest:
         text = rest.pop(0)
@@ -58,7 +62,9 @@ def parted(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
             overrides.append(text)
         else:
             options.append(text)
-            if text in VALUED and rest:
+            if text in VALUED:
+                if not rest or rest[0].startswith("-"):
+                    raise UserError(f"{text}: needs a value behind it")
                 options.append(rest.pop(0))
     return options, overrides
 

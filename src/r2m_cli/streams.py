@@ -60,16 +60,22 @@ def _open_all() -> None:
 
 def _plain(stream: Any) -> bool:
     """Whether it is the interpreter's own, not one that a test or another tool has put there, or one of these."""
-    return isinstance(stream, io.TextIOWrapper) and type(getattr(stream.buffer, "raw", None)) is io.FileIO
+    return isinstance(stream, io.TextIOWrapper) and type(_raw(stream)) is io.FileIO
+
+
+def _raw(stream: Any) -> Any:
+    return getattr(stream.buffer, "raw", stream.buffer)  # PYTHONUNBUFFERED leaves the buffer out
 
 
 def _wrapped(stream: Any, number: int) -> io.TextIOWrapper:
     if stream is not None:
         stream.flush()
     raw = _Outlived(number, "w", closefd=False)
+    unbuffered = stream is not None and stream.buffer is _raw(stream)
     return io.TextIOWrapper(
-        io.BufferedWriter(raw),
+        raw if unbuffered else io.BufferedWriter(raw),  # type: ignore[arg-type, unused-ignore]
         encoding=stream.encoding if stream is not None else "utf-8",
         errors="backslashreplace",  # a terminal without the letter é is no reason to end a run
         line_buffering=number == 2 or os.isatty(number),
+        write_through=unbuffered,
     )

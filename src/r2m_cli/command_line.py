@@ -91,6 +91,8 @@ def _check(override: str, word: str) -> None:
     key, equals, value = override.partition("=")
     if equals and not key.strip("+~ "):
         raise UserError(f"{override}: an override is key=value, and this one has no key")
+    if key.startswith("~") and not key.startswith("~hydra"):
+        raise UserError(f"{override}: a key cannot be taken away, its default would come back; set it, key=value")
     group = key.lstrip("+")
     if equals and value.lower() in ("", "null", "[]", "{}") and (known := config_files.choices(group, word)):
         raise UserError(f"{override}: names no choice; leave it out, or choose one of {', '.join(known)}")
@@ -106,7 +108,13 @@ def _check_options(arguments: list[str], word: str) -> None:
     parser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign]
     known = parser.parse_args(arguments)
-    modes = {"--cfg": known.cfg, "--info": known.info, "-m": known.multirun, "--run": known.run, "-sc": known.shell_completion}
+    modes = {
+        "--cfg": known.cfg,
+        "--info": known.info,
+        "-m": known.multirun,
+        "--run": known.run,
+        "-sc": known.shell_completion,
+    }
     if len(asked := [name for name, value in modes.items() if value]) > 1 and asked != ["--cfg", "-m"]:
         raise UserError(f"{' and '.join(asked)} exclude each other: leave one out")
     if known.cfg and known.multirun:

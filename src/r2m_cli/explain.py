@@ -56,7 +56,11 @@ def one_line(error: Exception, word: str, typed: Sequence[str] = (), composing: 
         if refused := _refused(typed):
             return refused
         culprit = next((text for text in typed if text.lstrip("+~").startswith("hydra")), None)
-        return f"{culprit}: {_first_line(error)}" if culprit else f"{_first_line(error)}; r2m {word} --info shows what was composed"
+        return (
+            f"{culprit}: {_first_line(error)}"
+            if culprit
+            else f"{_first_line(error)}; r2m {word} --info shows what was composed"
+        )
     return None
 
 

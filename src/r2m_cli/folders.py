@@ -1,18 +1,30 @@
 """Where runs go, and the checkpoints in them.
 
-The two names that Hydra asks for by `${r2m_...}` in conf/train.yaml are registered by importing this module. A launcher's worker process (joblib, submitit) imports it through `sweep.py`, whose
-callback Hydra hands over to it.
+The two names that Hydra asks for by `${r2m_...}` in conf/train.yaml are registered by importing this module. A launcher's
+worker process (joblib, submitit) imports it through `sweep.py`, whose callback Hydra hands over to it.
 """
 
-import hashlib
+import json
 import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
-NUMBER = ".job"  # in a sweep: which job of it the folder is
-LONGEST = 180  # characters of a sweep's folder name; file systems end at 255 bytes
+NUMBER = ".job"  # in a sweep: which job of it the folder is, and of which overrides
+LONGEST = 120  # bytes of a sweep's folder name; file systems end at 255
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job of a sweep, as its folder's `.job` says."""
+
+    number: int
+    overrides: (
+        tuple[str, ...] | None
+    )  # as typed, swept ones with this job's value; None: an older folder, named by them
 
 
 def run_dir(resume: str | None, task: str) -> str:
@@ -20,17 +32,45 @@ def run_dir(resume: str | None, task: str) -> str:
     return resume or f"outputs/{task}/{datetime.now():%Y-%m-%d_%H-%M-%S}"
 
 
-def job_dir(overrides: str | None, seed: int, world: int) -> str:
-    """Where a job of a sweep goes, below the sweep's folder: what was overridden, then its seeds.
+def job_dir(number: int, sweep_dir: str, overrides: Sequence[str], fixed: Sequence[str]) -> str:
+    """The folder of a sweep's job, below the sweep's: its number and what was swept, `0_method=rloo,seed=0`.
 
-    `+method=rloo,ppo.beta=0.1` -> `method=rloo,ppo.beta=0.1/seed=0,world=0`: one path component for all that the seeds of
-    a method share, without a plus, a slash of a value, or quotes.
+    The same overrides get the folder that they had when the sweep was run before, whatever their number is now.
+
+    Args:
+        overrides: all that were typed, with this job's values.
+        fixed: keys that are the same in all jobs.
     """
-    parts = [part.lstrip("+~").replace("/", "_") for part in (overrides or "").split(",")]
-    name = ",".join(part for part in parts if part).translate(str.maketrans("", "", "'\"\\"))
-    if len(name) > LONGEST:
-        name = f"{name[:LONGEST]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-    return str(Path(name, f"seed={seed},world={world}"))
+    typed = tuple(str(text) for text in overrides)
+    for folder in sorted(Path(sweep_dir).glob("*_*")) + [Path(sweep_dir, str(number))]:
+        job = read_job(folder)
+        if job is not None and job.overrides is not None and sorted(job.overrides) == sorted(typed):
+            return folder.name
+    pairs = [text.lstrip("+").partition("=") for text in typed]
+    swept = ",".join(f"{key}={_short(value)}" for key, _, value in pairs if key not in fixed)
+    name = re.sub(r"[/\\'\"\x00-\x1f]", "_", swept).encode()[:LONGEST].decode(errors="ignore")
+    return f"{number}_{name}" if name else str(number)
+
+
+def _short(value: str) -> str:
+    """A value without quotes, of a path its last part."""
+    bare = value.strip("'\"")
+    return bare.rstrip("/").rsplit("/", 1)[-1] or bare
+
+
+def read_job(folder: Path) -> Job | None:
+    """What `.job` in a folder says; None where there is none, or one that is no job."""
+    file = folder / NUMBER
+    try:
+        found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        return Job(found, None) if isinstance(found, int) else Job(int(found["number"]), tuple(found["overrides"]))
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def write_job(folder: Path, job: Job) -> None:
+    """Write `.job`."""
+    (folder / NUMBER).write_text(json.dumps(asdict(job), ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -42,15 +82,6 @@ def checkpoints(run: Path) -> list[Path]:
 def step_of(checkpoint: Path) -> int:
     """The step after which a checkpoint was written."""
     return int(checkpoint.name.removeprefix("step_"))
-
-
-def job_number(run: Path) -> int | None:
-    """Which job of its sweep a run is; None for one of no sweep, or with a number that is none."""
-    file = run / NUMBER
-    try:
-        return int(file.read_text(encoding="utf-8")) if file.is_file() else None
-    except ValueError:
-        return None
 
 
 def remove_empty(folder: Path) -> None:

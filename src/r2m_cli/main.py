@@ -99,6 +99,9 @@ def _run_hydra(word: str, overrides: list[str]) -> None:
         hydra.main(version_base="1.3", config_path="pkg://r2m_cli.conf", config_name=word)(job)()
     except sweep.JobFailed as failed:
         sys.exit(failed.code)
+    except SystemExit as end:
+        # Hydra has said in one line that --package is not there, and ends with 1.
+        raise SystemExit(2 if end.code == 1 and {"--cfg", "-c"} & {*sys.argv} else end.code) from None
     except Exception as error:
         sys.exit(explain(error, word, command_line.parted(sys.argv[1:])[1], composing=True))
     finally:

@@ -33,8 +33,8 @@ def check_signs(arguments: Sequence[str]) -> None:
     """Raises UserError for an argument that is not UTF-8, or that holds a control character."""
     for text in arguments:
         if any(unicodedata.category(sign) == "Cs" for sign in text):
-            bytes_ = re.sub("[\udc80-\udcff]", lambda sign: f"\\x{ord(sign[0]) - 0xDC00:02x}", text)  # as Python escapes them
-            shown = bytes_.encode("utf-8", "backslashreplace").decode()
+            shown = "".join(f"\\x{ord(s) - 0xDC00:02x}" if "\udc80" <= s <= "\udcff" else s for s in text)  # the bytes
+            shown = shown.encode("utf-8", "backslashreplace").decode()
             raise UserError(f"{shown}: not UTF-8; rename the file, or type the argument in a UTF-8 terminal")
         if wrong := next((sign for sign in text if unicodedata.category(sign) == "Cc" and sign != "\t"), None):
             shown = text.encode("unicode_escape").decode()
@@ -66,7 +66,7 @@ def _text_keys() -> tuple[set[str], set[str]]:
 
     def walk(node: DictConfig, prefix: str) -> None:
         for name in node:
-            value, key = node._get_node(name), f"{prefix}{name}"
+            value, key = node._get_node(name), f"{prefix}{name!s}"
             if isinstance(value, DictConfig):
                 walk(value, f"{key}.")
             elif isinstance(value, StringNode) and key not in CHOICES:

@@ -6,10 +6,10 @@ whether this process ran them or a launcher's worker somewhere else.
 
 import re
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 
@@ -74,6 +74,8 @@ class Sweep(Callback):
             for key in [key for key in params if str(key).startswith("+")]:
                 del params[key]
             config.hydra.overrides.task = in_order([*typed, *groups])
+            shared = ",".join(["sweep", *_fixed(typed)])
+            config.hydra.overrides.hydra.append(f"hydra.job.config.override_dirname.exclude_keys=[{shared}]")
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         """Say which job of the sweep it is."""
@@ -82,12 +84,19 @@ class Sweep(Callback):
             number, name = config.hydra.job.num, config.hydra.sweep.subdir
             (folder / ERROR).unlink(missing_ok=True)
             if config.get("resume") is None:  # else the run has a folder elsewhere, and a sweep of its own
-                (folder / NUMBER).write_text(f"{number}\n")
+                folders.write_job(folder, folders.Job(number, tuple(config.hydra.overrides.task)))
             print(f"r2m: job {number} of the sweep: {name}", file=sys.stderr, flush=True)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Write and print the table."""
         close()
+
+
+def _fixed(typed: list[str]) -> list[str]:
+    """Keys and groups of the overrides that have one value in the whole sweep."""
+    parser = OverridesParser.create()
+    read = [parser.parse_override(text) for text in typed]
+    return [override.key_or_group for override in read if not override.is_sweep_override()]
 
 
 def impossible(hydra: Any) -> str:
@@ -136,17 +145,13 @@ def tabulate(folder: Path) -> None:
         UserError: from the report, a broken file in a finished run.
     """
     from r2m_cli.report import figure, page, table
-    from r2m_cli.report.runs import bare, load_runs
+    from r2m_cli.report.runs import load_runs
 
-    found = {path.parent: folders.job_number(path.parent) for path in folder.rglob(NUMBER)}
-    numbers = {job: number for job, number in found.items() if number is not None}
-    jobs = sorted(numbers, key=lambda job: (numbers[job], str(job)))
-    names = dict(zip(jobs, bare([str(job.parent.relative_to(folder)) for job in jobs])))
+    found = {path.parent: folders.read_job(path.parent) for path in folder.rglob(NUMBER)}
+    jobs = sorted((job for job in found if found[job] is not None), key=lambda job: (found[job].number, str(job)))  # type: ignore[union-attr]
     finished = [job for job in jobs if (job / "summary.json").is_file()]
     if finished:
         runs = load_runs(finished)
-        if len(set(names.values())) > 1:  # else there are only seeds, which the report can name
-            runs = [replace(run, label=names[job]) for run, job in zip(runs, finished)]
         first = {run.label: number for number, run in reversed(list(enumerate(runs)))}
         runs.sort(key=lambda run: first[run.label])
         rows = table.summarise(runs)
@@ -155,7 +160,7 @@ def tabulate(folder: Path) -> None:
         figure.draw(runs, folder / "report.png")
         page.write(page.render(runs), folder / "report.html")
         print(f"{folder}/report.html, report.png, table.csv, table.md", flush=True)
-    unfinished = {job: f"{names[job]} {job.name.split(',')[0]}" for job in jobs if job not in finished}
+    unfinished = {job: str(job.relative_to(folder)) for job in jobs if job not in finished}
     for line in (_best(folder), _without_result(unfinished)):
         if line:
             print(f"r2m: {line}", file=sys.stderr, flush=True)

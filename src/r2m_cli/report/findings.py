@@ -7,7 +7,8 @@ import pandas as pd  # type: ignore[import-untyped, unused-ignore]
 
 from r2m_cli.regular import require_regular
 from r2m_cli.report.groups import Group
-from r2m_cli.report.runs import IGNORED, finite, flatten, plain
+from r2m_cli.report.labels import IGNORED, flatten, plain
+from r2m_cli.report.runs import finite
 from r2m_cli.report.samples import read_samples
 
 Kind = Literal["gamed", "fell", "held", "flat", "short", "unknown"]

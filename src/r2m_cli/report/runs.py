@@ -1,7 +1,6 @@
 """Finished or running runs, read from their folders."""
 
 import math
-import re
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,16 +12,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from r2m_cli.cache import read_json
 from r2m_cli.errors import UserError
-from r2m_cli.folders import job_number
+from r2m_cli.folders import read_job
 from r2m_cli.jsonl import lines_of, row_of
+from r2m_cli.report.labels import labels_of
 from r2m_cli.yaml_files import read_yaml
 
-# What makes two runs repetitions of one another, or says nothing about the method: never part of a label.
-IGNORED = re.compile(r"(seed|data\.seed|resume|run|output|train\.stop_at|(checkpoint|logger|hydra)\..*)$")
-FITTED = re.compile(r"[^' ]*/(policy|reward)-[0-9a-f]{12}\b")
-SEED_IN_NAME = re.compile(r"(^|(?<=/)|[,_\-./])((seed|world)[=_-]?|s)\d+(?=$|[,_\-/])")
 LARGEST = 1e100  # a larger number is no measurement, and its square is no float
-LONG_NUMBER = re.compile(r"(?<==)\d+\.\d{5,}(e[-+]?\d+)?")
 
 
 @dataclass(frozen=True)
@@ -73,7 +68,7 @@ def load_runs(folders: Iterable[str | Path]) -> list[Run]:
     if not paths:
         raise UserError("runs: no run folder is given; for instance r2m report outputs/vanilla outputs/r2m")
     configs = [_read_config(path / "config.yaml") for path in paths]
-    labels = _labels(paths, configs)
+    labels = labels_of(paths, configs)
     return [
         Run(path, label, config, _read_metrics(path / "metrics.jsonl"), _read_summary(path / "summary.json"))
         for path, label, config in zip(paths, labels, configs, strict=True)
@@ -93,11 +88,11 @@ def _run_folders(folder: Path) -> list[Path]:
 
 def _place(run: Path) -> tuple[str, int, str]:
     """Where a run stands among others: a sweep's by its job, behind the folder of the sweep."""
-    number = job_number(run)
-    if number is None:
+    job = read_job(run)
+    if job is None:
         return str(run), 0, ""
     root = next((folder for folder in run.parents if (folder / "multirun.yaml").is_file()), run.parent)
-    return str(root), number, str(run)
+    return str(root), job.number, str(run)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -142,71 +137,3 @@ def read_lines(path: Path) -> list[str]:
 
 def _read_summary(path: Path) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
-
-
-def _labels(paths: list[Path], configs: list[dict[str, Any]]) -> list[str]:
-    """The folder's name below what all runs share, without the seed and without the overrides that all of them have; if
-    that has no word in it (a date, a job number), what differs between the configurations.
-    """
-    if len(set(paths)) > 1:
-        depth = len(_common_parent(paths).parts)
-        names = ["/".join(path.parts[depth:]) for path in paths]
-    else:
-        names = [path.name for path in paths]
-    names = [name.encode("utf-8", "replace").decode("utf-8") for name in names]  # a folder's name need not be text
-    named = bare([SEED_IN_NAME.sub("", name).strip("/,_-.") for name in names])
-    if all(re.search("[A-Za-z]", name) for name in named):
-        return named
-    differences = _differences(configs)
-    shared = _common_parent(paths).name  # all there is when only the seeds differ
-    return [text or name or shared for text, name in zip(differences, named, strict=True)]
-
-
-def bare(names: list[str]) -> list[str]:
-    """Short forms of names like `debug=quick,method=rloo,ppo.lr=0.00012345678`: what all of them share is left out, a
-    method goes by its bare name, and long numbers are rounded as long as different names stay different.
-    """
-    parts = [name.split(",") for name in names]
-    telling = [
-        [part for part in some if part.startswith("method=") or any(part not in others for others in parts)]
-        for some in parts
-    ]
-    if all(telling):
-        parts = telling
-    full = [", ".join(part.removeprefix("method=") for part in some) for some in parts]
-    rounded = [LONG_NUMBER.sub(lambda number: f"{float(number[0]):.3g}", text) for text in full]
-    return rounded if len(set(rounded)) == len(set(full)) else full
-
-
-def _common_parent(paths: list[Path]) -> Path:
-    first = paths[0].parent
-    return next(parent for parent in (first, *first.parents) if all(p.is_relative_to(parent) for p in paths))
-
-
-def _differences(configs: list[dict[str, Any]]) -> list[str]:
-    """Per configuration the values of the fewest keys that still tell apart what all keys tell apart."""
-    flat = [{key: plain(value) for key, value in flatten(c) if not IGNORED.match(key)} for c in configs]
-    keys = [key for key in dict.fromkeys(k for f in flat for k in f) if len({f.get(key) for f in flat}) > 1]
-
-    def groups(keys: list[str]) -> int:
-        return len({tuple(f.get(key) for key in keys) for f in flat})
-
-    for key in reversed(keys.copy()):
-        without = [other for other in keys if other != key]
-        if groups(without) == groups(keys):
-            keys = without
-    return [", ".join(f"{key.removesuffix('.kind')}={f.get(key, '-')}" for key in keys) for f in flat]
-
-
-def plain(value: Any) -> str:
-    """A value as text; the place in the cache of a model that was fitted for the run says nothing that others do not."""
-    return FITTED.sub("fitted", str(value))
-
-
-def flatten(config: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """(dotted key, value) of a nested configuration."""
-    for key, value in config.items():
-        if isinstance(value, dict):
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

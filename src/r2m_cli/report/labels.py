@@ -1,0 +1,98 @@
+"""The names of runs in tables, legends and pages: what tells them apart, and no seed."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from r2m_cli.folders import read_job
+
+# What makes two runs repetitions of one another, or says nothing about the method: never part of a label.
+IGNORED = re.compile(r"(seed|data\.seed|resume|run|output|sweep|train\.stop_at|(checkpoint|logger|hydra)\..*)$")
+FITTED = re.compile(r"[^' ]*/(policy|reward)-[0-9a-f]{12}\b")
+SEED_IN_NAME = re.compile(r"(^|(?<=/)|[,_\-./])((seed|world)[=_-]?|s)\d+(?=$|[,_\-/])")
+LONG_NUMBER = re.compile(r"(?<==)\d+\.\d{5,}(e[-+]?\d+)?")
+LONG_PATH = re.compile(r"(?<==).*/(?=[^/]+$)")
+
+
+def labels_of(paths: list[Path], configs: list[dict[str, Any]]) -> list[str]:
+    """A job of a sweep is named by its overrides, another run by its folder below what all runs share; without the seeds, and
+    without what all of them have. Where that has no word in it (a date, a job number), by what differs between the
+    configurations.
+    """
+    depth = len(_common_parent(paths).parts) if len(set(paths)) > 1 else None
+    named = bare([_parts(path, depth) for path in paths])
+    if all(re.search("[A-Za-z]", name) for name in named):
+        return named
+    differences = _differences(configs)
+    shared = _common_parent(paths).name  # all there is when only the seeds differ
+    return [text or name or shared for text, name in zip(differences, named, strict=True)]
+
+
+def _parts(path: Path, depth: int | None) -> list[str]:
+    """What may name a run: the folders below the first `depth` ones (None: its own), a sweep's job by its overrides."""
+    job = read_job(path)
+    if job is None or job.overrides is None:
+        name = path.name if depth is None else "/".join(path.parts[depth:])
+        name = name.encode("utf-8", "replace").decode("utf-8")  # a folder's name need not be text
+        return SEED_IN_NAME.sub("", name).strip("/,_-.").split(",")
+    above = [] if depth is None or len(path.parts) - depth < 2 else ["/".join(path.parts[depth:-1])]
+    pairs = [text.lstrip("+").partition("=") for text in job.overrides]
+    return above + [key + equals + value.strip("'\"") for key, equals, value in pairs if not IGNORED.match(key)]
+
+
+def bare(parts: list[list[str]]) -> list[str]:
+    """Short names of parts like `debug=quick`, `method=rloo`, `ppo.lr=0.00012345678`: what all of them share is left out, a
+    method goes by its bare name, long numbers are rounded and paths shortened to their last part as long as different names
+    stay different.
+    """
+    telling = [
+        [part for part in some if part.startswith("method=") or any(part not in others for others in parts)]
+        for some in parts
+    ]
+    if all(telling):
+        parts = telling
+    full = [", ".join(part.removeprefix("method=") for part in some) for some in parts]
+    for shorten in (
+        lambda part: LONG_NUMBER.sub(lambda number: f"{float(number[0]):.3g}", part),
+        lambda part: LONG_PATH.sub("", part),
+    ):
+        shorter = [[shorten(part) for part in some] for some in parts]
+        names = [", ".join(part.removeprefix("method=") for part in some) for some in shorter]
+        if len(set(names)) == len(set(full)):
+            parts, full = shorter, names
+    return full
+
+
+def _common_parent(paths: list[Path]) -> Path:
+    first = paths[0].parent
+    return next(parent for parent in (first, *first.parents) if all(p.is_relative_to(parent) for p in paths))
+
+
+def _differences(configs: list[dict[str, Any]]) -> list[str]:
+    """Per configuration the values of the fewest keys that still tell apart what all keys tell apart."""
+    flat = [{key: plain(value) for key, value in flatten(c) if not IGNORED.match(key)} for c in configs]
+    keys = [key for key in dict.fromkeys(k for f in flat for k in f) if len({f.get(key) for f in flat}) > 1]
+
+    def groups(keys: list[str]) -> int:
+        return len({tuple(f.get(key) for key in keys) for f in flat})
+
+    for key in reversed(keys.copy()):
+        without = [other for other in keys if other != key]
+        if groups(without) == groups(keys):
+            keys = without
+    return [", ".join(f"{key.removesuffix('.kind')}={f.get(key, '-')}" for key in keys) for f in flat]
+
+
+def plain(value: Any) -> str:
+    """A value as text; the place in the cache of a model that was fitted for the run says nothing that others do not."""
+    return FITTED.sub("fitted", str(value))
+
+
+def flatten(config: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """(dotted key, value) of a nested configuration."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

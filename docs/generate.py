@@ -2,31 +2,14 @@
 
 import inspect
 import re
-from collections.abc import Iterator
-from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any
 
 from r2m_cli import metrics
-from r2m_cli.schema import Config, ReportConfig
-from r2m_cli.values import AT_LEAST, CHOICES, UNIT_INTERVAL
+from r2m_cli.keys import COMMENT, Key, choices, keys_of, parts
+from r2m_cli.values import CHOICES
 
 DOCS = Path(__file__).parent
-CONF = DOCS.parent / "conf"
 NOTE = "<!-- Written by docs/generate.py from {source}: change it there, then `make docs`. -->\n\n"
-FIELD = re.compile(r"    (\w+): ")
-COMMENT = re.compile(r"    # (.*)")
-
-
-@dataclass(frozen=True)
-class Key:
-    """One configuration key."""
-
-    name: str  # dotted
-    type: str
-    default: str
-    allowed: str
-    meaning: str
 
 
 def configuration() -> str:
@@ -40,88 +23,21 @@ def configuration() -> str:
         "`r2m train --cfg job` prints what a command line comes to.\n\n"
     )
     page += "## Groups\n\n| group | choice | what it is |\n| --- | --- | --- |\n"
-    page += "".join(f"| `{group}` | `{choice}` | {what} |\n" for group, choice, what in choices())
+    page += "".join(f"| `{group}` | `{choice}` | {_cell(what)} |\n" for group, choice, what in choices())
     for part, title, schema in parts():
         page += f"\n## {title}\n\n| key | type | default | meaning | values |\n| --- | --- | --- | --- | --- |\n"
         for key in keys_of(schema, part):
-            cells = (f"`{key.name}`", f"`{key.type}`", f"`{key.default}`", key.meaning, key.allowed)
-            page += "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
+            cells = (f"`{key.name}`", f"`{key.type}`", f"`{key.default}`", key.meaning, _values(key))
+            page += "| " + " | ".join(map(_cell, cells)) + " |\n"
     return page
 
 
-def parts() -> Iterator[tuple[str, str, type]]:
-    """(prefix, title, dataclass) of every table."""
-    yield "", "The run itself", Config
-    for field in fields(Config):
-        if is_dataclass(field.type):
-            yield f"{field.name}.", f"`{field.name}`", field.type  # type: ignore[misc]
-    yield "", "`r2m report`", ReportConfig
+def _values(key: Key) -> str:
+    return ", ".join(f"`{value}`" if key.name in CHOICES else value for value in key.allowed)
 
 
-def keys_of(schema: type, prefix: str) -> Iterator[Key]:
-    """The keys of a dataclass, those of nested ones behind it; at the top (no prefix) the nested ones have tables of their own."""
-    meanings = comments(schema)
-    nested = []
-    for field in fields(schema):
-        name = prefix + field.name
-        if is_dataclass(field.type):
-            nested += [(field.type, name + ".")] if prefix else []
-            continue
-        made = field.default_factory() if field.default_factory is not MISSING else field.default
-        yield Key(name, kind(field.type), shown(made), allowed(name), meanings[field.name])
-    for inner, name in nested:
-        yield from keys_of(inner, name)  # type: ignore[arg-type]
-
-
-def comments(schema: type) -> dict[str, str]:
-    """Field -> the comment above it; a field without one shares that of the field before it."""
-    found: dict[str, str] = {}
-    for part in reversed(schema.__mro__[:-1]):
-        text: list[str] = []
-        fresh = True  # the next comment line begins a new comment
-        for line in inspect.getsource(part).splitlines():
-            if comment := COMMENT.match(line):
-                text = [comment[1]] if fresh else [*text, comment[1]]
-                fresh = False
-            elif named := FIELD.match(line):
-                found[named[1]] = " ".join(text)
-                fresh = True
-    return found
-
-
-def kind(annotation: Any) -> str:
-    """A type as one writes it."""
-    return (
-        annotation.__name__ if isinstance(annotation, type) and not hasattr(annotation, "__args__") else str(annotation)
-    )
-
-
-def shown(value: Any) -> str:
-    """A default as one types it on the command line."""
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def allowed(name: str) -> str:
-    """The values that `validate` lets through."""
-    if name in CHOICES:
-        return ", ".join(f"`{choice}`" for choice in CHOICES[name])
-    if name in UNIT_INTERVAL:
-        return "0 to 1"
-    return f"at least {AT_LEAST[name]:g}" if name in AT_LEAST else ""
-
-
-def choices() -> Iterator[tuple[str, str, str]]:
-    """(group, choice, first sentence of the file's comment) of every configuration file in a group."""
-    for path in sorted(CONF.glob("*/*.yaml")):
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("# @package")]
-        head = []
-        for line in lines:
-            if not line.startswith("# ") or line.startswith("#  "):
-                break
-            head.append(line[2:])
-        said = re.split(r"\.\s+(?=[A-Z])", " ".join(head) + " ", maxsplit=1)[0].strip().rstrip(".:")
-        plus = "+" if path.parent.name in ("experiment", "world", "method", "sweep", "debug") else ""
-        yield plus + path.parent.name, path.stem, said.replace("|", "\\|")
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
 
 
 def metric_page() -> str:

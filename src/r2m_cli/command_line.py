@@ -4,6 +4,8 @@ import os
 from collections.abc import Sequence
 from typing import NoReturn
 
+from omegaconf import DictConfig
+
 from r2m_cli import config_files, sweep
 from r2m_cli.errors import UserError
 from r2m_cli.quoting import check_signs, quoted
@@ -121,3 +123,17 @@ def _check_options(arguments: list[str], word: str) -> None:
         raise UserError("--cfg prints the configuration of one run: leave out -m, and give every key one value")
     if known.resolve and not known.cfg:
         raise UserError("--resolve needs --cfg job, whose references it resolves")
+
+
+def composed(prepared_: Sequence[str], word: str) -> tuple[DictConfig, str | None]:
+    """(What the overrides come to, without those that make a sweep; the folder of --config-dir). Raises what Hydra raises."""
+    from hydra import compose, initialize_config_module
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    options, overrides = parted(prepared_)
+    folder, parser = _config_dir(options), OverridesParser.create()
+    single = [text for text in overrides if not parser.parse_override(text).is_sweep_override()]
+    if folder is not None:
+        single.append(f"hydra.searchpath=['file://{os.path.abspath(folder)}']")
+    with initialize_config_module("r2m_cli.conf", version_base="1.3"):
+        return compose(word, single), folder

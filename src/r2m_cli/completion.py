@@ -1,4 +1,4 @@
-"""Shell completion: Hydra completes overrides, this adds the word in front of them."""
+"""Shell completion: Hydra completes overrides, this adds the word in front of them, and what `r2m help` explains."""
 
 import os
 
@@ -18,6 +18,11 @@ def with_word(arguments: list[str], words: list[str]) -> list[str]:
     word, space, rest = typed.lstrip().partition(" ")
     if not space:
         print(" ".join(w for w in words if w.startswith(word)))
+        raise SystemExit(0)
+    if word == "help":
+        from r2m_cli.help import names
+
+        print(" ".join(name for name in [*words, *names()] if name.startswith(rest.lstrip())))
         raise SystemExit(0)
     shortened = f"{command} {rest}"
     point = int(os.environ.get("COMP_POINT", len(line))) - (len(line) - len(shortened))

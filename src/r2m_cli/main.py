@@ -31,7 +31,7 @@ Examples
   r2m train feedback=none ppo.beta=0.2                 a frozen reward model and a stronger KL
   r2m train +experiment=hh_rlhf_cpu data.path=FILE     SmolLM2-135M on real preference data, on a laptop
   r2m train -m feedback=r2m,none seed=0,1,2            a sweep; +sweep=table4 runs one of the paper's tables
-  r2m WORD --help                                      groups and keys of a word;  --cfg job prints the configuration
+  r2m WORD --help                                      its groups and keys;  r2m help KEY explains one
   eval "$(r2m -sc install=bash)"                       shell completion
 """
 
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def _command(arguments: list[str]) -> None:
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
+    if not arguments or arguments[0] in ("-h", "--help") or arguments == ["help"]:
         print(USAGE.format(words="\n".join(f"  {word:9} {what}" for word, what in WORDS.items())), end="")
         return
     if arguments[0] == "--version":
@@ -60,8 +60,14 @@ def _command(arguments: list[str]) -> None:
         return
     from r2m_cli import completion
 
-    word, *rest = completion.with_word(arguments, list(WORDS))
+    word, *rest = completion.with_word(arguments, [*WORDS, "help"])
     try:
+        if word == "help":
+            if rest[0] not in WORDS:
+                from r2m_cli import help
+
+                return print("\n".join(help.explained(name) for name in rest), end="")
+            word, rest = rest[0], ["--help", *rest[1:]]
         if word not in WORDS:
             raise _unknown_word(word)
         _run_hydra(word, rest)
@@ -78,7 +84,7 @@ def _run_hydra(word: str, overrides: list[str]) -> None:
     from hydra.core.config_store import ConfigStore
     from omegaconf import DictConfig
 
-    from r2m_cli import command_line, sweep  # sweep registers the names of the run folders
+    from r2m_cli import command_line, help, sweep  # sweep registers the names of the run folders
     from r2m_cli.explain import explain
     from r2m_cli.report import arguments
     from r2m_cli.schema import Config, ReportConfig
@@ -96,6 +102,8 @@ def _run_hydra(word: str, overrides: list[str]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv = ["r2m", *command_line.prepared(overrides, word)]
     try:
+        if any(text in help.HELP for text in sys.argv):
+            return print(help.page(word, WORDS[word], *command_line.composed(sys.argv[1:], word)), end="")
         hydra.main(version_base="1.3", config_path="pkg://r2m_cli.conf", config_name=word)(job)()
     except sweep.JobFailed as failed:
         sys.exit(failed.code)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from r2m_cli.keys import keys_of, parts
 from r2m_cli.metrics import CATALOGUE
 from r2m_cli.schema import Config
 from r2m_cli.validate import keys
@@ -30,7 +31,7 @@ def test_the_pages_written_from_the_source_are_current(page: str) -> None:
 
 
 def test_every_key_and_metric_is_explained() -> None:
-    explained = [key for prefix, _, part in generate.parts() for key in generate.keys_of(part, prefix)]
+    explained = [key for prefix, _, part in parts() for key in keys_of(part, prefix)]
     assert {key.name for key in explained} >= set(keys(Config))
     for key in explained:
         assert len(key.meaning) > 5, key.name

@@ -1,11 +1,13 @@
 """Experiments, methods and sweeps: they compose, and say what the paper says."""
 
+from pathlib import Path
+
 import pytest
 from composition import composed, files
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from r2m_cli.folders import job_dir
+from r2m_cli.folders import Job, job_dir, read_job, write_job
 from r2m_cli.sweep import Sweep, close, in_order
 from r2m_cli.validate import keys
 
@@ -115,30 +117,50 @@ def test_a_sweeps_groups_stand_behind_those_of_the_command_line() -> None:
         "sweep": {"dir": "nowhere"},
         "sweeper": {"params": {"+method": "rloo,grpo", "ppo.lr": "1,2"}},
         "launcher": {},
-        "overrides": {"task": ["+experiment=hh_rlhf_cpu", "seed=0,1"]},
+        "overrides": {"task": ["+experiment=hh_rlhf_cpu", "seed=0,1"], "hydra": []},
     }})  # fmt: skip
     OmegaConf.set_readonly(config, True)
     OmegaConf.set_struct(config, True)
     Sweep().on_multirun_start(config)
     assert config.hydra.overrides.task == ["+experiment=hh_rlhf_cpu", "seed=0,1", "+method=rloo,grpo"]
     assert config.hydra.sweeper.params == {"ppo.lr": "1,2"}
+    assert config.hydra.overrides.hydra == ["hydra.job.config.override_dirname.exclude_keys=[sweep,experiment]"]
     close()
 
 
 @pytest.mark.parametrize(
     ("overrides", "folder"),
     [
-        ("", "seed=1,world=0"),
-        ("+method=rloo", "method=rloo/seed=1,world=0"),
-        ("+debug=quick,++ppo.beta=0.1,policy.path=/a/b", "debug=quick,ppo.beta=0.1,policy.path=_a_b/seed=1,world=0"),
-        ("logger.kinds=[a,'b c']", "logger.kinds=[a,b c]/seed=1,world=0"),
+        (["+method=rloo", "seed=1", "+debug=quick"], "3_method=rloo,seed=1"),
+        (["+debug=quick"], "3"),
+        (["++ppo.beta=0.1", "policy.path=/a/b/"], "3_ppo.beta=0.1,policy.path=b"),
+        (["logger.kinds=[a,'b c']"], "3_logger.kinds=[a,_b c_]"),
+        (["data.path='O\\'Brien.jsonl'"], "3_data.path=O__Brien.jsonl"),
     ],
 )
-def test_the_folders_of_a_sweeps_jobs(overrides: str, folder: str) -> None:
-    assert job_dir(overrides, 1, 0) == folder
+def test_the_folders_of_a_sweeps_jobs(overrides: list[str], folder: str, tmp_path: Path) -> None:
+    assert job_dir(3, str(tmp_path), overrides, ["debug", "sweep"]) == folder
 
 
-def test_a_long_command_line_still_makes_a_folder() -> None:
-    names = {job_dir("ppo.beta=0.1," * 30 + end, 0, 0).split("/")[0] for end in ("a=1", "a=2")}
-    assert len(names) == 2
-    assert max(map(len, names)) < 255
+def test_the_same_overrides_get_their_folder_again_and_others_never_do(tmp_path: Path) -> None:
+    long = "ppo.beta=" + "é" * 200
+    folders: dict[str, list[str]] = {}
+    for number, overrides in enumerate(
+        ([long, "seed=0"], [long, "seed=1"], ["reward.path=rm/v1"], ["reward.path=rm_v1"])
+    ):
+        folders[job_dir(number, str(tmp_path), overrides, [])] = overrides
+    assert len(folders) == 4
+    assert max(len(name.encode()) for name in folders) < 255
+    for number, (name, overrides) in enumerate(folders.items()):
+        (tmp_path / name).mkdir()
+        write_job(tmp_path / name, Job(number, tuple(overrides)))
+    for name, overrides in folders.items():
+        assert job_dir(9, str(tmp_path), overrides[::-1], []) == name
+    assert job_dir(0, str(tmp_path), [long, "seed=2"], []).startswith("0_ppo.beta=")
+
+
+def test_an_older_sweeps_number_is_still_read(tmp_path: Path) -> None:
+    (tmp_path / ".job").write_text("7\n")
+    assert read_job(tmp_path) == Job(7, None)
+    (tmp_path / ".job").write_text("torn {")
+    assert read_job(tmp_path) is None

@@ -32,8 +32,10 @@ def test_a_sweep_writes_one_table_under_the_methods_names(r2m: Run, tmp_path: Pa
     assert "rloo_r2m" in done.stdout
     assert (tmp_path / "sweep" / "report.png").stat().st_size > 10_000
     assert "2 settings, 4 runs" in (tmp_path / "sweep" / "report.html").read_text()
-    folders = {p.parent.parent.name for p in (tmp_path / "sweep").rglob("summary.json")}
-    assert all("+" not in name and "sweep" not in name for name in folders)
+    folders = {p.parent.name for p in (tmp_path / "sweep").rglob("summary.json")}
+    assert folders == {
+        f"{2 * i + seed}_method={m},seed={seed}" for i, m in enumerate(("rloo_r2m", "rloo")) for seed in (0, 1)
+    }
 
 
 def test_a_job_that_fails_does_not_end_the_sweep(r2m: Run, tmp_path: Path) -> None:
@@ -41,7 +43,7 @@ def test_a_job_that_fails_does_not_end_the_sweep(r2m: Run, tmp_path: Path) -> No
     failed = r2m(*command, code=2)
     assert list(table(tmp_path / "sweep").run) == ["rloo, ppo.lr=0.0001"]
     assert failed.stderr.count("r2m: error: step") == 1
-    assert "1 of the sweep's runs have no result (rloo, ppo.lr=1e+30 seed=0: step" in failed.stderr
+    assert "1 of the sweep's runs have no result (0_ppo.lr=1e+30: step" in failed.stderr
     assert "Traceback" not in failed.stderr
     errors = [path.read_text() for path in (tmp_path / "sweep").rglob("error.txt")]
     assert len(errors) == 1
@@ -50,7 +52,7 @@ def test_a_job_that_fails_does_not_end_the_sweep(r2m: Run, tmp_path: Path) -> No
 
 def test_what_refers_to_a_swept_key_follows_it(r2m: Run, tmp_path: Path) -> None:
     r2m("train", "-m", *QUICK, "+method=rloo", "seed=0,1", "data.seed=${seed}", "hydra.sweep.dir=sweep")
-    assert {p.parent.name for p in (tmp_path / "sweep").rglob("summary.json")} == {"seed=0,world=0", "seed=1,world=1"}
+    assert {p.parent.name for p in (tmp_path / "sweep").rglob("summary.json")} == {"0_seed=0", "1_seed=1"}
 
 
 def test_a_mistake_leaves_no_sweep_behind(r2m: Run, tmp_path: Path) -> None:
@@ -82,6 +84,29 @@ def test_what_a_plugin_answers_with_a_traceback_is_one_line(
     assert f"r2m: error: {wrong.removesuffix('=db')}: {mend}" in said
     assert "Traceback" not in said
     assert not (tmp_path / "sweep").exists()
+
+
+def test_a_sweep_over_files_keeps_their_runs_apart(r2m: Run, tmp_path: Path) -> None:
+    """Files of one name, seeds of each together, names with Hydra's own signs in them."""
+    files = [tmp_path / "a" / "O'Brien (1).jsonl", tmp_path / "b" / "O'Brien (1).jsonl"]
+    r2m("sft", *QUICK, "output=policy")
+    r2m("reward", *QUICK, "output=rm")
+    for file in files:
+        file.parent.mkdir()
+        file.write_text(
+            "".join(
+                json.dumps({"prompt": f"fruit : pear {w}"}) + "\n" for w in ("apple", "lemon", "mango", "peach") * 3
+            )
+        )
+    given = ("data=file", "data.holdout=0.5", "policy.path=policy", "reward.path=rm")
+    r2m("train", "-m", *QUICK, *given, f"data.path={files[0]},{files[1]}", "seed=0,1", "hydra.sweep.dir=sweep")
+    rows = table(tmp_path / "sweep")
+    assert list(rows.run) == [f"data.path={file}" for file in (files[0], files[0], files[1], files[1])]
+    assert list(rows.seed) == [0, 1, 0, 1]
+    configs = [(run / "config.yaml").read_text() for run in sorted((tmp_path / "sweep").glob("*_data.path=*"))]
+    assert ["/a/" in text for text in configs] == [True, True, False, False]
+    r2m("report", "sweep", "out=page.html")
+    assert list(pandas.read_csv(tmp_path / "page.csv").run) == list(rows.run)
 
 
 def test_other_words_sweep_without_a_table(r2m: Run, tmp_path: Path) -> None:
@@ -192,7 +217,7 @@ def test_a_failure_elsewhere_is_named_here(r2m: Run, tmp_path: Path, launcher: s
     command = ("train", "-m", *QUICK, "+method=rloo", "ppo.lr=1e30,1e-4", "train.steps=3", "hydra.sweep.dir=sweep")
     failed = r2m(*command, f"hydra/launcher={launcher}", code=2)
     assert list(table(tmp_path / "sweep").run) == ["rloo, ppo.lr=0.0001"]
-    assert "(rloo, ppo.lr=1e+30 seed=0: step" in failed.stderr
+    assert "(0_ppo.lr=1e+30: step" in failed.stderr
 
 
 @pytest.mark.slow
@@ -227,9 +252,9 @@ def test_an_interrupted_sweep_leaves_the_table_of_what_is_there(
         while not (running and len(running[0].read_text().splitlines()) > 2):
             assert time.monotonic() < deadline
             time.sleep(0.2)
-            running = list(tmp_path.glob("sweep/*100000*/*/metrics.jsonl"))
+            running = list(tmp_path.glob("sweep/*100000*/metrics.jsonl"))
         process.send_signal(signal.SIGINT)
         said = process.communicate(timeout=60)[1]
     assert process.returncode == 130
     assert len(table(tmp_path / "sweep")) == 1
-    assert "1 of the sweep's runs have no result (rloo, train.steps=100000 seed=0: not finished)" in said
+    assert "1 of the sweep's runs have no result (1_train.steps=100000: not finished)" in said

@@ -110,13 +110,11 @@ def test_a_sweep_runs_every_job_and_a_report_reads_them(r2m: Run, tmp_path: Path
     r2m("train", "-m", *QUICK, "feedback=r2m,none", "hydra.sweep.dir=sweep")
     folders = sorted(str(p.parent.relative_to(tmp_path / "sweep")) for p in (tmp_path / "sweep").rglob("summary.json"))
     assert len(folders) == 2
-    assert "feedback=none" in folders[0]
-    assert folders[1].endswith("seed=0,world=0")
+    assert folders == ["0_feedback=r2m", "1_feedback=none"]
     r2m("report", "runs=[sweep]", "out=picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 10_000
     assert (tmp_path / "picture.csv").is_file()
     runs = [f"sweep/{folder}" for folder in folders]
-    assert all("=" in run and "," in run for run in runs)
     said = r2m("report", *runs, "out=new/page.html").stdout
     assert said.splitlines()[-1] == "new/page.html (and beside it page.png, page.csv, page.md)"
     for name, text in (("page.html", ">feedback=r2m</button>"), ("page.csv", "feedback=none"), ("page.png", "")):

@@ -1,5 +1,6 @@
 """Configuration files of one's own (--config-dir): what is wrong with one, said with its name; and the choices of the groups."""
 
+import io
 from collections.abc import Iterable, Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -73,7 +74,9 @@ def _read(path: Path) -> dict[str, Any]:
         line = raw.count(b"\n", 0, error.start) + 1
         raise UserError(f"{path}:{line}: not UTF-8 (byte {raw[error.start]:#04x}); save the file as UTF-8") from None
     try:
-        content = OmegaConf.to_container(OmegaConf.create(text), resolve=False) if text.strip() else None
+        content = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
+    except OSError:  # OmegaConf says so of a lone word or number
+        content = [text]
     except yaml.YAMLError as error:
         raise UserError(f"{path}{_line(error)}: {_reason(error)}") from None
     except Exception as error:  # OmegaConf's own: an interpolation that is not closed, a key of another kind

@@ -41,7 +41,7 @@ def one_line(error: Exception, word: str, typed: Sequence[str] = (), composing: 
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, HydraException | OmegaConfBaseException):
-        said = explain_composition(error, typed, word)
+        said = " ".join(explain_composition(error, typed, word).splitlines())
         plugin = re.search(r"'hydra/(?:sweeper|launcher)/(optuna|joblib|submitit)", said)
         return said + (f" Install the plugin: pip install 'r2m[{plugin[1]}]'" if plugin else "")
     if type(error).__module__.startswith("yaml."):

@@ -3,6 +3,7 @@
 import difflib
 import shutil
 import textwrap
+from functools import cache
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -30,7 +31,7 @@ def page(word: str, what: str, composed: DictConfig, folder: str | None = None) 
     lines = [f"r2m {word}: {what}", "", f"Usage: r2m {word} {usage}", ""]
     if word != "report":
         sections = {key.name.split(".")[0] for key in found}
-        named = dict.fromkeys(group for group, _, _ in choices() if group.startswith("+") or group in sections)
+        named = dict.fromkeys(group for group, _, _ in _choices() if group.startswith("+") or group in sections)
         lines += ["Groups (group=choice; r2m help GROUP says what each is)"]
         lines += [_wrapped(f"{group}: {', '.join(choices_of(group.lstrip('+'), word, folder))}") for group in named]
         lines += [""]
@@ -54,7 +55,7 @@ def explained(name: str) -> str:
     """
     name = name.lstrip("+").split("=")[0]
     texts = [_key(key, schema is ReportConfig) for schema, key in _all() if key.name == name]
-    rows = [(choice, said) for group, choice, said in choices() if group.lstrip("+") == name]
+    rows = [(choice, said) for group, choice, said in _choices() if group.lstrip("+") == name]
     if not rows and name in PLUGINS:
         rows = [(choice, "") for choice in choices_of(name)]
     if rows:
@@ -67,7 +68,7 @@ def explained(name: str) -> str:
         texts.append("\n".join([f"Keys of {name} (with their defaults):", *listed]))
     if not texts:
         known = dict.fromkeys(
-            [*(key.name for _, key in _all()), *(group.lstrip("+") for group, _, _ in choices()), *PLUGINS]
+            [*(key.name for _, key in _all()), *(group.lstrip("+") for group, _, _ in _choices()), *PLUGINS]
         )
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
         near += [key for key in known if key.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1] and key not in near]
@@ -78,10 +79,16 @@ def explained(name: str) -> str:
 
 def names() -> list[str]:
     """What `r2m help` can explain, for the shell's completion."""
-    found = [key.name for _, key in _all()] + [group.lstrip("+") for group, _, _ in choices()]
+    found = [key.name for _, key in _all()] + [group.lstrip("+") for group, _, _ in _choices()]
     return sorted({*found, *(name.rsplit(".", 1)[0] for name in found), *PLUGINS})
 
 
+@cache
+def _choices() -> list[tuple[str, str, str]]:
+    return list(choices())
+
+
+@cache
 def _all() -> list[tuple[type, Key]]:
     return [(schema, key) for prefix, _, schema in parts() for key in keys_of(schema, prefix)]
 

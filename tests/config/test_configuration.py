@@ -270,7 +270,7 @@ def test_help_names_words_groups_and_keys(tmp_path: Path) -> None:
     helped = command("train", "--help", cwd=tmp_path).stdout
     assert "feedback: frozen, head_only, noise, none, r2m, r2m_judged, r2m_safe, shuffled" in helped
     assert "sweep: optuna_lr, seeds, table1, table2, table4" in helped
-    assert "group_size" in helped
+    assert "ppo.group_size=4" in helped
     assert "prompts_per_step: 16" in command("train", "--cfg", "job", cwd=tmp_path).stdout
     assert "conf" in command("train", "--info", cwd=tmp_path).stdout
 

@@ -75,7 +75,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}:{line}: not UTF-8 (byte {raw[error.start]:#04x}); save the file as UTF-8") from None
     try:
         content = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
-    except OSError:  # OmegaConf says so of a lone word or number
+    except OSError:  # OmegaConf says so of a lone number
         content = [text]
     except yaml.YAMLError as error:
         raise UserError(f"{path}{_line(error)}: {_reason(error)}") from None
@@ -83,7 +83,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: {next(iter(str(error).splitlines()), type(error).__name__)}") from None
     if not content:
         raise UserError(f"{path}: is empty; write the keys that it sets, one a line, or leave it out")
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or ":" not in text:  # OmegaConf makes a key of a lone word
         raise UserError(f"{path}: holds no keys; write `key: value` lines (ppo: and below it, indented, beta: 0.1)")
     return {str(key): value for key, value in content.items()}
 

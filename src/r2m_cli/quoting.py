@@ -8,6 +8,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 from omegaconf import DictConfig, ListConfig, OmegaConf, StringNode
@@ -59,6 +60,7 @@ def quoted(override: str, sweeps: bool) -> str:
     return override
 
 
+@cache
 def _text_keys() -> tuple[set[str], set[str]]:
     """(keys of free text, keys of lists of it) of both schemas."""
     texts: set[str] = set()

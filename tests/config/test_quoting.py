@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -28,28 +29,33 @@ def arrives(*overrides: str, word: str = "train", sweeps: bool = False) -> Omega
         return compose(word, [quoted(text, sweeps) for text in overrides], return_hydra_config=True)
 
 
+SINGLE = [key for key in PATHS if key in keys() and key not in ("reward.paths", "runs")]
+HYDRA = [key for key in PATHS if key.startswith("hydra.")]
+
+
 @pytest.mark.parametrize("there", [True, False])
 def test_every_path_key_takes_every_name(there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each key composed with some of the names, and each name read for some of the keys; parsed, all with all."""
     monkeypatch.chdir(tmp_path)
+    for name in NAMES if there else []:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+    parser = OverridesParser.create()
     for name in NAMES:
-        if there:
-            Path(name).parent.mkdir(parents=True, exist_ok=True)
-            Path(name).touch()
-        single = [key for key in PATHS if key in keys() and key not in ("reward.paths", "runs")]
-        hydra = [key for key in PATHS if key.startswith("hydra.")]
-        given_ = [f"{key}={name}" for key in (*single, *hydra)]
-        if there or "," not in name:
-            given_ += [f"reward.paths=[x,{name},y]", f"runs=[{name}]"]
-        found = arrives(*given_)
-        for key in (*single, *hydra):
+        assert len({quoted(f"{key}={name}", sweeps=False).removeprefix(key) for key in (*SINGLE, *HYDRA)}) == 1
+        assert parser.parse_override(quoted(f"data.path={name}", sweeps=False)).value() == name
+    for turn in range(3):
+        given_ = {key: NAMES[(7 * turn + place) % len(NAMES)] for place, key in enumerate((*SINGLE, *HYDRA))}
+        listed = [name for name in NAMES if there or "," not in name]
+        lists = [f"{key}=[{','.join(['x', *listed, 'y'])}]" for key in ("reward.paths", "runs")]
+        found = arrives(*(f"{key}={name}" for key, name in given_.items()), *lists)
+        for key, name in given_.items():
             assert OmegaConf.select(found, key) == name, key
-        if there or "," not in name:
-            assert found.reward.paths == ["x", name, "y"]
-            assert found.runs == [name]
+        assert found.reward.paths == found.runs == ["x", *listed, "y"]
     assert arrives("out=a (1).html", word="report").out == "a (1).html"
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.text(st.sampled_from(string.printable[:95] + "éß日🙂"), min_size=1, max_size=12))
 def test_any_text_arrives(text: str) -> None:
     if text.lower() == "null" or "${" in text or text in ("'", '"') or text[0] in "'\"~":

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from r2m_cli.quoting import read
+
 NUMBER = ".job"  # in a sweep: which job of it the folder is, and of which overrides
 LONGEST = 120  # bytes of a sweep's folder name; file systems end at 255
 
@@ -46,16 +48,14 @@ def job_dir(number: int, sweep_dir: str, overrides: Sequence[str], fixed: Sequen
         job = read_job(folder)
         if job is not None and job.overrides is not None and sorted(job.overrides) == sorted(typed):
             return folder.name
-    pairs = [text.lstrip("+").partition("=") for text in typed]
-    swept = ",".join(f"{key}={_short(value)}" for key, _, value in pairs if key not in fixed)
+    swept = ",".join(f"{key}={_short(value)}" for key, value in map(read, typed) if key not in fixed)
     name = re.sub(r"[/\\'\"\x00-\x1f]", "_", swept).encode()[:LONGEST].decode(errors="ignore")
     return f"{number}_{name}" if name else str(number)
 
 
 def _short(value: str) -> str:
-    """A value without quotes, of a path its last part."""
-    bare = value.strip("'\"")
-    return bare.rstrip("/").rsplit("/", 1)[-1] or bare
+    """A value, of a path its last part."""
+    return value.rstrip("/").rsplit("/", 1)[-1] or value
 
 
 def read_job(folder: Path) -> Job | None:

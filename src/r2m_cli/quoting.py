@@ -60,6 +60,14 @@ def quoted(override: str, sweeps: bool) -> str:
     return override
 
 
+def read(override: str) -> tuple[str, str]:
+    """(key, value) of an override, without its plus and, where all of the value stands in quotes, without these."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    key, _, value = override.lstrip("+").partition("=")
+    return key, str(OverridesParser.create().parse_override(override).value()) if QUOTED.fullmatch(value) else value
+
+
 @cache
 def _text_keys() -> tuple[set[str], set[str]]:
     """(keys of free text, keys of lists of it) of both schemas."""

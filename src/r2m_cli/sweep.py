@@ -5,7 +5,9 @@ whether this process ran them or a launcher's worker somewhere else.
 """
 
 import re
+import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +135,7 @@ def close() -> None:
         tabulate(folder)
     except Exception as error:  # the runs are what counts: a table can be made again
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        print(f"r2m: no table of this sweep ({reason}); try r2m report {folder}", file=sys.stderr)
+        print(f"r2m: no table of this sweep ({reason}); try r2m report {shlex.quote(str(folder))}", file=sys.stderr)
 
 
 def tabulate(folder: Path) -> None:
@@ -145,6 +147,7 @@ def tabulate(folder: Path) -> None:
         UserError: from the report, a broken file in a finished run.
     """
     from r2m_cli.report import figure, page, table
+    from r2m_cli.report.labels import job_labels
     from r2m_cli.report.runs import load_runs
 
     found = {path.parent: folders.read_job(path.parent) for path in folder.rglob(NUMBER)}
@@ -152,6 +155,9 @@ def tabulate(folder: Path) -> None:
     finished = [job for job in jobs if (job / "summary.json").is_file()]
     if finished:
         runs = load_runs(finished)
+        names = dict(zip(jobs, job_labels(jobs)))
+        if len(set(names.values())) > 1:  # else there are only seeds, which the report can name
+            runs = [replace(run, label=names[job]) for run, job in zip(runs, finished)]
         first = {run.label: number for number, run in reversed(list(enumerate(runs)))}
         runs.sort(key=lambda run: first[run.label])
         rows = table.summarise(runs)

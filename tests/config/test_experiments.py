@@ -135,7 +135,7 @@ def test_a_sweeps_groups_stand_behind_those_of_the_command_line() -> None:
         (["+debug=quick"], "3"),
         (["++ppo.beta=0.1", "policy.path=/a/b/"], "3_ppo.beta=0.1,policy.path=b"),
         (["logger.kinds=[a,'b c']"], "3_logger.kinds=[a,_b c_]"),
-        (["data.path='O\\'Brien.jsonl'"], "3_data.path=O__Brien.jsonl"),
+        (["data.path='O\\'Brien.jsonl'"], "3_data.path=O_Brien.jsonl"),
     ],
 )
 def test_the_folders_of_a_sweeps_jobs(overrides: list[str], folder: str, tmp_path: Path) -> None:

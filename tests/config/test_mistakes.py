@@ -1,6 +1,7 @@
 """Values, options and files that cannot work: one line each, exit code 2, nothing written, nothing that hangs."""
 
 import random
+import subprocess
 import sys
 from pathlib import Path
 
@@ -114,13 +115,10 @@ def test_an_option_in_front_of_a_mistake_is_not_blamed(
     assert says in refused(monkeypatch, capfd, "train", *arguments)
 
 
-def test_info_takes_no_override_for_its_value(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["r2m", "train", "--info", "ppo.beta=0.321"])
-    main()
-    assert "0.321" in capfd.readouterr().out
+def test_info_takes_no_override_for_its_value(tmp_path: Path) -> None:
+    """In a process of its own: Hydra sets up logging for it."""
+    command = [sys.executable, "-m", "r2m_cli.main", "train", "--info", "ppo.beta=0.321"]
+    assert "0.321" in subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from r2m_cli.folders import read_job
+from r2m_cli.quoting import read
 
 # What makes two runs repetitions of one another, or says nothing about the method: never part of a label.
 IGNORED = re.compile(r"(seed|data\.seed|resume|run|output|sweep|train\.stop_at|(checkpoint|logger|hydra)\..*)$")
@@ -29,6 +30,11 @@ def labels_of(paths: list[Path], configs: list[dict[str, Any]]) -> list[str]:
     return [text or name or shared for text, name in zip(differences, named, strict=True)]
 
 
+def job_labels(jobs: list[Path]) -> list[str]:
+    """The names of all jobs of a sweep, by their overrides alone, whether they have finished or not."""
+    return bare([_parts(job, None) for job in jobs])
+
+
 def _parts(path: Path, depth: int | None) -> list[str]:
     """What may name a run: the folders below the first `depth` ones (None: its own), a sweep's job by its overrides."""
     job = read_job(path)
@@ -37,8 +43,7 @@ def _parts(path: Path, depth: int | None) -> list[str]:
         name = name.encode("utf-8", "replace").decode("utf-8")  # a folder's name need not be text
         return SEED_IN_NAME.sub("", name).strip("/,_-.").split(",")
     above = [] if depth is None or len(path.parts) - depth < 2 else ["/".join(path.parts[depth:-1])]
-    pairs = [text.lstrip("+").partition("=") for text in job.overrides]
-    return above + [key + equals + value.strip("'\"") for key, equals, value in pairs if not IGNORED.match(key)]
+    return above + [f"{key}={value}" for key, value in map(read, job.overrides) if not IGNORED.match(key)]
 
 
 def bare(parts: list[list[str]]) -> list[str]:

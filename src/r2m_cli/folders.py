@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -62,7 +63,7 @@ def read_job(folder: Path) -> Job | None:
     """What `.job` in a folder says; None where there is none, or one that is no job."""
     file = folder / NUMBER
     try:
-        found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        found: Any = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
         return Job(found, None) if isinstance(found, int) else Job(int(found["number"]), tuple(found["overrides"]))
     except (OSError, ValueError, TypeError, KeyError):
         return None

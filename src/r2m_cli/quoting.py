@@ -19,7 +19,8 @@ from r2m_cli.schema import Config, ReportConfig
 from r2m_cli.values import CHOICES
 
 # Keys whose value may name a place on this disk: a leading ~ is the home folder.
-PATHS = ("data.path", "policy.path", "policy.base", "reward.path", "reward.base", "reward.paths", "eval.reward", "eval.against",
+PATHS = ("data.path", "policy.path", "policy.base", "reward.path", "reward.base", "reward.paths", "policy.template", "reward.template",
+         "eval.reward", "eval.against",
          "output", "out", "resume", "run", "runs", "hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")  # fmt: skip
 # Of those: places where something is written, one for the whole command line.
 PLACES = ("output", "out", "hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")

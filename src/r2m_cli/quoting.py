@@ -7,7 +7,7 @@ quotes, `null`, an interpolation `${...}`, the brackets of a list, and, in a swe
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -97,7 +97,7 @@ def _text(key: str, value: str, sweeps: bool) -> str:
         return value
     parts = _split(value)
     # Without -m only a list of what is there is one: Hydra then says that it needs -m.
-    if len(parts) > 1 and (sweeps or all(_exists(part) for part in parts)):
+    if len(parts) > 1 and (sweeps or all(_exists(part.strip()) for part in parts)):
         return ",".join(_element(key, part) for part in _joined(parts))
     return _element(key, value)
 
@@ -144,19 +144,19 @@ def _split(value: str) -> list[str]:
     while True:
         closed = QUOTED.match(value, begin + len(value[begin:]) - len(value[begin:].lstrip()))
         comma = value.find(",", closed.end() if closed else begin)
-        parts.append(value[begin : comma if comma >= 0 else None].strip())
+        parts.append(value[begin : comma if comma >= 0 else None])
         if comma < 0:
             return parts
         begin = comma + 1
 
 
-def _joined(parts: list[str], exists: Callable[[str], bool] = _exists) -> list[str]:
+def _joined(parts: list[str]) -> list[str]:
     """The parts, those joined again that were one name on this disk: `run/method=rloo,ppo.beta=0.1`."""
     result: list[str] = []
     place = 0
     while place < len(parts):
         ends = range(len(parts), place + 1, -1)
-        end = next((end for end in ends if exists(",".join(parts[place:end]))), place + 1)
-        result.append(",".join(parts[place:end]))
+        end = next((end for end in ends if _exists(",".join(parts[place:end]).strip())), place + 1)
+        result.append(",".join(parts[place:end]).strip())
         place = end
     return result

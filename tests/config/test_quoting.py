@@ -92,6 +92,8 @@ def test_a_comma_is_part_of_a_name_that_is_there(tmp_path: Path, monkeypatch: py
     Path("a,b").touch()
     assert quoted("data.path=a,b", sweeps=True) == "data.path='a,b'"
     assert quoted("runs=[b,a,b]", sweeps=False) == "runs=[b,'a,b']"
+    Path("x, (y)").touch()
+    assert quoted("runs=[ b , x, (y)]", sweeps=False) == "runs=[b,'x, (y)']"
 
 
 def test_a_leading_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import pytest
 from run_folders import make_run
 
 from r2m_cli.errors import UserError
+from r2m_cli.folders import Job, write_job
 from r2m_cli.report.runs import load_runs
 from r2m_cli.report.table import markdown, over_seeds, summarise
 from r2m_cli.tasks.report import report
@@ -42,6 +43,26 @@ def test_report_writes_picture_and_tables(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert all(word in printed for word in ("vanilla", "r2m", "report.csv"))
     assert printed.splitlines()[-1].startswith(str(page))
+
+
+def test_names_of_folders_are_no_markup(tmp_path, capsys):
+    """Neither of the terminal, nor of the picture's formulas, nor of the tables."""
+    names = ["a $b_{$ c", "[bold]x[/red]", "y|z & <b>"]
+    page = report([str(make_run(tmp_path / name)) for name in names], str(tmp_path / "r.html"))
+    assert list(pandas.read_csv(page.with_suffix(".csv")).run) == names
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in names)
+    assert "| y\\|z & <b> |" in page.with_suffix(".md").read_text()
+    assert "&lt;b&gt;" in page.read_text()
+
+
+def test_a_sweeps_runs_are_labelled_by_their_overrides(tmp_path):
+    swept = [("lr", value, seed) for value in ("1e-4", "/data/a.jsonl") for seed in (0, 1)]
+    for number, (key, value, seed) in enumerate(swept):
+        run = make_run(tmp_path / "sweep" / f"{number}_x" / "", seed=seed)
+        write_job(run, Job(number, ("+debug=quick", f"{key}='{value}'", f"seed={seed}", "data.seed=${seed}")))
+    runs = load_runs([tmp_path / "sweep"])
+    assert [run.label for run in runs] == ["lr=1e-4", "lr=1e-4", "lr=a.jsonl", "lr=a.jsonl"]
 
 
 def test_without_evaluation_the_rollouts_are_used(tmp_path):

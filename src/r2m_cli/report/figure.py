@@ -36,6 +36,7 @@ STYLE: dict[Any, Any] = {
     "ytick.color": "0.35",
     "lines.linewidth": 1.8,
     "legend.frameon": False,
+    "text.parse_math": False,  # a dollar in the name of a run is a dollar
 }
 
 

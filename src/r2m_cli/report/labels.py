@@ -41,7 +41,7 @@ def _parts(path: Path, depth: int | None) -> list[str]:
     if job is None or job.overrides is None:
         name = path.name if depth is None else "/".join(path.parts[depth:])
         name = name.encode("utf-8", "replace").decode("utf-8")  # a folder's name need not be text
-        return SEED_IN_NAME.sub("", name).strip("/,_-.").split(",")
+        return [part.strip() for part in SEED_IN_NAME.sub("", name).strip("/,_-.").split(",")]
     above = [] if depth is None or len(path.parts) - depth < 2 else ["/".join(path.parts[depth:-1])]
     return above + [f"{key}={value}" for key, value in map(read, job.overrides) if not IGNORED.match(key)]
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd  # type: ignore[import-untyped, unused-ignore]
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from r2m_cli.report.runs import Run
@@ -88,6 +89,7 @@ def markdown(table: pd.DataFrame) -> str:
     """The table as GitHub markdown, two decimals."""
     heads, rows = texts(table)
     rule = ["---", *["---:"] * (len(heads) - 1)]
+    rows = [[cell.replace("|", "\\|") for cell in cells] for cells in rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [heads, rule, *rows]) + "\n"
 
 
@@ -104,7 +106,7 @@ def show(table: pd.DataFrame, console: Console | None = None) -> None:
             else:
                 shown.add_column(head.replace(" ", "\n", 1), justify="right", no_wrap=True)
         for cells in rows:
-            shown.add_row(*(cell.replace(" ± ", "±") for cell in cells))
+            shown.add_row(*(escape(cell.replace(" ± ", "±")) for cell in cells))  # a folder's [brackets] are no markup
         console.print(shown)
 
 

@@ -20,7 +20,8 @@ def refused(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], 
         main()
     said = capfd.readouterr().err
     assert end.value.code == 2, said
-    (line,) = said.splitlines()
+    *before, line = said.splitlines()
+    assert len(before) <= 1, said  # where the configuration is right so far: what is being checked
     assert line.startswith("r2m: error: ")
     return line
 

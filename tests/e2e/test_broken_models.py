@@ -51,5 +51,5 @@ def test_equal_rewards_are_said_in_evaluation_and_fitting(r2m: Run, tmp_path: Pa
     found = json.loads((tmp_path / "e" / "evaluation.json").read_text())
     assert any("replies are all equal" in note for note in found["notes"])
     fitted = r2m("reward", *QUICK, "reward.base=rm", "reward.fit.lr=0", "output=again")
-    assert "r2m: warning: the rewards of chosen and rejected replies are all equal" in fitted.stderr
-    assert "all equal" not in r2m("reward", *QUICK, "output=other").stderr
+    assert "r2m: warning: the rewards of chosen and rejected replies are all equal" in fitted.stdout
+    assert "all equal" not in r2m("reward", *QUICK, "output=other").stdout

@@ -34,9 +34,10 @@ def pairs(path: Path) -> Path:
 
 
 def test_what_a_template_refuses_is_left_out_by_every_word(r2m: Run, tmp_path: Path, base: Path) -> None:
-    # A name that is not UTF-8: a legal one, which must not break what is printed and written either.
-    path = pairs(Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jsonl")))
-    data = ("data=file", f"data.path={path}", *QUICK, "eval.pairs=4", "eval.prompts=4", "eval.bootstrap=100")
+    # In the folder is a name that is not UTF-8: a legal one, which must not break what is printed and written either.
+    (tmp_path / "folder").mkdir()
+    pairs(Path(os.fsdecode(os.fsencode(tmp_path) + b"/folder/caf\xe9.jsonl")))
+    data = ("data=file", "data.path=folder", *QUICK, "eval.pairs=4", "eval.prompts=4", "eval.bootstrap=100")
     learning, whole = (*data, "data.holdout=0.4"), (*data, "data.holdout=1")
 
     def check(said: str) -> None:
@@ -44,9 +45,9 @@ def test_what_a_template_refuses_is_left_out_by_every_word(r2m: Run, tmp_path: P
         assert "(caf\\udce9.jsonl:3, caf\\udce9.jsonl:21)" in said
         assert "half a Unicode character (caf\\udce9.jsonl:8)" in said
 
-    check(r2m("sft", *learning, f"policy.base={base}", "output=sft").stderr)
+    check(r2m("sft", *learning, f"policy.base={base}", "output=sft").stdout)
     assert json.loads((tmp_path / "sft" / "fit.json").read_text())["demonstrations"] <= 12
-    check(r2m("reward", *learning, f"reward.base={base}", "output=rm").stderr)
+    check(r2m("reward", *learning, f"reward.base={base}", "output=rm").stdout)
     models = ("policy.path=sft", "reward.path=rm")
     r2m("train", *learning, *models, "hydra.run.dir=run", "train.steps=1")
     check((tmp_path / "run" / "warnings.log").read_text())

@@ -1,7 +1,6 @@
 """What a run draws from: a world whose true reward is known, or a file, split once into training and held-out parts."""
 
 import random
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,8 +12,8 @@ from r2m_cli.data.gold_world import GoldWorld
 from r2m_cli.data.preferences import Dropped, Pair, describe, load_preferences, reasons
 from r2m_cli.data.template import ChatFormat
 from r2m_cli.data.world import World
-from r2m_cli.distributed import comm
 from r2m_cli.errors import UserError
+from r2m_cli.progress import say
 from r2m_cli.schema import DataConfig
 from r2m_cli.seeds import Stream, draw_seed
 
@@ -157,8 +156,8 @@ def renderable(source: Source, chats: Sequence[ChatFormat]) -> Source:
 
 def say_notes(notes: Sequence[str]) -> None:
     """Say on the terminal what was left out; for words that keep no notes of their own."""
-    for note in notes if comm.is_main() else ():
-        print(f"r2m: note: {note.strip()}", file=sys.stderr, flush=True)
+    for note in notes:
+        say(f"note: {note.strip()}")
 
 
 def _identity(prompt: Prompt) -> tuple[tuple[str, str], ...]:

@@ -59,8 +59,8 @@ def _fit(config: Config, run_dir: Path, kept: Unfinished) -> None:
     else:
         lm = fresh_llama(c, chat.tokenizer, chat.pad_id, config.data.seed, scorer=False)
     note = chat.note()
-    if note is not None and comm.is_main():
-        print(f"r2m: {note}", flush=True)
+    if note is not None:
+        say(f"note: {note}")
     fitted = with_lora(lm, c.fit.lora_rank, "CAUSAL_LM") if c.fit.parameters == "lora" else lm
     engine, figures = fit_lm(lm, chat, source.demonstrations, config, c.fit, kept)
     with engine.whole():
@@ -87,9 +87,8 @@ def fit_lm(
         UserError: no demonstration fits the lengths; or from `fit`.
     """
     rows, notes = _rows(demonstrations[: fit_config.rows], chat, config)
-    if comm.is_main():
-        for note in notes:
-            print(f"r2m: {note}", flush=True)
+    for note in notes:
+        say(f"note: {note}")
     device = local_device(config)
     engine = make_engine(Policy(lm), config.engine, device, weight_decay=fit_config.weight_decay, max_grad_norm=1.0)
 

@@ -13,9 +13,9 @@ Row = Mapping[str, Any]
 # Columns that hold a prompt, where there is no `prompt`; the first that is there counts.
 PROMPTS = ("question", "instruction", "input", "conversations", "context")
 DIALOGUES = ("messages", "conversations")  # whole conversations, the reply among them
-SYSTEMS = ("system", "system_prompt")
+SYSTEMS = ("system", "system_prompt", "system_message")
 SAYS_MORE = ("question", "instruction", "input", "context", "history")  # would change a prompt that does not hold them
-NEEDS = {key + plural: what for key, what in MEDIA.items() for plural in ("", "s")}
+NEEDS = {key + form: what for key, what in MEDIA.items() for form in ("", "s", "_path", "_paths", "_url", "_urls")}
 NEEDS |= {"tools": "tools", "functions": "tools"}
 # Two replies and a column that says which is better: by its number, or by its sign (below 0: the first; 0: neither).
 CHOICES = (

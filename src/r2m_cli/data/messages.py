@@ -19,9 +19,13 @@ ROLES = {
 ROLE_OF = {"Human": "user", "Assistant": "assistant"}
 TAG_OF = {role: tag for tag, role in ROLE_OF.items()}
 _TURN = re.compile(r"\n\n(Human|Assistant):")
+_WRITTEN_OUT = re.compile(
+    r"""\s*\[\s*\{\s*["'](role|content|from|value)["']\s*:"""
+)  # a list of messages as JSON or Python
 MEDIA = {"image": "an image", "video": "a video", "audio": "audio"}
 # What a message may say beside its text, and what would be lost without it.
-_BESIDE = {"tool_calls": "tool calls", "function_call": "tool calls", "reasoning_content": "reasoning"}
+_BESIDE = {"tool_calls": "tool calls", "function_call": "tool calls"}
+_BESIDE |= dict.fromkeys(("reasoning_content", "reasoning", "thinking"), "reasoning")
 _BESIDE |= {key + plural: what for key, what in MEDIA.items() for plural in ("", "s")}
 
 
@@ -59,6 +63,13 @@ def plain(text: str) -> str:
     return text.replace("\r\n", "\n")
 
 
+def text_in(value: str, key: str) -> str:
+    """A column's text, see `plain`. Raises Unfit for messages that a table without lists has made a text of."""
+    if _WRITTEN_OUT.match(value):
+        raise Unfit(f"{key!r} holds messages written out as text: store them as a list")
+    return plain(value)
+
+
 def turns_of(value: Any, key: str, cue: bool = False) -> list[Message]:
     """A string, a message or a list of messages -> messages, with nothing but role and content left.
 
@@ -70,8 +81,9 @@ def turns_of(value: Any, key: str, cue: bool = False) -> list[Message]:
         Unfit: neither text nor messages; or something that text cannot hold (tools, images).
     """
     if isinstance(value, str):
-        text = plain(value)
-        if not is_transcript(text):
+        text = text_in(value, key)
+        asks = cue and "\n\nHuman:" in text and text.rstrip().endswith("\n\nAssistant:")  # also behind a system message
+        if not asks and not is_transcript(text):
             return [{"role": "user", "content": text}]
         turns = parse_transcript("\n\n" + text.lstrip())
         return turns[:-1] if cue and turns[-1] == {"role": "assistant", "content": ""} else turns

@@ -19,7 +19,7 @@ from r2m_cli.data.columns import (
     holds_reply,
     with_choice,
 )
-from r2m_cli.data.messages import ROLES, Message, Unfit, check_unicode, is_transcript, plain, sound, turns_of
+from r2m_cli.data.messages import ROLES, Message, Unfit, check_unicode, is_transcript, plain, sound, text_in, turns_of
 
 
 @dataclass(frozen=True)
@@ -121,10 +121,10 @@ def _side(row: Row, key: str, given: list[Message]) -> tuple[list[Message], str]
     value = row.get(key)
     if value is None:
         raise Unfit(f"missing key {key!r}")
-    if isinstance(value, str) and not is_transcript(plain(value)):
+    if isinstance(value, str) and not is_transcript(text := text_in(value, key)):
         if not given:
             raise Unfit("missing key 'prompt'")
-        return given, plain(value).strip()
+        return given, text.strip()
     turns = turns_of(value, key)
     if not turns or turns[-1]["role"] != "assistant":
         raise Unfit(f"{key!r} does not end with an assistant turn")

@@ -20,6 +20,7 @@ from r2m_cli.yaml_files import read_yaml
 EVALUABLE = ("task", "run", "seed", "data.", "rollout.", "eval.", "analysis.", "judge.", "engine.", "train.", "resume",
              "checkpoint.", "logger.")  # fmt: skip
 
+MOVABLE = ("policy.path", "reward.path", "data.path", "policy.template", "reward.template")  # see `fingerprint.inputs`
 NO_PATHS = ("smollm2", "chosen", *BUILT_IN)  # words that may stand where a path does
 
 
@@ -101,8 +102,8 @@ def _from_run(composed: Config, folder: Path, overrides: list[str], free: tuple[
             filled = list(kept[: len(value)]) == list(value)
         if not (named or groups) or value == kept or filled:
             continue
-        # A model that lay in a cache which has moved may be named anew.
-        place = Path(kept) if key in ("policy.path", "reward.path") and kept is not None else None
+        # What has moved may be named anew: a continuation compares its content.
+        place = Path(kept) if key in MOVABLE and kept is not None else None
         moved = place is not None and place.is_absolute() and not place.exists()
         if not key.startswith(free) and not moved:
             raise UserError(f"{folder}: the run had {key}={kept}, which cannot become {value}; start a new run instead")

@@ -57,6 +57,11 @@ def test_other_models_or_data_than_the_run_began_with_are_refused_unless_allowed
     said = r2m("evaluate", "run=half", "hydra.run.dir=evaluation").stdout
     assert f"data.path={pairs}" in said
     assert "it has changed since the run" in said
+    moved = pairs.rename(tmp_path / "moved.jsonl")
+    again = ("train", "resume=half", "train.steps=5", f"data.path={moved}")
+    assert f"not what the run began with: data.path={moved} " in r2m(*again, code=2).stderr
+    moved.write_text("\n".join(lines[:-1]) + "\n")  # what it has had since
+    r2m(*again)
 
 
 def test_of_an_edited_configuration_what_may_change_is_said_and_the_rest_refused(r2m: Run, tmp_path: Path) -> None:

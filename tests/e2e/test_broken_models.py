@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from conftest import QUICK, Run
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 
 def test_broken_folders_are_refused_before_anything_is_fitted(r2m: Run, tmp_path: Path) -> None:
@@ -53,3 +55,25 @@ def test_equal_rewards_are_said_in_evaluation_and_fitting(r2m: Run, tmp_path: Pa
     fitted = r2m("reward", *QUICK, "reward.base=rm", "reward.fit.lr=0", "output=again")
     assert "r2m: warning: the rewards of chosen and rejected replies are all equal" in fitted.stdout
     assert "all equal" not in r2m("reward", *QUICK, "output=other").stdout
+
+
+def test_no_model_of_an_evaluation_may_read_all_texts_as_unknown_words(r2m: Run, tmp_path: Path) -> None:
+    core = Tokenizer(models.WordLevel({"<unk>": 0, "<eos>": 1, "да": 2, "нет": 3}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    foreign = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", eos_token="<eos>")
+    for word, name in (("reward", "rm"), ("sft", "lm")):
+        r2m(word, *QUICK, f"output={name}")
+        shutil.copytree(
+            tmp_path / name, tmp_path / f"foreign_{name}", ignore=shutil.ignore_patterns("*token*", "*.jinja")
+        )
+        foreign.save_pretrained(tmp_path / f"foreign_{name}")
+    given = (*QUICK, "policy.path=lm", "reward.path=rm")
+    for word, whose, further in (
+        ("train", "reward model", ("reward.paths=[foreign_rm]", "reward.members=2", "feedback=none")),
+        ("evaluate", "reward model", ("reward.paths=[foreign_rm]", "reward.members=2", "feedback=none")),
+        ("evaluate", "reward model of eval.reward", ("eval.reward=foreign_rm",)),
+        ("evaluate", "policy of eval.against", ("eval.against=foreign_lm", "eval.judge=gold")),
+        ("analyze", "reward model", ("reward.path=foreign_rm",)),
+    ):
+        said = r2m(word, *given, *further, code=2).stderr
+        assert f"error: the {whose}'s tokenizer does not know 100% of the data's words" in said

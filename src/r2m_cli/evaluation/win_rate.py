@@ -24,6 +24,7 @@ from r2m_cli.models.formats import policy_format
 from r2m_cli.models.generate import end_ids
 from r2m_cli.models.loading import context_length, load_causal_lm
 from r2m_cli.models.policy import Policy
+from r2m_cli.models.tokenizers import check_known
 from r2m_cli.schema import Config, PolicyConfig
 from r2m_cli.seeds import Stream, draw_seed
 from r2m_cli.stages.rollout import rollout
@@ -73,7 +74,7 @@ def opponents(config: Config, source: Source, actors: Actors, prompts: list[Prom
     """
     against = config.eval.against
     if against != CHOSEN:
-        batch = _sampled(config, actors, prompts)
+        batch = _sampled(config, source, actors, prompts)
         return [Opponent(text, end) for text, end in zip(batch.responses, batch.finished)]
     if source.world is not None:
         world, seed = source.world, config.data.seed
@@ -150,11 +151,12 @@ def measure(
     findings.rows("comparisons.jsonl", rows)
 
 
-def _sampled(config: Config, actors: Actors, prompts: list[Prompt]) -> Rollout:
+def _sampled(config: Config, source: Source, actors: Actors, prompts: list[Prompt]) -> Rollout:
     """The other policy's responses to the same prompts, from the same draws, through its own tokenizer and template."""
     name, key = config.eval.against, "eval.against"
     lm = load_causal_lm(name, key, DTYPES[config.engine.dtype])
     chat = policy_format(PolicyConfig(), name, key, end_ids(lm))
+    check_known(source, chat)
     limit = context_length(lm.config)
     longest = max(len(chat.prompt_ids(prompt)) for prompt in prompts) + config.rollout.max_new_tokens
     if limit is not None and longest > limit:

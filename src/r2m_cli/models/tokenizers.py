@@ -130,11 +130,11 @@ def check_known(source: "Source", *formats: "ChatFormat") -> list[str]:
     """
     texts = [turn["content"] for prompt in (*source.prompts[:READ], *source.eval_prompts[:READ]) for turn in prompt]
     texts += [reply for _, reply in (*source.demonstrations[:READ], *source.references[:READ])]
-    notes = []
+    notes: dict[str, None] = {}  # members of an ensemble mostly have one tokenizer
     for chat in formats:
         share = unknown_share(chat.tokenizer, texts)
         said = f"the {chat.name}'s tokenizer does not know {share:.0%} of the data's words, which are all the same token to it"
         if share > UNKNOWN_REFUSED:
             raise UserError(f"{said}; is it of the data's language? name another model or other data")
-        notes += [said] if share > UNKNOWN_NOTED else []
-    return notes
+        notes |= {said: None} if share > UNKNOWN_NOTED else {}
+    return list(notes)

@@ -19,6 +19,7 @@ from r2m_cli.distributed.engine import DTYPES
 from r2m_cli.errors import UserError
 from r2m_cli.models.formats import policy_format
 from r2m_cli.models.loading import load_causal_lm
+from r2m_cli.models.tokenizers import check_known
 from r2m_cli.progress import say
 from r2m_cli.schema import Config
 
@@ -50,7 +51,9 @@ def of_models(config: Config, results: Results) -> None:
     chat = policy_format(config.policy, config.policy.path, "policy.path")
     lm = load_causal_lm(config.policy.path, "policy.path", DTYPES[config.engine.dtype]).to(device)  # type: ignore[arg-type]
     reward = build_reward(_frozen(config), 0, device)
-    source = renderable(source, [chat, *(reader.format for reader in reward.readers)])
+    formats = [chat, *(reader.format for reader in reward.readers)]
+    source = renderable(source, formats)
+    results.notes += check_known(source, *formats)
     labelled(config, source, lm, chat, reward, device, results)
 
 
@@ -70,7 +73,9 @@ def of_run(config: Config, run: Path, results: Results) -> None:
     actors = build_actors(_frozen(config), source, str(run / "policy"))
     truth = build_heldout_reward(config, actors.device)
     readers = (*actors.reward.readers, *(truth.readers if truth is not None else ()))
-    source = renderable(source, [actors.format, *(reader.format for reader in readers)])
+    formats = [actors.format, *(reader.format for reader in readers)]
+    source = renderable(source, formats)
+    results.notes += check_known(source, *formats)
     lm = actors.policy.module.lm
     selection = labelled(config, source, lm, actors.format, actors.reward, actors.device, results)
     responses(config, source, actors, truth, results)

@@ -49,15 +49,15 @@ def run(config: Config, run_dir: Path) -> None:
         weight = load_feedback(run / "reward_model", actors.reward.feedback.module)
     heldout = build_heldout_reward(config, actors.device)
     readers = (*actors.reward.readers, *(heldout.readers if heldout is not None else ()))
-    source = renderable(source, [actors.format, *(reader.format for reader in readers)])
+    formats = [actors.format, *(reader.format for reader in readers)]
+    source = renderable(source, formats)
     findings = Findings(run_dir, config.eval.bootstrap, config.seed)
     if run is None:
         findings.notes.append("no run= is given: this is the configured policy before any RL")
     else:
         findings.notes += changed_since(config, run)
-    findings.notes += check_known(source, actors.format, actors.reward.format)
-    read_by = [*actors.reward.readers, *(heldout.readers if heldout is not None else ())]
-    forms = [chat.note() for chat in (actors.format, *(reader.format for reader in read_by))]
+    findings.notes += check_known(source, *formats)
+    forms = [chat.note() for chat in formats]
     findings.notes += dict.fromkeys(note for note in forms if note is not None)
     prompts = evaluation_prompts(source, actors.format, config, findings)
     budget = config.rollout.tokens_per_batch

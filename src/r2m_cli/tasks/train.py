@@ -48,9 +48,10 @@ def run(config: Config, run_dir: Path) -> None:
     origin = {"config": asdict(config), "inputs": inputs(config) if comm.is_main() else {}}
     source = load_source(config.data, config.eval.prompts)
     actors = build_actors(config, source)
-    source = renderable(source, [actors.format, *(reader.format for reader in actors.reward.readers)])
+    formats = [actors.format, *(reader.format for reader in actors.reward.readers)]
+    source = renderable(source, formats)
     prompts, eval_prompts, notes = usable_prompts(source, actors.format, config)
-    notes += check_known(source, actors.format, actors.reward.format)
+    notes += check_known(source, *formats)
     labels = real_labels(config, source, actors)
 
     state: dict[str, Any] = {"step": 0, "tokens": 0, "beta": None, "seconds": 0.0}

@@ -158,7 +158,12 @@ def test_adapters_beside_whole_weights_are_never_added_to_them(policy, tmp_path:
     assert f"name {policy}, which has it merged" in said
     shutil.copy(tmp_path / "adapter" / "adapter_config.json", policy)
     shutil.copy(tmp_path / "adapter" / "adapter_model.safetensors", policy)
-    assert "holds adapter files (adapter_config.json) beside whole weights" in refused(policy)
+    said = refused(policy)
+    assert "holds adapter files (adapter_config.json) beside whole weights" in said
+    assert "AutoPeftModelForCausalLM" in said
+    file = policy / "adapter_config.json"
+    file.write_text(file.read_text().replace("CAUSAL_LM", "SEQ_CLS"))
+    assert "AutoPeftModelForSequenceClassification" in refused(policy)  # else its head would be lost
 
 
 # --- files that are none ----------------------------------------------------------------------------------------------

@@ -46,8 +46,7 @@ def check_folder(folder: Path, where: str) -> None:
         if any((folder / f"{name}{end}").exists() for name in (SAFETENSORS, PICKLED) for end in ("", ".index.json")):
             raise UserError(
                 f"{where}: holds adapter files ({ADAPTER}) beside whole weights, and transformers would add the adapter to them; "
-                "if it is merged already, move adapter_* away, else merge it: "
-                "AutoPeftModelForCausalLM.from_pretrained(FOLDER).merge_and_unload().save_pretrained(NEW)"
+                f"if it is merged already, move adapter_* away, else merge it: {_merging(folder)}"
             )
         raise UserError(f"{where}: {_no_model(folder)}")
     config = json_object(folder / "config.json")
@@ -76,6 +75,13 @@ def _check_ends(ids: Any, file: Path) -> None:
         raise UserError(f"{file}: eos_token_id={json.dumps(ids)}: must be a token's number, a list of them, or null")
 
 
+def _merging(folder: Path) -> str:
+    """How to merge an adapter; as a language model a reward model would lose its head."""
+    scorer = json_object(folder / ADAPTER).get("task_type") == "SEQ_CLS"
+    kind = "SequenceClassification" if scorer else "CausalLM"
+    return f"AutoPeftModelFor{kind}.from_pretrained(FOLDER).merge_and_unload().save_pretrained(NEW)"
+
+
 def _no_model(folder: Path) -> str:
     """Why a folder is no model that can be loaded, and what may be meant."""
     if (folder / ADAPTER).is_file():
@@ -83,8 +89,7 @@ def _no_model(folder: Path) -> str:
         mend = (
             f"name {folder.parent / 'policy'}, which has it merged"
             if (folder.parent / "policy" / "config.json").is_file()
-            else "merge it first: AutoPeftModelForCausalLM.from_pretrained(FOLDER).merge_and_unload().save_pretrained(NEW), and the "
-            "base's tokenizer with it"
+            else f"merge it first: {_merging(folder)}, and the base's tokenizer with it"
         )
         return f"the folder holds an adapter alone, of the base {base}; {mend}"
     mend = "; a run's policy is in its policy/" if (folder / "policy" / "config.json").is_file() else ""

@@ -39,6 +39,12 @@ def ending(config: Config, folder: Path, overrides: Iterable[str]) -> list[str]:
     if config.task == "train":
         lines += [f"next: {command('evaluate', [f'run={place(folder)}'])}"] if "policy" in there else []
         lines += [f"next: {command('report', [place(folder)])}"]
+        return lines
+    runs = [place(Path(run)) for run in (*([config.run] if config.run is not None else []), *config.runs)]
+    if config.task == "analyze":
+        lines += [f"next: {command('report', runs)}"] if runs else []
+    elif runs:
+        lines += [f"next: {command('analyze', [f'run={run}' for run in runs])}"]
     return lines
 
 

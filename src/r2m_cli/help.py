@@ -73,6 +73,8 @@ def explained(name: str) -> str:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
         near += [key for key in known if key.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1] and key not in near]
         hint = f"did you mean {', '.join(near[:5])}?" if near else "r2m train --help lists them"
+        if name.split(".")[0] == "hydra":
+            hint = "it is Hydra's own; r2m train --cfg hydra prints those, hydra.cc/docs explains them"
         raise UserError(f"{name}: no key and no group of this name; {hint}")
     return "\n\n".join(texts) + "\n"
 

@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def _command(arguments: list[str]) -> None:
-    if not arguments or arguments[0] in ("-h", "--help") or arguments == ["help"]:
+    if not arguments or {*arguments} <= {"help", "-h", "--help"}:
         print(USAGE.format(words="\n".join(f"  {word:9} {what}" for word, what in WORDS.items())), end="")
         return
     if arguments[0] == "--version":

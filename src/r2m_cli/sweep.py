@@ -165,7 +165,8 @@ def tabulate(folder: Path) -> None:
         table.show(rows)
         figure.draw(runs, folder / "report.png")
         page.write(page.render(runs), folder / "report.html")
-        print(f"{folder}/report.html, report.png, table.csv, table.md", flush=True)
+        print(f"r2m: wrote {folder}: report.html, report.png, table.csv, table.md", flush=True)
+        print(f"r2m: next: open {folder}/report.html in a browser", flush=True)
     unfinished = {job: str(job.relative_to(folder)) for job in jobs if job not in finished}
     for line in (_best(folder), _without_result(unfinished)):
         if line:

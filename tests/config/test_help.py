@@ -79,6 +79,8 @@ def test_one_key_is_explained(monkeypatch: pytest.MonkeyPatch, capfd: pytest.Cap
     assert "joblib" in explained("hydra/launcher")
     assert said(monkeypatch, capfd, "help", "sft") == said(monkeypatch, capfd, "sft", "--help")
     assert "did you mean ppo.beta" in said(monkeypatch, capfd, "help", "ppo.bta", code=2)
+    assert "r2m train --cfg hydra" in said(monkeypatch, capfd, "help", "hydra.run.dir", code=2)
+    assert said(monkeypatch, capfd, "help", "--help") == said(monkeypatch, capfd, "help")
 
 
 def test_everything_that_has_a_name_can_be_explained() -> None:

@@ -18,6 +18,7 @@ import yaml
 from conftest import QUICK, Run, rows
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from r2m_cli.analysis.results import estimate
 from r2m_cli.data.gold_world import GoldWorld
 
 Row = dict[str, Any]
@@ -335,3 +336,9 @@ def test_curves_of_several_runs(r2m: Run, tmp_path: Path) -> None:
         refused = r2m("analyze", arguments, "hydra.run.dir=bad", code=2).stderr
         assert says in refused
         assert not (tmp_path / "bad").exists()
+
+
+def test_a_figure_of_which_no_two_resamples_differ_has_no_interval() -> None:
+    alike = torch.tensor([math.nan, 0.764, 0.764], dtype=torch.float64)  # a single pair, or not even that
+    assert estimate(torch.tensor(0.764), alike).interval is None
+    assert estimate(torch.tensor(0.5), torch.tensor([0.4, 0.6], dtype=torch.float64)).interval is not None

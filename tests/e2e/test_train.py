@@ -117,7 +117,10 @@ def test_a_sweep_runs_every_job_and_a_report_reads_them(r2m: Run, tmp_path: Path
     assert (tmp_path / "picture.csv").is_file()
     runs = [f"sweep/{folder}" for folder in folders]
     said = r2m("report", *runs, "out=new/page.html").stdout
-    assert said.splitlines()[-1] == "new/page.html (and beside it page.png, page.csv, page.md)"
+    assert said.splitlines()[-2:] == [
+        "r2m: wrote new/page.html, new/page.png, new/page.csv, new/page.md",
+        "r2m: next: open new/page.html in a browser",
+    ]
     for name, text in (("page.html", ">feedback=r2m</button>"), ("page.csv", "feedback=none"), ("page.png", "")):
         assert text in (tmp_path / "new" / name).read_text(errors="replace")
 

@@ -37,7 +37,19 @@ def test_a_run_says_where_it_is_what_it_loads_what_it_wrote_and_what_comes_next(
     ]
     evaluated = follow(r2m, done, "hydra.run.dir=evaluation")
     assert said(evaluated)[0] == "evaluate in evaluation: checking models and data"
-    assert said(evaluated)[-1] == "wrote evaluation: evaluation.json, alpaca_eval.json, pairs.jsonl"
+    assert said(evaluated)[-2:] == [
+        "wrote evaluation: evaluation.json, alpaca_eval.json, pairs.jsonl",
+        "next: r2m analyze 'run=my runs/first'",
+    ]
+    analysed = follow(r2m, evaluated, "analysis.pairs=20", "analysis.sequences=20", "hydra.run.dir=analysis")
+    assert said(analysed)[-2].startswith("wrote analysis: analysis.json")
+    assert said(analysed)[-1] == "next: r2m report 'my runs/first'"
+    reported = follow(r2m, analysed)
+    assert said(reported) == ["report in report.html: reading my runs/first"]
+    assert reported.stdout.splitlines()[-2:] == [
+        "r2m: wrote report.html, report.png, report.csv, report.md",
+        "r2m: next: open report.html in a browser",
+    ]
     assert "r2m: sampling a response to each of 8 prompts" in evaluated.stdout
 
 

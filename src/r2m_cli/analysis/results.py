@@ -98,9 +98,11 @@ def digits(value: float) -> str:
 
 
 def estimate(value: Tensor, found: Tensor) -> Estimate:
-    """A figure, [] or a number, with the interval of its resamples, [resamples]."""
-    low, high = ends(found)
-    return Estimate(float(value), low.item(), high.item())
+    """A figure, [] or a number, with the interval of its resamples, [resamples]; none where no two of them differ."""
+    low, high = (end.item() for end in ends(found))
+    if high - low < 1e-12:  # of a single pair, for example
+        low = high = math.nan
+    return Estimate(float(value), low, high)
 
 
 def plain(value: Any) -> Any:

@@ -1,8 +1,7 @@
 """`r2m report RUN...`: the page, the picture and the table of finished or running runs."""
 
+import sys
 from pathlib import Path
-
-from rich.console import Console
 
 from r2m_cli.errors import UserError
 
@@ -33,6 +32,7 @@ def report(runs: list[str], out: str = "report.html") -> Path:
     for target in (path.with_suffix(".html"), picture):
         if target.is_dir():
             raise UserError(f"out={out}: {target} is a folder; name another file")
+    print(f"r2m: report in {path}: reading {', '.join(runs)}", file=sys.stderr, flush=True)
     loaded = load_runs(runs)
     text = page.render(loaded)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,6 +41,7 @@ def report(runs: list[str], out: str = "report.html") -> Path:
     rows = table.summarise(loaded)
     table.write(rows, path)
     table.show(rows)
-    beside = f"{picture.name}, {path.stem}.csv, {path.stem}.md"
-    Console().print(f"{written} (and beside it {beside})", highlight=False, soft_wrap=True)
+    beside = (picture, path.with_suffix(".csv"), path.with_suffix(".md"))
+    print(f"r2m: wrote {', '.join(str(file) for file in (written, *beside))}")
+    print(f"r2m: next: open {written} in a browser", flush=True)
     return written

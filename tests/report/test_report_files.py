@@ -42,7 +42,7 @@ def test_report_writes_picture_and_tables(tmp_path, capsys):
     assert out.with_suffix(".md").read_text().splitlines()[2].startswith("| vanilla | 0 | 1.00 | 3.00 | 2 | 1.50 |")
     printed = capsys.readouterr().out
     assert all(word in printed for word in ("vanilla", "r2m", "report.csv"))
-    assert printed.splitlines()[-1].startswith(str(page))
+    assert printed.splitlines()[-1] == f"r2m: next: open {page} in a browser"
 
 
 def test_names_of_folders_are_no_markup(tmp_path, capsys):

@@ -24,6 +24,7 @@ from r2m_cli.models.states import width
 from r2m_cli.progress import say
 from r2m_cli.schema import Config, PolicyConfig, RewardConfig
 from r2m_cli.seeds import Stream, draw_seed
+from r2m_cli.text import from_home
 
 
 def policy_cache(config: Config) -> Path:
@@ -67,13 +68,13 @@ def _identity(c: PolicyConfig | RewardConfig) -> dict[str, object]:
 
 def template_identity(template: str | None) -> str | None:
     """A template file by what is in it; a built-in form by its name."""
-    file = Path(template or "").expanduser()
+    file = from_home(template or "")
     return digest_of(file) if template not in (None, *BUILT_IN) and file.is_file() else template
 
 
 def _content(name: str | None) -> str | None:
     """A folder by what is in it, so that a model refitted in place is a new one; other names as they are."""
-    folder = Path(name or "").expanduser()
+    folder = from_home(name or "")
     inside_cache = folder.parent == cache_dir()
     return (
         digest_of(folder) if name and folder.is_dir() and not inside_cache else (folder.name if inside_cache else name)

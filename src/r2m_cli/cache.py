@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 from r2m_cli.errors import UserError
 from r2m_cli.progress import tell
 from r2m_cli.regular import require_regular
+from r2m_cli.text import from_home
 
 FORMAT = 1  # raise it when what is built from the same configuration changes
 
@@ -20,7 +21,7 @@ FORMAT = 1  # raise it when what is built from the same configuration changes
 def cache_dir() -> Path:
     """$R2M_CACHE, else r2m/ in the user's cache directory."""
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "r2m"
-    return Path(os.environ.get("R2M_CACHE") or default).expanduser()
+    return from_home(os.environ.get("R2M_CACHE") or default)
 
 
 def key_of(*parts: Any) -> str:

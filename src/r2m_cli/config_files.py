@@ -1,6 +1,7 @@
 """Configuration files of one's own (--config-dir): what is wrong with one, said with its name; and the choices of the groups."""
 
 import io
+import math
 from collections.abc import Iterable, Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 from r2m_cli.errors import UserError
 
 PLUGINS = ("hydra/launcher", "hydra/sweeper")
+MOST = 10_000  # values of a file, each alias counted as what it names: a few lines of them can stand for billions
 
 
 def choices(group: str, word: str = "train", folder: str | None = None) -> list[str]:
@@ -74,7 +76,11 @@ def _read(path: Path) -> dict[str, Any]:
         line = raw.count(b"\n", 0, error.start) + 1
         raise UserError(f"{path}:{line}: not UTF-8 (byte {raw[error.start]:#04x}); save the file as UTF-8") from None
     try:
+        if _values(yaml.compose(text, Loader=yaml.SafeLoader), {}) > MOST:
+            raise UserError(f"{path}: its aliases (*name) stand for more than {MOST:,} values; write out what is meant")
         content = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
+    except UserError:
+        raise
     except OSError:  # OmegaConf says so of a lone number
         content = [text]
     except yaml.YAMLError as error:
@@ -86,6 +92,23 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or ":" not in text:  # OmegaConf makes a key of a lone word
         raise UserError(f"{path}: holds no keys; write `key: value` lines (ppo: and below it, indented, beta: 0.1)")
     return {str(key): value for key, value in content.items()}
+
+
+def _values(node: Any, known: dict[int, float]) -> float:
+    """How many values a YAML node stands for, aliases written out; infinite for one that holds itself.
+
+    Args:
+        known: id of a node -> its values; filled.
+    """
+    from yaml.nodes import CollectionNode, MappingNode
+
+    if not isinstance(node, CollectionNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = math.inf  # while it is being counted
+        parts = [part for pair in node.value for part in pair] if isinstance(node, MappingNode) else node.value
+        known[id(node)] = 1 + sum(_values(part, known) for part in parts)
+    return known[id(node)]
 
 
 def _line(error: Exception) -> str:

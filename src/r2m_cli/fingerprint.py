@@ -10,6 +10,7 @@ import xxhash
 
 from r2m_cli.data.forms import BUILT_IN
 from r2m_cli.schema import Config
+from r2m_cli.text import from_home
 
 Inputs = dict[str, dict[str, str | None]]  # configuration key -> its "name", and the "digest" of what it names
 BLOCK = 1 << 22  # bytes read at once
@@ -62,7 +63,7 @@ def of_files(files: Iterable[tuple[str, Path]]) -> str:
 
 def _of_model(name: str) -> str | None:
     """Of a model's folder its own files, not those of folders below; of a hub's model the commit in the cache."""
-    folder = Path(name).expanduser()
+    folder = from_home(name)
     if folder.is_dir():
         found = [(p.name, p) for p in folder.iterdir() if p.is_file() and p.suffix not in UNREAD]
         return of_files((name, path) for name, path in found if not name.startswith("."))
@@ -76,7 +77,7 @@ def _of_model(name: str) -> str | None:
 
 def _of_data(name: str) -> str | None:
     """Of a file its bytes; of a folder those of all files below that are not hidden; of a hub's data set the commit."""
-    path = Path(name).expanduser()
+    path = from_home(name)
     if path.is_file():
         return of_file(path)
     if path.is_dir():

@@ -19,7 +19,7 @@ from r2m_cli.errors import UserError
 from r2m_cli.preflight import new_folder, preflight
 from r2m_cli.progress import restore_terminal, tell
 from r2m_cli.schema import Config
-from r2m_cli.text import number, place
+from r2m_cli.text import from_home, number, place
 from r2m_cli.worker import OUTCOME, die_with_parent, run_task
 
 # What a task does when it is asked to stop once; other tasks just end.
@@ -106,7 +106,7 @@ def _without_states(name: str | None) -> str | None:
     """What to say of a reward model that a run with feedback left: its folder is read as the text's score alone."""
     from r2m_cli.checkpoint import ADAPTER_CONFIG
 
-    settings = Path(name or "").expanduser() / ADAPTER_CONFIG
+    settings = from_home(name or "") / ADAPTER_CONFIG
     if name is None or not settings.is_file() or read_json(settings).get("kind") == "head_only":
         return None
     return (

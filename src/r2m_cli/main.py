@@ -148,6 +148,7 @@ def _run_job(composed: "DictConfig", word: str, runs: list[str]) -> Any:
         from r2m_cli.errors import UserError
         from r2m_cli.launch import launch, objective
         from r2m_cli.resume import configured, go_on
+        from r2m_cli.text import from_home
 
         config = configured(composed, list(hydra_config.overrides.task))
         if config.task != word:
@@ -158,7 +159,7 @@ def _run_job(composed: "DictConfig", word: str, runs: list[str]) -> Any:
                 print(f"r2m: done already: {run_dir}", file=sys.stderr, flush=True)
                 return objective(run_dir)
         typed_here = None if sweep.in_a_sweep(hydra_config) else list(hydra_config.overrides.task)
-        return launch(config, run_dir if config.resume is None else Path(config.resume).expanduser(), typed_here)
+        return launch(config, run_dir if config.resume is None else from_home(config.resume), typed_here)
     except SystemExit as end:
         if end.code == 0 and sweep.in_a_sweep(hydra_config):  # train.stop_at ends a run, not its sweep
             raise sweep.failed(run_dir, 0, "stopped at train.stop_at") from None

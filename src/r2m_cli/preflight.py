@@ -9,6 +9,7 @@ from pathlib import Path
 from r2m_cli.combinations import reads_curves_only
 from r2m_cli.errors import UserError
 from r2m_cli.schema import Config
+from r2m_cli.text import from_home
 
 # What brings a package that r2m does without: (the key that asks for it, its value) -> (package, how to install it).
 PACKAGES = {
@@ -63,7 +64,7 @@ def _checks(config: Config) -> Iterator[Callable[[], object]]:
 
 def new_folder(output: str) -> Path:
     """Where output= is to be written. Raises UserError for a folder that holds something, or in which the person is."""
-    target = Path(output).expanduser().absolute()
+    target = from_home(output).absolute()
     if target == Path.cwd():
         raise UserError(f"output={output}: is the folder that you are in; name a new one")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):

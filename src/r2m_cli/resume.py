@@ -13,6 +13,7 @@ from r2m_cli.errors import UserError
 from r2m_cli.folders import checkpoints
 from r2m_cli.schema import Config
 from r2m_cli.stages.judged import JUDGED_FILE
+from r2m_cli.text import from_home
 from r2m_cli.validate import keys, typed, validate
 from r2m_cli.yaml_files import read_yaml
 
@@ -36,11 +37,11 @@ def configured(composed: DictConfig, overrides: list[str]) -> Config:
     config = _absolute(typed(composed))
     check_words(config)  # all other checks wait for the earlier run's values
     if config.resume is not None:
-        folder = Path(config.resume).expanduser()
+        folder = from_home(config.resume)
         config = replace(_from_run(config, folder, overrides, RESUMABLE), resume=config.resume)
         return continued(config, folder, _keys_of(overrides))
     if config.run is not None:
-        folder = Path(config.run).expanduser()
+        folder = from_home(config.run)
         saved = _from_run(config, folder, overrides, EVALUABLE)
         config = replace(saved, task=config.task, run=config.run, runs=config.runs, resume=None, engine=config.engine)
     validate(config)
@@ -122,7 +123,7 @@ def _absolute(config: Config) -> Config:
     path is another model, or none."""
 
     def full(name: Any) -> Any:
-        path = Path(name or "").expanduser()
+        path = from_home(name or "")
         return str(path.absolute()) if name not in (None, *NO_PATHS) and path.exists() else name
 
     policy, reward = config.policy, config.reward

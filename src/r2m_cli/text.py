@@ -38,11 +38,20 @@ def clock(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
 
 
+def from_home(name: str | Path) -> Path:
+    """A path in which a leading ~ is the home folder; a name that begins so, and the ~ of an unknown user, stay as they are.
+
+    Unlike Path.expanduser it keeps `./~name`, and raises nothing.
+    """
+    return Path(name if os.path.lexists(name) else os.path.expanduser(name))
+
+
 def place(path: Path) -> str:
     """A path as one would type it from the current folder: relative if it lies below, else whole."""
-    path = path.expanduser()
-    full = Path(os.path.abspath(path))
-    return str(full.relative_to(Path.cwd())) if full.is_relative_to(Path.cwd()) and full != Path.cwd() else str(full)
+    full = Path(os.path.abspath(from_home(path)))
+    below = full.is_relative_to(Path.cwd()) and full != Path.cwd()
+    name = str(full.relative_to(Path.cwd())) if below else str(full)
+    return f"./{name}" if name.startswith("-") else name  # else it would be an option
 
 
 def command(word: str, overrides: Iterable[str]) -> str:

@@ -3,9 +3,11 @@
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import yaml
 from composition import CONF, ROOT, composed, files
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
@@ -142,6 +144,13 @@ def test_a_misspelt_override_is_one_line_that_names_it(override: str, says: str)
             "# @package _global_\nppo: {bta: 3}",
             "unknown configuration key ppo.bta: did you mean ppo.beta? (in experiment/mine.yaml)",
         ),
+        *(
+            (text, "{file}: its aliases (*name) stand for more than 10,000 values; write out what is meant")
+            for text in (
+                "ppo: &a {x: *a}",
+                "a: &a [1]\n" + "\n".join(f"{b}: &{b} [{f'*{a},' * 99}]" for a, b in pairwise("abcdefgh")),
+            )
+        ),
     ],
 )
 def test_a_mistake_in_a_file_of_ones_own_names_the_file(tmp_path: Path, content: str, says: str) -> None:
@@ -149,7 +158,14 @@ def test_a_mistake_in_a_file_of_ones_own_names_the_file(tmp_path: Path, content:
     (tmp_path / "experiment" / "mine.yaml").write_text(content + "\n")
     done = command("train", "--config-dir", str(tmp_path), "+experiment=mine", cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr == f"r2m: error: {says}\n"
+    assert done.stderr == f"r2m: error: {says.format(file=tmp_path / 'experiment' / 'mine.yaml')}\n"
+
+
+def test_aliases_of_a_file_of_ones_own_are_read(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nseed: &s 3\ndata: {seed: *s}\n")
+    done = command("train", "--config-dir", str(tmp_path), "+experiment=mine", "--cfg", "job", cwd=tmp_path)
+    assert yaml.safe_load(done.stdout)["data"]["seed"] == 3
 
 
 @pytest.mark.parametrize(

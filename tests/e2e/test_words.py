@@ -59,6 +59,16 @@ def test_a_run_that_is_stopped_and_goes_on_says_from_where(r2m: Run, tmp_path: P
     assert "r2m: going on after step 1 of 3" in r2m("train", "resume=run", "train.stop_at=2").stdout
 
 
+def test_a_run_whose_name_begins_with_a_tilde_or_a_dash_is_found_again(r2m: Run, tmp_path: Path) -> None:
+    r2m("train", *QUICK, "train.steps=2", "train.stop_at=1", "hydra.run.dir=~nobody here")
+    assert r2m("train", "resume=~nobody here").stderr.endswith("r2m: next: r2m report '~nobody here'\n")
+    r2m("evaluate", "run=~nobody here", "eval.bootstrap=100", "hydra.run.dir=~evaluation")
+    (tmp_path / "~nobody here").rename(tmp_path / "-x")
+    more = r2m("train", "resume=-x", "train.steps=3")
+    assert said(more)[-1] == "next: r2m report ./-x"
+    r2m("report", "./-x")
+
+
 def test_fitted_models_lead_to_the_training_that_reads_them(r2m: Run, tmp_path: Path) -> None:
     fitted = r2m("sft", *QUICK, "policy.fit.lr=0.002", "output=new/policy")
     assert said(fitted)[0] == "sft in new/policy: checking models and data"

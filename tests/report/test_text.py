@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r2m_cli.text import clock, command, fixed, number, place
+from r2m_cli.text import clock, command, fixed, from_home, number, place
 
 
 @pytest.mark.parametrize(
@@ -59,3 +59,21 @@ def test_places_and_commands_can_be_pasted(tmp_path: Path, monkeypatch: pytest.M
     assert place(Path("..")) == str(tmp_path.parent)
     line = command("train", ["resume=my runs/it's,seed=0"])
     assert shlex.split(line) == ["r2m", "train", "resume=my runs/it's,seed=0"]
+
+
+def test_a_tilde_is_the_home_folder_unless_a_name_begins_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    Path("~x").touch()
+    names = ("~/a", "~", "~x", "./~y", "~no-such-user-here/a", "a~")
+    assert [str(from_home(name)) for name in names] == [
+        "/home/me/a",
+        "/home/me",
+        "~x",
+        "~y",
+        "~no-such-user-here/a",
+        "a~",
+    ]
+    assert place(Path("-x")) == "./-x"

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from r2m_cli.data.messages import Message, write_transcript
 from r2m_cli.errors import UserError
+from r2m_cli.text import from_home
 
 BUILT_IN = ("hh", "plain", "pair")
 RECORD = "r2m_template.json"  # beside a model: what transformers has no place for
@@ -62,7 +63,7 @@ def chosen(template: str | None, end_token: bool | None, folder: Path | None, ke
 
 def read_template(template: str, key: str) -> str:
     """The text of a Jinja file. Raises UserError if there is none."""
-    path = Path(template).expanduser()
+    path = from_home(template)
     if not path.is_file():
         raise UserError(f"{key}={template}: neither a file nor one of {', '.join(BUILT_IN)}")
     try:

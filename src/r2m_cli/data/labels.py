@@ -19,6 +19,7 @@ from r2m_cli.models.policy import Policy
 from r2m_cli.progress import Count
 from r2m_cli.schema import Config
 from r2m_cli.seeds import Stream, draw_seed
+from r2m_cli.text import from_home
 
 PAIRS_FILE = "pairs.jsonl"  # a world's labelled pairs, beside the model that was fitted on them
 
@@ -97,5 +98,5 @@ def known_pairs(config: Config, source: Source, split: str) -> list[Pair]:
     world's reward model."""
     pairs = source.pairs if split == "train" else source.heldout_pairs
     if source.world is not None and config.reward.path is not None:
-        pairs = saved_pairs(Path(config.reward.path).expanduser(), split)
+        pairs = saved_pairs(from_home(config.reward.path), split)
     return pairs

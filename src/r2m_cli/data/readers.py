@@ -11,6 +11,7 @@ from r2m_cli.data.columns import is_read
 from r2m_cli.data.files import BATCH, ENDINGS, FORMS, Row, first_line, rows_of_file, rows_of_tables
 from r2m_cli.data.splits import files_of_split
 from r2m_cli.errors import UserError
+from r2m_cli.text import from_home
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _NOT_HUB = (*ENDINGS, ".gz", ".csv", ".txt", ".zip", ".arrow")
@@ -33,7 +34,7 @@ def read_rows(path: str, split: str = "train", subset: str | None = None) -> Ite
     """
     if not path.strip():
         raise UserError(f"the data path is empty: give {FORMS}, or a hub name such as owner/name")
-    local = Path(os.path.expanduser(path))
+    local = from_home(path)
     if os.path.isdir(local):  # unlike Path.is_dir never raises
         yield from _folder(local, split, subset)
     elif _is_there(local):

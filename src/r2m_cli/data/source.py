@@ -3,7 +3,6 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from r2m_cli.batch import Prompt
 from r2m_cli.cache import digest_of
@@ -16,6 +15,7 @@ from r2m_cli.errors import UserError
 from r2m_cli.progress import say
 from r2m_cli.schema import DataConfig
 from r2m_cli.seeds import Stream, draw_seed
+from r2m_cli.text import from_home
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ def identity_of(config: DataConfig, labels: bool = True) -> list[object]:
     if config.kind != "file":
         numbers = vars(config.world if config.kind == "gold" else config.english).items()
         return [config.kind, config.seed, {name: x for name, x in numbers if labels or not name.startswith("label_")}]
-    path = Path(config.path or "").expanduser()
+    path = from_home(config.path or "")
     content = digest_of(path) if path.exists() else config.path
     subset = [config.subset] if config.subset is not None else []
     return ["file", config.seed, content, config.split, config.rows, config.holdout, *subset]

@@ -20,6 +20,7 @@ from r2m_cli.seeds import Stream
 from r2m_cli.stages.annotate import annotate
 from r2m_cli.stages.packing import pack
 from r2m_cli.stages.rollout import rollout
+from r2m_cli.text import from_home
 
 
 def evaluation_prompts(source: Source, chat: ChatFormat, config: Config, findings: Findings) -> list[Prompt]:
@@ -86,7 +87,7 @@ def alpaca_rows(batch: Rollout, config: Config) -> list[dict[str, Any]]:
     included.
     """
     named = config.run or str(config.policy.path)
-    name = Path(named).expanduser().resolve().name if Path(named).expanduser().exists() else named
+    name = from_home(named).resolve().name if from_home(named).exists() else named
     path = config.data.path or ""
     dataset = (
         f"{config.data.kind}_world" if config.data.kind != "file" else Path(path).name if Path(path).exists() else path

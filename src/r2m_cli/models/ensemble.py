@@ -4,7 +4,6 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -14,6 +13,7 @@ from r2m_cli.batch import Prompt
 from r2m_cli.data.reading import Reader
 from r2m_cli.errors import UserError
 from r2m_cli.maths.ensemble import combine, standardise
+from r2m_cli.text import from_home
 
 # What `RewardModel.score` is: prompts, responses, device -> [B]
 Scores = Callable[[list[Prompt], list[str], torch.device], Tensor]
@@ -53,7 +53,7 @@ def calibration_of(name: str) -> Calibration | None:
     Raises:
         UserError: a fit.json that cannot be read.
     """
-    file = Path(name).expanduser() / "fit.json"
+    file = from_home(name) / "fit.json"
     if not file.is_file():
         return None
     try:

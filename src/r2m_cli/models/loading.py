@@ -28,6 +28,7 @@ from r2m_cli.models.folder import check_folder
 from r2m_cli.models.tokenizers import read_tokenizer
 from r2m_cli.models.weights import check_keys, check_size, stored
 from r2m_cli.schema import ModelConfig
+from r2m_cli.text import from_home
 
 FRESH_CONTEXT = 512  # tokens that a fresh small Llama reads
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -45,7 +46,7 @@ def resolve(name: str, key: str) -> str:
     """
     if name == "smollm2":
         return str(smollm2.folder())
-    folder = Path(name).expanduser()
+    folder = from_home(name)
     if folder.is_dir():
         check_folder(folder, f"{key}={name}")
         return str(folder)
@@ -58,7 +59,7 @@ def resolve(name: str, key: str) -> str:
 
 def looks_like_hub(name: str) -> bool:
     """Whether a name that is nothing on this disk could be owner/name on the hub, and not a mistyped path to a file."""
-    path = Path(name).expanduser()
+    path = from_home(name)
     data_file = path.suffix in (".json", ".jsonl", ".gz", ".parquet", ".csv", ".yaml")
     return bool(HUB_NAME.fullmatch(name)) and path.parts[0] not in (".", "..") and not data_file and not path.exists()
 

@@ -22,6 +22,7 @@ from r2m_cli.models.loading import load_causal_lm
 from r2m_cli.models.tokenizers import check_known
 from r2m_cli.progress import say
 from r2m_cli.schema import Config
+from r2m_cli.text import from_home
 
 
 def run(config: Config, run_dir: Path) -> None:
@@ -37,7 +38,7 @@ def run(config: Config, run_dir: Path) -> None:
         elif config.run is None:
             of_models(config, results)
         else:
-            of_run(config, Path(config.run).expanduser(), results)
+            of_run(config, from_home(config.run), results)
         results.save()
     results.show()
 
@@ -65,7 +66,7 @@ def of_run(config: Config, run: Path, results: Results) -> None:
     if not (run / "policy" / "config.json").is_file():
         raise UserError(f"run={run}: no policy/ there; the run is not finished, or had checkpoint.export=false")
     other, same = config.eval.reward, config.reward.path
-    if other is not None and Path(other).expanduser().resolve() == Path(str(same)).expanduser().resolve():
+    if other is not None and from_home(other).resolve() == from_home(str(same)).resolve():
         raise UserError(f"eval.reward={other}: is the run's own reward model, which cannot tell what it overrates")
     say(f"reading {described(config.data)}")
     results.notes += changed_since(config, run)

@@ -26,6 +26,7 @@ from r2m_cli.models.tokenizers import check_known
 from r2m_cli.progress import say
 from r2m_cli.schema import Config
 from r2m_cli.stages.packing import rows_per_forward
+from r2m_cli.text import from_home
 
 
 def run(config: Config, run_dir: Path) -> None:
@@ -39,7 +40,7 @@ def run(config: Config, run_dir: Path) -> None:
     check(config)
     say(f"reading {described(config.data)}")
     source = load_source(config.data, config.eval.prompts, evaluating=True)
-    run = Path(config.run).expanduser() if config.run is not None else None
+    run = from_home(config.run) if config.run is not None else None
     weight = 1.0
     if run is None:  # an adapter that nothing has trained is not worth measuring
         config = replace(config, feedback=replace(config.feedback, kind="none"))
@@ -92,7 +93,7 @@ def check(config: Config) -> None:
     """Raises UserError for keys that do not go together, and for a run that has no policy."""
     if comm.world_size() > 1 or config.engine.num_processes * config.engine.num_nodes > 1:
         raise UserError("r2m evaluate runs in one process: use engine=single")
-    if config.run is not None and not (Path(config.run).expanduser() / "policy" / "config.json").is_file():
+    if config.run is not None and not (from_home(config.run) / "policy" / "config.json").is_file():
         raise UserError(f"run={config.run}: no policy/ there; the run is not finished, or had checkpoint.export=false")
     if config.eval.against != win_rate.CHOSEN and config.eval.judge == "none":
         raise UserError(f"eval.against={config.eval.against}: nobody judges it; add eval.judge=reward|gold|openai")
@@ -106,7 +107,7 @@ def _pairs(config: Config, source: Source, findings: Findings) -> list[Pair]:
     assert config.reward.path is not None, "prepare() fills it"
     pairs = source.heldout_pairs
     if source.world is not None:
-        pairs = saved_pairs(Path(config.reward.path).expanduser(), "heldout")
+        pairs = saved_pairs(from_home(config.reward.path), "heldout")
     if len(pairs) > config.eval.pairs:
         findings.notes.append(f"eval.pairs={config.eval.pairs} of the {len(pairs)} held-out pairs are scored")
     return pairs[: config.eval.pairs]

@@ -18,6 +18,9 @@ MAKERS = {
     "reward": ("reward.path=", "reward.base=", "reward.fit.", "reward.pretrain_epochs="),
 }
 
+# Keys of a look at models that say nothing of how to train them; data.holdout may be 1 there.
+LOOKING = ("eval.", "analysis.", "hydra.", "data.holdout=")
+
 
 def ending(config: Config, folder: Path, overrides: Iterable[str]) -> list[str]:
     """The lines for a task that has ended well.
@@ -41,11 +44,13 @@ def ending(config: Config, folder: Path, overrides: Iterable[str]) -> list[str]:
         lines += [f"next: {command('report', [place(folder)])}"]
         return lines
     runs = [place(Path(run)) for run in (*([config.run] if config.run is not None else []), *config.runs)]
-    if config.task == "analyze":
-        lines += [f"next: {command('report', runs)}"] if runs else []
-    elif runs:
-        lines += [f"next: {command('analyze', [f'run={run}' for run in runs])}"]
-    return lines
+    if not runs:  # models before any training
+        follows = command("train", [text for text in overrides if not text.lstrip("+").startswith(LOOKING)])
+    elif config.task == "analyze":
+        follows = command("report", runs)
+    else:
+        follows = command("analyze", [f"run={run}" for run in runs])
+    return [*lines, f"next: {follows}"]
 
 
 def stopped(config: Config, run_dir: Path) -> str:

@@ -53,6 +53,12 @@ def test_a_run_says_where_it_is_what_it_loads_what_it_wrote_and_what_comes_next(
     assert "r2m: sampling a response to each of 8 prompts" in evaluated.stdout
 
 
+def test_a_look_at_models_before_any_run_names_their_training(r2m: Run, tmp_path: Path) -> None:
+    looked = r2m("evaluate", *QUICK, "eval.prompts=4", "eval.bootstrap=100", "hydra.run.dir=before")
+    assert said(looked)[-1] == f"next: r2m train {' '.join(QUICK)}"
+    follow(r2m, looked, "hydra.run.dir=run", "train.steps=1")
+
+
 def test_a_run_that_is_stopped_and_goes_on_says_from_where(r2m: Run, tmp_path: Path) -> None:
     stopped = r2m("train", *QUICK, "train.steps=3", "train.stop_at=1", "hydra.run.dir=run")
     assert said(stopped)[-1] == "stopped after step 1 of 3; go on with: r2m train resume=run"

@@ -46,7 +46,8 @@ bench-quick: $(STAMP) ## the same on smaller models with fewer rounds: a look, n
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[bench]"
 	$(BIN)/python experiments/speed/bench.py --quick
 
-lint: $(STAMP) ## ruff: style and formatting
+lint: $(STAMP) ## style and formatting (ruff), and which room may import which (import-linter)
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/ruff check src tests experiments docs
 	$(BIN)/ruff format --check src tests experiments docs/generate.py
 

@@ -4,9 +4,9 @@ import inspect
 import re
 from pathlib import Path
 
-from r2m_cli import metrics
-from r2m_cli.keys import COMMENT, Key, choices, keys_of, parts
-from r2m_cli.values import CHOICES
+from r2m_cli.config.keys import COMMENT, Key, choices, keys_of, parts
+from r2m_cli.config.values import CHOICES
+from r2m_cli.monitor import catalogue
 
 DOCS = Path(__file__).parent
 NOTE = "<!-- Written by docs/generate.py from {source}: change it there, then `make docs`. -->\n\n"
@@ -14,7 +14,7 @@ NOTE = "<!-- Written by docs/generate.py from {source}: change it there, then `m
 
 def configuration() -> str:
     """The page of all configuration keys, a table for each part of the schema."""
-    page = "# Configuration\n\n" + NOTE.format(source="src/r2m_cli/schema.py and validate.py")
+    page = "# Configuration\n\n" + NOTE.format(source="src/r2m_cli/config/schema.py and check.py")
     page += (
         "Every key with its type, its default (that of `r2m train` before a group or an experiment changes it) and the values "
         "that it takes. Set a key with `key=value`, choose from a group "
@@ -42,7 +42,7 @@ def _cell(text: str) -> str:
 
 def metric_page() -> str:
     """The page of all metrics, in the catalogue's order and under its headings."""
-    page = "# Metrics\n\n" + NOTE.format(source="src/r2m_cli/metrics.py")
+    page = "# Metrics\n\n" + NOTE.format(source="src/r2m_cli/monitor/catalogue.py")
     page += (
         "What stands in `metrics.jsonl`, one JSON object a step (step 0: the evaluation before training). A value that was not "
         "measured in a step is missing from its row. The reduction says how the values of micro-batches and ranks become one: "
@@ -50,13 +50,13 @@ def metric_page() -> str:
     )
     heading = {}
     section = ""
-    for line in inspect.getsource(metrics).splitlines():
+    for line in inspect.getsource(catalogue).splitlines():
         if comment := COMMENT.match(line):
             section = comment[1]
         elif row := re.match(r'    \("([^"]+)", ', line):
             heading[row[1]] = section
     last = None
-    for name, metric in metrics.CATALOGUE.items():
+    for name, metric in catalogue.CATALOGUE.items():
         if heading.get(name) != last:
             last = heading.get(name)
             page += f"\n## {(last or 'Others')[0].upper()}{(last or 'Others')[1:]}\n\n"

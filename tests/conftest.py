@@ -51,6 +51,7 @@ def make_actors(world, chat):
     """
     import torch
 
+    from r2m_cli.config.schema import ModelConfig
     from r2m_cli.distributed.engine import SingleEngine
     from r2m_cli.models.actors import Actors, RewardModel
     from r2m_cli.models.critic import Critic
@@ -59,7 +60,6 @@ def make_actors(world, chat):
     from r2m_cli.models.policy import Policy
     from r2m_cli.models.reward_model import FeedbackHead, HeadOnly, RewardBackbone, find_head, frozen_head
     from r2m_cli.models.states import width
-    from r2m_cli.schema import ModelConfig
 
     device = torch.device("cpu")
 

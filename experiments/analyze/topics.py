@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from r2m_cli.analysis.results import estimate
-from r2m_cli.jsonl import lines_of
+from r2m_cli.files.jsonl import lines_of
 from r2m_cli.maths.similarity import pair_means, pairs_by_label, resample_weights, similarity
 
 run, analysis = map(Path, sys.argv[1:])

@@ -21,7 +21,7 @@ from study import options
 from warmed import evaluated
 
 from r2m_cli.data.english_world import EnglishWorld
-from r2m_cli.jsonl import lines_of
+from r2m_cli.files.jsonl import lines_of
 from r2m_cli.maths.best_of_n import best_of_n
 from r2m_cli.maths.statistics import bootstrap_mean
 

@@ -21,9 +21,9 @@ import torch
 from study import options
 from warmed import evaluated
 
-from r2m_cli.evaluation.findings import units_of
-from r2m_cli.jsonl import lines_of
+from r2m_cli.files.jsonl import lines_of
 from r2m_cli.maths.statistics import bootstrap_mean
+from r2m_cli.stages.accuracy import units_of
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "speed"))
 from models import LAYERS, policy_folder

@@ -37,7 +37,7 @@ def reward_folder(policy: Path) -> Path:
     """
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from r2m_cli.cache import build_once
+    from r2m_cli.files.cache import build_once
 
     def build(target: Path) -> None:
         torch.manual_seed(0)
@@ -52,7 +52,7 @@ def policy_folder(layers: int = LAYERS) -> Path:
     """SmolLM2-135M-Instruct, or its first layers as a model of its own: the same width at a fraction of the time."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from r2m_cli.cache import build_once
+    from r2m_cli.files.cache import build_once
     from r2m_cli.models import smollm2
 
     policy = smollm2.folder()

@@ -30,16 +30,16 @@ from models import (
 )
 from transformers import AutoTokenizer
 
-from r2m_cli import folders  # noqa: F401  registers the names of the run folders
 from r2m_cli.build import build_actors
+from r2m_cli.config.check import typed, validate
+from r2m_cli.config.schema import Config
 from r2m_cli.data.source import Source, load_source
+from r2m_cli.files import jobs  # noqa: F401  registers the names of the run folders
 from r2m_cli.loop import train
 from r2m_cli.models.actors import Actors, RewardModel
 from r2m_cli.models.states import ANNOTATED
-from r2m_cli.observe import Observer, peak_memory
-from r2m_cli.schema import Config
+from r2m_cli.monitor.observer import Observer, peak_memory
 from r2m_cli.stages.labelled import Labels
-from r2m_cli.validate import typed, validate
 
 STAGES = ("rollout", "annotate", "policy_step", "reward_step")
 

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from r2m_cli.data.messages import Message
-
-Prompt = tuple[Message, ...]
+from r2m_cli.conversation import Prompt
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from r2m_cli import checkpoint, stop
-from r2m_cli.batch import Annotated, Prompt, Rollout
+from r2m_cli.batch import Annotated, Rollout
+from r2m_cli.checkpoints import checkpoint
+from r2m_cli.config.schema import Config
+from r2m_cli.conversation import Prompt
 from r2m_cli.data.source import PromptStream
 from r2m_cli.distributed import comm
 from r2m_cli.errors import UserError
 from r2m_cli.judges.openai_judge import OpenAIJudge
 from r2m_cli.maths.schedule import adapted_beta, feedback_weight, learning_rate
 from r2m_cli.models.actors import Actors
-from r2m_cli.observe import Observer, Timer, evaluation_metrics, rollout_metrics
-from r2m_cli.schema import Config
+from r2m_cli.monitor import stop
+from r2m_cli.monitor.observer import Observer, Timer, evaluation_metrics, rollout_metrics
 from r2m_cli.seeds import Stream, draw_seed
 from r2m_cli.stages.advantages import advantages
 from r2m_cli.stages.annotate import annotate

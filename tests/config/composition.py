@@ -5,9 +5,9 @@ from pathlib import Path
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 
-from r2m_cli import folders  # noqa: F401  registers the names of the run folders
-from r2m_cli.schema import Config, ReportConfig
-from r2m_cli.validate import typed, validate
+from r2m_cli.config.check import typed, validate
+from r2m_cli.config.schema import Config, ReportConfig
+from r2m_cli.files import jobs  # noqa: F401  registers the names of the run folders
 
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"

@@ -13,12 +13,12 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from r2m_cli import schema
+from r2m_cli.cli.explain import explain_composition
+from r2m_cli.cli.main import main
+from r2m_cli.config import schema
+from r2m_cli.config.check import keys
 from r2m_cli.errors import UserError
-from r2m_cli.explain import explain_composition
-from r2m_cli.main import main
-from r2m_cli.preflight import preflight
-from r2m_cli.validate import keys
+from r2m_cli.launch.preflight import preflight
 
 
 @pytest.mark.parametrize("word", ["train", "sft", "reward", "evaluate", "analyze"])
@@ -197,7 +197,7 @@ def command(*arguments: str, cwd: Path, **environment: str) -> "subprocess.Compl
     import os
 
     return subprocess.run(
-        [sys.executable, "-m", "r2m_cli.main", *arguments],
+        [sys.executable, "-m", "r2m_cli.cli.main", *arguments],
         cwd=cwd, capture_output=True, text=True, timeout=120, env=os.environ | {"HF_HUB_OFFLINE": "1"} | environment,
     )  # fmt: skip
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from r2m_cli.keys import keys_of, parts
-from r2m_cli.metrics import CATALOGUE
-from r2m_cli.schema import Config
-from r2m_cli.validate import keys
+from r2m_cli.config.check import keys
+from r2m_cli.config.keys import keys_of, parts
+from r2m_cli.config.schema import Config
+from r2m_cli.monitor.catalogue import CATALOGUE
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"

@@ -7,9 +7,9 @@ from composition import composed, files
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from r2m_cli.folders import Job, job_dir, read_job, write_job
-from r2m_cli.sweep import Sweep, close, in_order
-from r2m_cli.validate import keys
+from r2m_cli.cli.sweep import Sweep, close, in_order
+from r2m_cli.config.check import keys
+from r2m_cli.files.jobs import Job, job_dir, read_job, write_job
 
 
 @pytest.mark.parametrize("experiment", files("experiment"))

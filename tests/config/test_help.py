@@ -6,13 +6,13 @@ import pytest
 from composition import files
 from hydra.core.global_hydra import GlobalHydra
 
-from r2m_cli.combinations import check_words
+from r2m_cli.cli.help import explained, names
+from r2m_cli.cli.main import WORDS, main
+from r2m_cli.config.check import keys
+from r2m_cli.config.combinations import check_words
+from r2m_cli.config.keys import ALL, READ_BY, keys_read_by, words_of
+from r2m_cli.config.schema import Config
 from r2m_cli.errors import UserError
-from r2m_cli.help import explained, names
-from r2m_cli.keys import ALL, READ_BY, keys_read_by, words_of
-from r2m_cli.main import WORDS, main
-from r2m_cli.schema import Config
-from r2m_cli.validate import keys
 
 
 def said(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> str:
@@ -97,7 +97,7 @@ def test_the_shell_completes_help(monkeypatch: pytest.MonkeyPatch, capfd: pytest
 def test_help_costs_no_import_of_torch() -> None:
     import subprocess
 
-    code = "import sys; from r2m_cli.main import main; sys.argv = ['r2m', sys.argv[1], sys.argv[2]]; main(); assert 'torch' not in sys.modules"
+    code = "import sys; from r2m_cli.cli.main import main; sys.argv = ['r2m', sys.argv[1], sys.argv[2]]; main(); assert 'torch' not in sys.modules"
     for arguments in (("train", "--help"), ("help", "ppo")):
         subprocess.run([sys.executable, "-c", code, *arguments], check=True, stdout=subprocess.DEVNULL)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from r2m_cli.main import main
-from r2m_cli.validate import keys
+from r2m_cli.cli.main import main
+from r2m_cli.config.check import keys
 
 
 def refused(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -118,7 +118,7 @@ def test_an_option_in_front_of_a_mistake_is_not_blamed(
 
 def test_info_takes_no_override_for_its_value(tmp_path: Path) -> None:
     """In a process of its own: Hydra sets up logging for it."""
-    command = [sys.executable, "-m", "r2m_cli.main", "train", "--info", "ppo.beta=0.321"]
+    command = [sys.executable, "-m", "r2m_cli.cli.main", "train", "--info", "ppo.beta=0.321"]
     assert "0.321" in subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
 
 

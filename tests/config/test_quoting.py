@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from r2m_cli import folders  # noqa: F401  registers the names of the run folders
+from r2m_cli.cli.quoting import PATHS, check_signs, quoted
+from r2m_cli.config.check import keys
+from r2m_cli.config.schema import Config, ReportConfig
 from r2m_cli.errors import UserError
-from r2m_cli.quoting import PATHS, check_signs, quoted
-from r2m_cli.schema import Config, ReportConfig
-from r2m_cli.validate import keys
+from r2m_cli.files import jobs  # noqa: F401  registers the names of the run folders
 
 NAMES = ["données.jsonl", "O'Brien.jsonl", "a(1).jsonl", "a=b.jsonl", "a,b.jsonl", "[x].jsonl", "{x}.jsonl", "a:b", "a#b", "a b",
          'q"q', "$x", "%s", "日本", "a\\", "it's \"x\"", "true", "1e5", "1_000", "007", "a;b&c", "a|b", "multirun/x/0_m=r,b=0.1"]  # fmt: skip

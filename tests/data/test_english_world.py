@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r2m_cli.data.english_world import ASKED, THINGS, EnglishConfig, EnglishWorld
+from r2m_cli.config.worlds import EnglishConfig
+from r2m_cli.data.english_world import ASKED, THINGS, EnglishWorld
 from r2m_cli.errors import UserError
 
 WORLD = EnglishWorld()

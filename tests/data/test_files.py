@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from r2m_cli.data.preferences import describe, load_preferences
 from r2m_cli.errors import UserError
-from r2m_cli.regular import require_regular
+from r2m_cli.files.regular import require_regular
 
 ROW = {"prompt": "hi", "chosen": "fine", "rejected": "bad"}
 COLUMNS = {key: [value, value] for key, value in ROW.items()}

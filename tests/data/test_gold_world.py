@@ -8,15 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from r2m_cli.data.gold_world import (
-    FILLERS,
-    POLITE,
-    SPECIALS,
-    TOPIC_OF,
-    TOPICS,
-    GoldWorld,
-    WorldConfig,
-)
+from r2m_cli.config.worlds import WorldConfig
+from r2m_cli.data.gold_world import FILLERS, POLITE, SPECIALS, TOPIC_OF, TOPICS, GoldWorld
 from r2m_cli.errors import UserError
 
 PROMPT = "fruit : pear apple"

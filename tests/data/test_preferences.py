@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from r2m_cli.conversation import Pair
 from r2m_cli.data.messages import parse_transcript, write_transcript
-from r2m_cli.data.preferences import Dropped, Pair, describe, load_preferences
+from r2m_cli.data.preferences import Dropped, describe, load_preferences
 from r2m_cli.errors import UserError
 
 USER, BOT = "user", "assistant"

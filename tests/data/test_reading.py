@@ -2,9 +2,9 @@
 
 import pytest
 
+from r2m_cli.conversation import Pair
 from r2m_cli.data.forms import Choice
 from r2m_cli.data.gold_world import GoldWorld
-from r2m_cli.data.preferences import Pair
 from r2m_cli.data.reading import ADVICE, MAX_TOKENS, POSITIONS, Reader, cut_notes, told_apart, which_cut
 from r2m_cli.data.template import ChatFormat
 

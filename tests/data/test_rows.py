@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from r2m_cli.conversation import Pair
 from r2m_cli.data.columns import is_read
-from r2m_cli.data.preferences import Loaded, Pair, load_preferences
+from r2m_cli.data.preferences import Loaded, load_preferences
 from r2m_cli.errors import UserError
 
 USER, BOT, SYSTEM = "user", "assistant", "system"

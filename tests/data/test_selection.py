@@ -3,8 +3,8 @@
 import time
 
 from r2m_cli.analysis.sequences import select
-from r2m_cli.data.preferences import Pair
-from r2m_cli.schema import AnalysisConfig
+from r2m_cli.config.schema import AnalysisConfig
+from r2m_cli.conversation import Pair
 
 
 def _pair(prompt: str, chosen: str = "i suggest pear .") -> Pair:

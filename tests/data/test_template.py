@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from r2m_cli.config.schema import RewardConfig
 from r2m_cli.data.forms import RECORD, Choice, chosen, write_record
 from r2m_cli.data.template import ChatFormat
 from r2m_cli.errors import UserError
 from r2m_cli.models.formats import reward_format
 from r2m_cli.models.reward_model import segments
-from r2m_cli.schema import RewardConfig
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from r2m_cli.main import main
+from r2m_cli.cli.main import main
 
 # The smallest world that still does everything; the same in all tests, so that its models are fitted once.
 QUICK = ("+debug=quick", "ppo.prompts_per_step=4", "ppo.group_size=3", "feedback.dim=16", "rollout.tokens_per_batch=80")
@@ -68,7 +68,7 @@ def r2m(
 @contextmanager
 def under_way(environment: dict[str, str], folder: Path, *arguments: str) -> "Iterator[subprocess.Popen[str]]":
     """`r2m train` with these arguments in a process of its own, in `folder`/run, once it has logged a few steps."""
-    command = [sys.executable, "-m", "r2m_cli.main", "train", *arguments, "train.steps=1000", "hydra.run.dir=run"]
+    command = [sys.executable, "-m", "r2m_cli.cli.main", "train", *arguments, "train.steps=1000", "hydra.run.dir=run"]
     with subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True) as process:
         metrics = folder / "run" / "metrics.jsonl"
         deadline = time.monotonic() + 120

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from omegaconf import OmegaConf
 
-from r2m_cli.validate import typed
-from r2m_cli.worker import run_task
+from r2m_cli.config.check import typed
+from r2m_cli.launch.worker import run_task
 
 if __name__ == "__main__":
     from r2m_cli.distributed.zero import start_process_group

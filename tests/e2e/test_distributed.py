@@ -123,6 +123,6 @@ def _processes(folder: Path) -> list[int]:
                 here = (process / "cwd").resolve() == folder.resolve()
             except OSError:
                 continue
-            if here and b"r2m_cli.worker" in command:
+            if here and b"r2m_cli.launch.worker" in command:
                 found.append(int(process.name))
     return sorted(found)

@@ -13,7 +13,7 @@ from test_distributed import assert_same_training
 from transformers import AutoModelForCausalLM
 
 from r2m_cli.build import build_reward
-from r2m_cli.validate import typed
+from r2m_cli.config.check import typed
 
 OPTIMISERS = ("rloo", "grpo", "remax", "reinforce_pp", "ppo")
 FEEDBACK = ("r2m", "frozen", "noise", "shuffled", "head_only", "none")

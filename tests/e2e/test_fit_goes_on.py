@@ -13,7 +13,7 @@ from conftest import QUICK, Run
 SMALL = (*QUICK, "rollout.tokens_per_batch=4096", "policy.fit.epochs=4", "reward.fit.epochs=10")
 TWO_RANKS = ("engine=zero", "engine.num_processes=2")
 # The command itself, but with a save after every update.
-KEEN = "import r2m_cli.unfinished as u; u.EVERY, u.SHARE = 0.0, 0; from r2m_cli.main import main; main()"
+KEEN = "import r2m_cli.fitting.unfinished as u; u.EVERY, u.SHARE = 0.0, 0; from r2m_cli.cli.main import main; main()"
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from transformers import (
 )
 
 from r2m_cli.build import reward_cache
+from r2m_cli.config.schema import Config, RewardConfig
 from r2m_cli.data.gold_world import GoldWorld
-from r2m_cli.schema import Config, RewardConfig
 
 TAIL = " ".join(["axe", "saw", "drill", "hammer"] * 4)
 QUESTIONS = [

@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 from conftest import QUICK, Run, rows, timeless
 
-from r2m_cli.manifest import damage
+from r2m_cli.checkpoints.manifest import damage
 
 HALF = (*QUICK, "train.steps=4", "train.stop_at=2", "checkpoint.every=1", "checkpoint.keep=2", "eval.every=2")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import QUICK, Run, under_way
 
-COMMAND = [sys.executable, "-m", "r2m_cli.main"]
+COMMAND = [sys.executable, "-m", "r2m_cli.cli.main"]
 
 
 def with_a_closed_pipe(*arguments: str, environment: dict[str, str], folder: Path, both: bool) -> int:
@@ -65,7 +65,7 @@ def test_a_full_disk_is_an_error(environment: dict[str, str], tmp_path: Path, ar
 
 
 def test_streams_that_are_closed_are_none_of_a_runs_files(environment: dict[str, str], tmp_path: Path) -> None:
-    line = f"exec {sys.executable} -m r2m_cli.main train --cfg job <&- >&- 2>&-"
+    line = f"exec {sys.executable} -m r2m_cli.cli.main train --cfg job <&- >&- 2>&-"
     assert subprocess.run(["sh", "-c", line], cwd=tmp_path, env=environment, check=False).returncode == 0
 
 

@@ -239,7 +239,7 @@ def test_an_interrupted_sweep_leaves_the_table_of_what_is_there(
     environment: dict[str, str], r2m: Run, tmp_path: Path
 ) -> None:
     r2m("train", *QUICK, "hydra.run.dir=warm")  # the models are fitted
-    command = [sys.executable, "-m", "r2m_cli.main", "train", "-m", *QUICK, "+method=rloo", "hydra.sweep.dir=sweep"]
+    command = [sys.executable, "-m", "r2m_cli.cli.main", "train", "-m", *QUICK, "+method=rloo", "hydra.sweep.dir=sweep"]
     with subprocess.Popen(
         [*command, "train.steps=2,100000"],
         cwd=tmp_path,

@@ -8,7 +8,7 @@ import pytest
 from conftest import QUICK, rows
 from terminal import Terminal, terminal
 
-TRAIN = [sys.executable, "-m", "r2m_cli.main", "train", *QUICK, "hydra.run.dir=run"]
+TRAIN = [sys.executable, "-m", "r2m_cli.cli.main", "train", *QUICK, "hydra.run.dir=run"]
 LONG = [*TRAIN, "train.steps=1000", "eval.every=0"]
 TWO_RANKS = ["engine=zero", "engine.num_processes=2"]
 CTRL_C = "\x03"

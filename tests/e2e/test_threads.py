@@ -32,7 +32,7 @@ def test_a_thread_of_the_command_waits_asleep(environment: dict[str, str], tmp_p
     """A policy that does not exist: torch is loaded by then, and nothing else is done."""
     bare = {name: value for name, value in environment.items() if not name.startswith("OMP_")}
     done = subprocess.run(
-        [sys.executable, "-m", "r2m_cli.main", "train", "policy.path=nowhere"],
+        [sys.executable, "-m", "r2m_cli.cli.main", "train", "policy.path=nowhere"],
         cwd=tmp_path, env=bare | SHOWN, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 2

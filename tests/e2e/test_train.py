@@ -13,7 +13,7 @@ from judge_server import Refusing, served
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from r2m_cli.metrics import check_names
+from r2m_cli.monitor.catalogue import check_names
 
 
 def test_a_run_leaves_what_it_promises_and_trains_what_it_should(r2m: Run, tmp_path: Path) -> None:

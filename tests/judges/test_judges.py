@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from r2m_cli.config.schema import JudgeConfig
 from r2m_cli.errors import UserError
 from r2m_cli.judges.judge import Comparison, gold_judge, score_judge
 from r2m_cli.judges.openai_judge import OpenAIJudge
 from r2m_cli.judges.verdicts import parse_verdict
-from r2m_cli.schema import JudgeConfig
 
 PROMPT = ({"role": "user", "content": "say something"},)
 Reply = tuple[int, str]  # HTTP status, body

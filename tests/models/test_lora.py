@@ -7,11 +7,11 @@ import torch
 from packs import flat, packs, sequences
 
 from r2m_cli.batch import Trainable
+from r2m_cli.config.schema import PpoConfig, RolloutConfig
 from r2m_cli.distributed.engine import SingleEngine
 from r2m_cli.maths.advantages import rloo
 from r2m_cli.models.lora import BaseOfLora, merged, merged_from, with_lora
 from r2m_cli.models.policy import Policy
-from r2m_cli.schema import PpoConfig, RolloutConfig
 from r2m_cli.stages.annotate import annotate
 from r2m_cli.stages.policy_step import policy_step
 from r2m_cli.stages.rollout import rollout

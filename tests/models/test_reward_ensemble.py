@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from r2m_cli.config.schema import Config
 from r2m_cli.errors import UserError
+from r2m_cli.fitting.reward_fit import drawn, varied
 from r2m_cli.models.ensemble import Calibration, Ensemble, calibration_of, uncalibrated
-from r2m_cli.schema import Config
-from r2m_cli.tasks.reward_fit import drawn, varied
 
 CPU = torch.device("cpu")
 RESPONSES = ["apple .", "i suggest piano .", "no", "the dog and the cat"]

@@ -9,8 +9,8 @@ from folders import ROWS, byte_tokenizer, make
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from r2m_cli.conversation import Pair
 from r2m_cli.data.gold_world import GoldWorld
-from r2m_cli.data.preferences import Pair
 from r2m_cli.data.source import Source
 from r2m_cli.data.template import ChatFormat
 from r2m_cli.errors import UserError

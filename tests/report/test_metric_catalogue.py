@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 
 import r2m_cli
-from r2m_cli.metrics import CATALOGUE, Reduction, check_names
+from r2m_cli.monitor.catalogue import CATALOGUE, Reduction, check_names
 
 
 def test_every_metric_says_what_it_is():

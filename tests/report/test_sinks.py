@@ -13,11 +13,11 @@ import pytest
 import torch
 from terminal import terminal
 
+from r2m_cli.console import Count
 from r2m_cli.errors import UserError
-from r2m_cli.jsonl import lines_of
-from r2m_cli.panel import sparkline
-from r2m_cli.progress import Count
-from r2m_cli.sinks import Sinks
+from r2m_cli.files.jsonl import lines_of
+from r2m_cli.monitor.panel import sparkline
+from r2m_cli.monitor.sinks import Sinks
 
 
 @pytest.fixture(autouse=True)
@@ -120,7 +120,7 @@ def test_plain_lines_without_a_terminal(tmp_path, capsys):
 
 def test_slow_work_before_the_steps_is_counted_now_and_then(capsys, monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr("r2m_cli.progress.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("r2m_cli.monitor.progress.time.monotonic", lambda: clock[0])
     count, silent, later = Count("reading pairs"), Count("reading pairs", shown=False), Count("more", before=20)
     for done in range(0, 32, 4):  # four in three seconds
         for each in (count, silent):
@@ -141,7 +141,7 @@ def test_quiet_prints_nothing(tmp_path, capsys):
 
 RUN = """
 import pathlib, time
-from r2m_cli.sinks import Sinks
+from r2m_cli.monitor.sinks import Sinks
 with Sinks([], {folder!r}, 30) as sinks:
     sinks.stage("eval")
     sinks.metrics(0, {{"eval/gold": 1.0}})

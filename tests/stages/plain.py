@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from r2m_cli.loop import train
-from r2m_cli.observe import Observer
+from r2m_cli.monitor.observer import Observer
 from r2m_cli.stages.labelled import Labels
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from packs import flat
 
+from r2m_cli.config.schema import CriticConfig, PpoConfig, RolloutConfig
 from r2m_cli.maths.shaping import fill_missing
-from r2m_cli.schema import CriticConfig, PpoConfig, RolloutConfig
 from r2m_cli.stages.advantages import advantages, shaped
 from r2m_cli.stages.annotate import annotate
 from r2m_cli.stages.rollout import rollout

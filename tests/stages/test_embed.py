@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from r2m_cli.stages import embed
-from r2m_cli.unfinished import Part, Unfinished
+from r2m_cli.fitting import embed
+from r2m_cli.fitting.unfinished import Part, Unfinished
 
 PAIRS = [([3 + i % 5] * (4 + i % 3), [4 + i % 4] * (3 + i % 4)) for i in range(10)]
 
@@ -31,8 +31,8 @@ def test_rows_are_the_backbones_own_in_the_order_of_the_pairs(backbone, tmp_path
 def test_a_crash_costs_the_batch_that_it_hit_and_changes_no_bit(
     backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("r2m_cli.unfinished.EVERY", 0.0)
-    monkeypatch.setattr("r2m_cli.unfinished.SHARE", 0)
+    monkeypatch.setattr("r2m_cli.fitting.unfinished.EVERY", 0.0)
+    monkeypatch.setattr("r2m_cli.fitting.unfinished.SHARE", 0)
     whole = embed.embedded(backbone, PAIRS, 0, 2, Part(None, tmp_path), "embedding")
     calls: list[int] = []
 
@@ -55,8 +55,8 @@ def test_a_crash_costs_the_batch_that_it_hit_and_changes_no_bit(
 
 
 def test_a_torn_file_is_embedded_again(backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("r2m_cli.unfinished.EVERY", 0.0)
-    monkeypatch.setattr("r2m_cli.unfinished.SHARE", 0)
+    monkeypatch.setattr("r2m_cli.fitting.unfinished.EVERY", 0.0)
+    monkeypatch.setattr("r2m_cli.fitting.unfinished.SHARE", 0)
     part = Unfinished(tmp_path / "kept", tmp_path).part("pairs", PAIRS)
     whole = embed.embedded(backbone, PAIRS, 0, 2, part, "embedding")
     files = sorted((tmp_path / "kept").rglob("rows_*.safetensors"))

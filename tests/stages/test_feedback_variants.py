@@ -9,10 +9,7 @@ import pytest
 import torch
 from packs import flat, of_rows, rows_of
 
-from r2m_cli.loop import weight_at
-from r2m_cli.maths.masking import length_mask
-from r2m_cli.models.states import ANNOTATED, FRESH, LABELLED, feedback_states, neighbours
-from r2m_cli.schema import (
+from r2m_cli.config.schema import (
     Config,
     EvalConfig,
     FeedbackConfig,
@@ -20,6 +17,9 @@ from r2m_cli.schema import (
     RolloutConfig,
     TrainConfig,
 )  # fmt: skip
+from r2m_cli.loop import weight_at
+from r2m_cli.maths.masking import length_mask
+from r2m_cli.models.states import ANNOTATED, FRESH, LABELLED, feedback_states, neighbours
 from r2m_cli.stages.annotate import annotate
 from r2m_cli.stages.packing import pack
 from r2m_cli.stages.reward_step import RewardStep

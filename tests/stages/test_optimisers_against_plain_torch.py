@@ -7,7 +7,7 @@ import plain
 import pytest
 import torch
 
-from r2m_cli.schema import (
+from r2m_cli.config.schema import (
     Config,
     CriticConfig,
     EvalConfig,

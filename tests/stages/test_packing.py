@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from packs import flat
 
+from r2m_cli.config.schema import RolloutConfig
 from r2m_cli.distributed import comm
-from r2m_cli.schema import RolloutConfig
 from r2m_cli.stages.annotate import annotate
 from r2m_cli.stages.packing import balance, columns, group_tokens, pack, packs_needed, rows_per_forward, spread
 from r2m_cli.stages.rollout import rollout

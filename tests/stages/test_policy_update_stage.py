@@ -9,8 +9,8 @@ import torch
 from packs import flat, packs, rows_of, sequences
 
 from r2m_cli.batch import Trainable
+from r2m_cli.config.schema import PpoConfig, RolloutConfig
 from r2m_cli.maths.advantages import rloo
-from r2m_cli.schema import PpoConfig, RolloutConfig
 from r2m_cli.stages.annotate import annotate
 from r2m_cli.stages.policy_step import policy_step
 from r2m_cli.stages.rollout import rollout

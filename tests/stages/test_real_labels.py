@@ -9,10 +9,10 @@ import pytest
 import torch
 from packs import flat
 
-from r2m_cli.data.preferences import Pair
+from r2m_cli.config.schema import Config, EvalConfig, FeedbackConfig, PpoConfig, RolloutConfig, TrainConfig
+from r2m_cli.conversation import Pair
 from r2m_cli.distributed import comm
 from r2m_cli.judges.judge import gold_judge
-from r2m_cli.schema import Config, EvalConfig, FeedbackConfig, PpoConfig, RolloutConfig, TrainConfig
 from r2m_cli.stages.annotate import annotate
 from r2m_cli.stages.judged import choose, judged, labels_due, of_all_ranks, remember, remembered
 from r2m_cli.stages.labelled import (

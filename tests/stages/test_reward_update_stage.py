@@ -8,10 +8,10 @@ import torch
 from packs import flat, packs
 
 from r2m_cli.batch import Trainable
+from r2m_cli.config.schema import FeedbackConfig, PpoConfig, RolloutConfig
 from r2m_cli.maths.advantages import rloo
 from r2m_cli.maths.reward_loss import grebt
 from r2m_cli.models.states import States
-from r2m_cli.schema import FeedbackConfig, PpoConfig, RolloutConfig
 from r2m_cli.stages.annotate import annotate
 from r2m_cli.stages.policy_step import policy_step
 from r2m_cli.stages.reward_step import RewardStep

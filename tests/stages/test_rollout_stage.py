@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import torch
 
+from r2m_cli.config.schema import RolloutConfig
 from r2m_cli.models.generate import sample, uniform_rows
-from r2m_cli.schema import RolloutConfig
 from r2m_cli.stages.rollout import rollout
 
 CONFIG = RolloutConfig(temperature=0.8, max_new_tokens=8)

@@ -9,24 +9,24 @@ import pytest
 import torch
 from packs import flat, packs
 
-from r2m_cli.data.preferences import Pair
+from r2m_cli.config.schema import Config, EvalConfig, FeedbackConfig, PpoConfig, RolloutConfig, TrainConfig
+from r2m_cli.conversation import Pair
 from r2m_cli.errors import UserError
-from r2m_cli.evaluation.findings import units_of
-from r2m_cli.folders import checkpoints
-from r2m_cli.inspection import inspect_reward_model
+from r2m_cli.files.run_folder import checkpoints
 from r2m_cli.loop import require_finite
 from r2m_cli.maths.statistics import bootstrap_mean
 from r2m_cli.models.states import States
-from r2m_cli.observe import evaluation_metrics, rollout_metrics, sample_rows
-from r2m_cli.schema import Config, EvalConfig, FeedbackConfig, PpoConfig, RolloutConfig, TrainConfig
-from r2m_cli.sinks import Sinks
+from r2m_cli.monitor.alerts import RULES, Watch
+from r2m_cli.monitor.observer import evaluation_metrics, rollout_metrics, sample_rows
+from r2m_cli.monitor.sinks import Sinks
+from r2m_cli.stages.accuracy import units_of
 from r2m_cli.stages.advantages import advantages
 from r2m_cli.stages.annotate import annotate
 from r2m_cli.stages.policy_step import policy_step
+from r2m_cli.stages.reward_check import inspect_reward_model
 from r2m_cli.stages.reward_step import RewardStep
 from r2m_cli.stages.rollout import rollout
 from r2m_cli.tasks.train import remarks
-from r2m_cli.watch import RULES, Watch
 
 TEMPERATURE, WEIGHT, K = 0.8, 0.6, 3
 ROLLOUT = RolloutConfig(temperature=TEMPERATURE, max_new_tokens=8)

@@ -9,6 +9,7 @@ import torch
 from r2m_cli.analysis import curve_figures
 from r2m_cli.analysis.results import Results
 from r2m_cli.errors import UserError
+from r2m_cli.files.run_folder import METRICS
 from r2m_cli.maths.statistics import bootstrap_mean
 from r2m_cli.report.runs import Run, load_runs
 
@@ -28,7 +29,7 @@ def analyse(folders: list[str], results: Results) -> None:
     Raises:
         UserError: there is no run, or a broken one.
     """
-    places = folders or [place for place in PLACES if next(Path(place).rglob("metrics.jsonl"), None)]
+    places = folders or [place for place in PLACES if next(Path(place).rglob(METRICS), None)]
     if not places:
         raise UserError(
             "nothing to analyse: no run below outputs/ or multirun/ here; name runs=[A,B], run=RUN, or models and pairs "

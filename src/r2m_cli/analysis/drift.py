@@ -6,18 +6,18 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from r2m_cli import checkpoint
 from r2m_cli.analysis.results import Results
 from r2m_cli.analysis.sequences import CHOSEN, Selection
+from r2m_cli.checkpoints import checkpoint
+from r2m_cli.config.schema import Config
 from r2m_cli.data.template import ChatFormat
 from r2m_cli.distributed.engine import DTYPES
-from r2m_cli.folders import checkpoints
+from r2m_cli.files.run_folder import POLICY, checkpoints
 from r2m_cli.maths.similarity import rowwise_similarity
 from r2m_cli.maths.statistics import Estimate, bootstrap_mean
 from r2m_cli.models.layers import pooled_states
 from r2m_cli.models.loading import load_causal_lm
 from r2m_cli.models.lora import with_lora
-from r2m_cli.schema import Config
 
 
 def drift(
@@ -72,4 +72,4 @@ def _policies(config: Config, run: Path, device: torch.device, results: Results)
         results.notes.append(
             f"{len(between)} checkpoints before the last step; checkpoint.every and checkpoint.keep leave more"
         )
-    yield last, load_causal_lm(str(run / "policy"), "run", dtype).to(device)  # type: ignore[arg-type]
+    yield last, load_causal_lm(str(run / POLICY), "run", dtype).to(device)  # type: ignore[arg-type]

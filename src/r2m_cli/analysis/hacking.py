@@ -13,16 +13,16 @@ from torch import Tensor
 from r2m_cli.analysis.results import Results, estimate
 from r2m_cli.analysis.rewards import require_finite
 from r2m_cli.batch import Rollout
+from r2m_cli.config.schema import Config
 from r2m_cli.data.reading import cut_notes
 from r2m_cli.data.source import Source, fitting
 from r2m_cli.errors import UserError
 from r2m_cli.evaluation.policy import text_scores
-from r2m_cli.jsonl import text_of
+from r2m_cli.files.jsonl import text_of
 from r2m_cli.maths.similarity import pair_means, pairs_by_label, similarity
 from r2m_cli.maths.statistics import resample_weights
 from r2m_cli.models.actors import Actors, RewardModel
 from r2m_cli.models.layers import pooled_states
-from r2m_cli.schema import Config
 from r2m_cli.seeds import Stream
 from r2m_cli.stages.packing import rows_per_forward
 from r2m_cli.stages.rollout import rollout

@@ -10,17 +10,18 @@ from r2m_cli.analysis.preference import figure1
 from r2m_cli.analysis.results import Results
 from r2m_cli.analysis.rewards import accuracy, figure2, require_finite
 from r2m_cli.analysis.sequences import Selection, select
-from r2m_cli.data.labels import known_pairs
-from r2m_cli.data.preferences import Pair
+from r2m_cli.config.schema import Config
+from r2m_cli.conversation import Pair
 from r2m_cli.data.reading import cut_notes, told_apart
 from r2m_cli.data.source import Source
 from r2m_cli.data.template import ChatFormat
 from r2m_cli.errors import UserError
 from r2m_cli.evaluation.policy import text_scores
+from r2m_cli.files.run_folder import POLICY
 from r2m_cli.models.actors import RewardModel
 from r2m_cli.models.layers import pooled_states
 from r2m_cli.models.loading import context_length
-from r2m_cli.schema import Config
+from r2m_cli.stages.label_pairs import known_pairs
 from r2m_cli.stages.packing import rows_per_forward
 
 
@@ -72,7 +73,7 @@ def _say(
 ) -> None:
     """Under what conditions the numbers hold: for analysis.json, and notes for the person."""
     results.conditions |= {
-        "policy": config.policy.path if config.run is None else str(Path(config.run) / "policy"),
+        "policy": config.policy.path if config.run is None else str(Path(config.run) / POLICY),
         "reward": config.reward.path, "data": config.data.path or "gold", "labelled_pairs": len(pairs),
         "tokens": config.analysis.tokens, "max_tokens": limit, "layers": lm.config.get_text_config().num_hidden_layers,
     }  # fmt: skip

@@ -16,10 +16,11 @@ from rich.table import Table
 from torch import Tensor
 
 from r2m_cli.errors import printable
+from r2m_cli.files.run_folder import ANALYSIS
 from r2m_cli.maths.statistics import LEVEL, Estimate, ends
 from r2m_cli.text import fixed, number
 
-NAME = "analysis.json"
+NAME = ANALYSIS
 
 
 @dataclass

@@ -12,9 +12,9 @@ from r2m_cli.analysis import figures
 from r2m_cli.analysis.results import Results, estimate
 from r2m_cli.analysis.sequences import CHOSEN, Selection
 from r2m_cli.errors import UserError
-from r2m_cli.evaluation.findings import accuracy_of, unsure
 from r2m_cli.maths.similarity import rowwise_similarity
 from r2m_cli.maths.statistics import resample_weights
+from r2m_cli.stages.accuracy import accuracy_of, unsure
 
 COEFFICIENTS: dict[str, Any] = {
     "pearson": stats.pearsonr, "spearman": stats.spearmanr, "kendall": stats.kendalltau,

@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from r2m_cli.batch import Prompt
-from r2m_cli.data.preferences import Pair
+from r2m_cli.config.schema import AnalysisConfig
+from r2m_cli.conversation import Pair, Prompt
 from r2m_cli.data.template import ChatFormat
 from r2m_cli.errors import UserError
-from r2m_cli.schema import AnalysisConfig
 from r2m_cli.seeds import Stream, draw_seed
 
 CHOSEN, REJECTED = "chosen", "rejected"

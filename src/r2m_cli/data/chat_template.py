@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from r2m_cli.data.messages import Message
+from r2m_cli.conversation import Message
 from r2m_cli.errors import UserError
 
 if TYPE_CHECKING:

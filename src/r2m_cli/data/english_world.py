@@ -8,9 +8,10 @@ right: they take long words for eloquence, where gold asks for plain ones.
 import math
 import random
 import re
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
+from r2m_cli.config.worlds import EnglishConfig
 from r2m_cli.data.world import World
 from r2m_cli.errors import UserError
 
@@ -29,18 +30,6 @@ ASKED = (
     "Say something warm about {}, in one sentence.",
     "What is nice about {}? Answer in one sentence.",
 )
-
-
-@dataclass
-class EnglishConfig:
-    """The labellers of the English world."""
-
-    # The labellers' error: points that they, not gold, give for every word of eight or more letters.
-    label_bias: float = 0.4
-    # The labellers' noise: Bradley-Terry temperature in points of gold.
-    label_temperature: float = 0.3
-    # Probability, 0 to 0.5, that a label is flipped afterwards.
-    label_noise: float = 0.0
 
 
 class EnglishWorld(World):

@@ -13,7 +13,7 @@ from typing import Any
 
 from r2m_cli.data.columns import is_read
 from r2m_cli.errors import UserError
-from r2m_cli.regular import require_regular
+from r2m_cli.files.regular import require_regular
 
 _NOT_JSON = (ValueError, RecursionError)  # JSONDecodeError, integers too long to hold; nesting too deep
 Row = tuple[str, Any]  # ("file:line" or "file:row N", the decoded value)

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from r2m_cli.data.messages import Message, write_transcript
+from r2m_cli.conversation import Message
+from r2m_cli.data.messages import write_transcript
 from r2m_cli.errors import UserError
 from r2m_cli.text import from_home
 

@@ -4,8 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-Message = dict[str, str]
-"""{"role": "system" | "user" | "assistant", "content": text}"""
+from r2m_cli.conversation import Message
 
 ROLES = {
     "system": "system",

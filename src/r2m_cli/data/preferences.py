@@ -4,20 +4,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from r2m_cli.data.messages import Message, Unfit
+from r2m_cli.conversation import Message, Pair
+from r2m_cli.data.messages import Unfit
 from r2m_cli.data.readers import read_rows
 from r2m_cli.data.rows import Parsed, parse
 from r2m_cli.errors import UserError, printable
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One judgement: of two replies to `prompt`, which ends with a user turn, `chosen` was preferred."""
-
-    prompt: tuple[Message, ...]
-    chosen: str
-    rejected: str
-    where: str = field(default="", compare=False)  # "file:line" or "file:row N", as far as it came from a file
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from r2m_cli.batch import Prompt
-from r2m_cli.data.preferences import Pair
+from r2m_cli.conversation import Pair, Prompt
 from r2m_cli.data.template import ChatFormat
 
 # What limits the tokens of a conversation -> what to do where that is too few.

@@ -7,6 +7,7 @@ say it in an unknown way, is unfit: it is dropped with a reason, never read as s
 from dataclasses import dataclass, replace
 from typing import Any
 
+from r2m_cli.conversation import Message
 from r2m_cli.data.columns import (
     DIALOGUES,
     NEEDS,
@@ -19,7 +20,7 @@ from r2m_cli.data.columns import (
     holds_reply,
     with_choice,
 )
-from r2m_cli.data.messages import ROLES, Message, Unfit, check_unicode, is_transcript, plain, sound, text_in, turns_of
+from r2m_cli.data.messages import ROLES, Unfit, check_unicode, is_transcript, plain, sound, text_in, turns_of
 
 
 @dataclass(frozen=True)

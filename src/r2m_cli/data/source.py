@@ -4,16 +4,16 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from r2m_cli.batch import Prompt
-from r2m_cli.cache import digest_of
+from r2m_cli.config.schema import DataConfig
+from r2m_cli.console import say
+from r2m_cli.conversation import Pair, Prompt
 from r2m_cli.data.english_world import EnglishWorld
 from r2m_cli.data.gold_world import GoldWorld
-from r2m_cli.data.preferences import Dropped, Pair, describe, load_preferences, reasons
+from r2m_cli.data.preferences import Dropped, describe, load_preferences, reasons
 from r2m_cli.data.template import ChatFormat
 from r2m_cli.data.world import World
 from r2m_cli.errors import UserError
-from r2m_cli.progress import say
-from r2m_cli.schema import DataConfig
+from r2m_cli.files.cache import digest_of
 from r2m_cli.seeds import Stream, draw_seed
 from r2m_cli.text import from_home
 

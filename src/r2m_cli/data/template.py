@@ -13,9 +13,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from r2m_cli.conversation import Message
 from r2m_cli.data.chat_template import PROBE, REPLY, ChatTemplate
 from r2m_cli.data.forms import RECORD, Choice, joined, prompt_in, write_record
-from r2m_cli.data.messages import Message
 from r2m_cli.errors import UserError
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from r2m_cli.config.schema import EngineConfig
 from r2m_cli.errors import UserError
-from r2m_cli.schema import EngineConfig
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

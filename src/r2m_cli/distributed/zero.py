@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from r2m_cli.schema import EngineConfig
+from r2m_cli.config.schema import EngineConfig
 
 try:
     import deepspeed

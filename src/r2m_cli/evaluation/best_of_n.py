@@ -8,17 +8,19 @@ import csv
 import torch
 from torch import Tensor
 
-from r2m_cli.batch import Prompt
+from r2m_cli.config.schema import Config
+from r2m_cli.console import Count
+from r2m_cli.conversation import Prompt
 from r2m_cli.data.reading import cut_notes
 from r2m_cli.errors import UserError
-from r2m_cli.evaluation.findings import Findings, units_of
+from r2m_cli.evaluation.findings import Findings
 from r2m_cli.evaluation.policy import text_scores
+from r2m_cli.files.run_folder import BEST_OF_N, BEST_OF_N_RESPONSES
 from r2m_cli.maths.best_of_n import best_of_n, divergence, sizes
 from r2m_cli.maths.statistics import Estimate
 from r2m_cli.models.actors import Actors, RewardModel
-from r2m_cli.progress import Count
-from r2m_cli.schema import Config
 from r2m_cli.seeds import Stream
+from r2m_cli.stages.accuracy import units_of
 from r2m_cli.stages.annotate import annotate
 from r2m_cli.stages.packing import pack
 from r2m_cli.stages.rollout import rollout
@@ -57,7 +59,7 @@ def curve(
             findings.notes += cut_notes(
                 model.readers, *texts, f"responses for the best of n, with their prompts,{whose}"
             )
-    findings.rows("best_of_n.jsonl", table)
+    findings.rows(BEST_OF_N_RESPONSES, table)
     usable = (scores["proxy"] + scores.get("live", 0.0)).isfinite().all(dim=1)
     if not usable.any():
         raise UserError("eval.best_of: the reward model's scores are not finite; try engine.dtype=fp32")
@@ -126,7 +128,7 @@ def _samples(
 
 def _write(lines: list[tuple[int, float, dict[str, Estimate]]], findings: Findings) -> None:
     names = list(lines[0][2])
-    with (findings.run_dir / "best_of_n.csv").open("w", newline="") as file:
+    with (findings.run_dir / BEST_OF_N).open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["n", "kl", *(f"{name}{end}" for name in names for end in ("", "_low", "_high"))])
         for n, kl, estimates in lines:

@@ -1,7 +1,6 @@
 """What an evaluation found: figures, their intervals, notes; as a JSON file and as a table."""
 
 import json
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,14 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from r2m_cli.data.messages import Message
 from r2m_cli.errors import UserError
-from r2m_cli.jsonl import text_of
+from r2m_cli.files.jsonl import text_of
+from r2m_cli.files.run_folder import EVALUATION
 from r2m_cli.maths.statistics import Estimate, bootstrap_mean
+from r2m_cli.stages.accuracy import CHANCE, NO_INTERVAL
 from r2m_cli.text import number
 
-NO_INTERVAL = "one prompt: no interval"
-CHANCE = "not distinguishable from chance"
 # shares that a coin would bring to 0.5
 AGAINST_CHANCE = ("pairs/accuracy", "pairs/accuracy_feedback", "win_rate", "win_rate/length_controlled")
 
@@ -75,7 +73,7 @@ class Findings:
         there is none; under "notes" what was said."""
         intervals = {k: None if v is None else list(v) for k, v in self.intervals.items()}
         found: dict[str, Any] = {**self.figures, "intervals": intervals, "notes": self.notes}
-        (self.run_dir / "evaluation.json").write_text(json.dumps(found, indent=2))
+        (self.run_dir / EVALUATION).write_text(json.dumps(found, indent=2))
 
     def show(self) -> None:
         """Print the notes, then a line per figure; those of the best-of-n curve have a table of their own."""
@@ -95,32 +93,6 @@ class Findings:
             return NO_INTERVAL
         unsure = f"  {CHANCE}" if name in AGAINST_CHANCE and interval[0] <= 0.5 <= interval[1] else ""
         return f"[{number(interval[0])}, {number(interval[1])}]{unsure}"
-
-
-def accuracy_of(margins: Tensor, units: Tensor, resamples: int, seed: int) -> Estimate:
-    """Share of margins (chosen minus rejected) above 0, with its interval over units. [n], [n] -> Estimate."""
-    return bootstrap_mean((margins > 0).double(), resamples, seed, units, bounds=(0.0, 1.0))
-
-
-def percent(accuracy: Estimate) -> str:
-    """An accuracy beside its interval, for one line of text: "56.2% [43.8, 68.8]"."""
-    if accuracy.interval is None:
-        return f"{accuracy.value:.1%} ({NO_INTERVAL})"
-    return f"{accuracy.value:.1%} [{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]"
-
-
-def unsure(accuracy: Estimate) -> str:
-    """What to add to an accuracy that chance explains as well; nothing to others."""
-    return f", {CHANCE}" if accuracy.low <= 0.5 <= accuracy.high else ""
-
-
-def units_of(prompts: Iterable[Sequence[Message]]) -> Tensor:
-    """The number of each prompt among the distinct ones. [n].
-
-    A world draws prompts with replacement, and a file may have many pairs with one: they are no independent draws.
-    """
-    numbers: dict[str, int] = {}
-    return torch.tensor([numbers.setdefault(json.dumps(prompt), len(numbers)) for prompt in prompts])
 
 
 def _finite(value: Any) -> bool:

@@ -5,13 +5,15 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from r2m_cli.data.preferences import Pair
+from r2m_cli.console import Count
+from r2m_cli.conversation import Pair
 from r2m_cli.data.reading import told_apart, which_cut
-from r2m_cli.evaluation.findings import Findings, units_of
-from r2m_cli.inspection import equal_rewards
+from r2m_cli.evaluation.findings import Findings
+from r2m_cli.files.run_folder import PAIRS
 from r2m_cli.models.actors import Actors
-from r2m_cli.progress import Count
+from r2m_cli.stages.accuracy import units_of
 from r2m_cli.stages.labelled import fits, pair_rewards, pairs_per_forward, scored_seed
+from r2m_cli.stages.reward_check import equal_rewards
 
 
 def accuracy(actors: Actors, pairs: list[Pair], weight: float, budget: int, findings: Findings) -> None:
@@ -58,7 +60,7 @@ def accuracy(actors: Actors, pairs: list[Pair], weight: float, budget: int, find
     for row, i in enumerate(kept):
         found = {"margin_text": text[row].item()} | ({"margin_feedback": live[row].item()} if live is not None else {})
         table.append({"index": i, **found, **vars(pairs[i])})
-    findings.rows("pairs.jsonl", table)
+    findings.rows(PAIRS, table)
 
 
 @torch.no_grad()

@@ -6,17 +6,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from r2m_cli.batch import Prompt, Rollout
+from r2m_cli.batch import Rollout
+from r2m_cli.config.schema import Config
+from r2m_cli.conversation import Prompt
 from r2m_cli.data.messages import write_transcript
 from r2m_cli.data.reading import cut_notes
 from r2m_cli.data.source import Source, fitting
 from r2m_cli.data.template import ChatFormat
 from r2m_cli.errors import UserError
-from r2m_cli.evaluation.findings import Findings, units_of
+from r2m_cli.evaluation.findings import Findings
 from r2m_cli.models.actors import Actors, RewardModel
-from r2m_cli.observe import repetition, sequence_kl
-from r2m_cli.schema import Config
+from r2m_cli.monitor.observer import repetition, sequence_kl
 from r2m_cli.seeds import Stream
+from r2m_cli.stages.accuracy import units_of
 from r2m_cli.stages.annotate import annotate
 from r2m_cli.stages.packing import pack
 from r2m_cli.stages.rollout import rollout

@@ -8,14 +8,17 @@ from typing import NamedTuple
 
 import torch
 
-from r2m_cli.batch import Prompt, Rollout
-from r2m_cli.cache import cache_dir
+from r2m_cli.batch import Rollout
+from r2m_cli.config.schema import Config, PolicyConfig
+from r2m_cli.conversation import Prompt
 from r2m_cli.data.reading import cut_notes
 from r2m_cli.data.source import Source
 from r2m_cli.distributed.engine import DTYPES, SingleEngine
 from r2m_cli.errors import UserError
-from r2m_cli.evaluation.findings import Findings, units_of
+from r2m_cli.evaluation.findings import Findings
 from r2m_cli.evaluation.policy import text_scores
+from r2m_cli.files.cache import cache_dir
+from r2m_cli.files.run_folder import COMPARISONS
 from r2m_cli.judges.judge import Comparison, Judge, gold_judge, score_judge
 from r2m_cli.judges.openai_judge import OpenAIJudge
 from r2m_cli.maths.statistics import length_controlled_win_rate, win_rate
@@ -25,8 +28,8 @@ from r2m_cli.models.generate import end_ids
 from r2m_cli.models.loading import context_length, load_causal_lm
 from r2m_cli.models.policy import Policy
 from r2m_cli.models.tokenizers import check_known
-from r2m_cli.schema import Config, PolicyConfig
 from r2m_cli.seeds import Stream, draw_seed
+from r2m_cli.stages.accuracy import units_of
 from r2m_cli.stages.rollout import rollout
 
 CHOSEN = "chosen"
@@ -148,7 +151,7 @@ def measure(
         {"prompt": c.prompt, "response": c.first, "other": c.second, "finished": c.finished, "preference": preference}
         for c, preference in zip(comparisons, said)
     ]
-    findings.rows("comparisons.jsonl", rows)
+    findings.rows(COMPARISONS, rows)
 
 
 def _sampled(config: Config, source: Source, actors: Actors, prompts: list[Prompt]) -> Rollout:

@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from r2m_cli.batch import Prompt
+from r2m_cli.conversation import Prompt
 from r2m_cli.data.world import World
 
 

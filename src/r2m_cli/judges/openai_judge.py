@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from r2m_cli.config.schema import JudgeConfig
 from r2m_cli.errors import UserError
 from r2m_cli.judges.judge import Comparison
 from r2m_cli.judges.verdicts import VALUE, append, parse_verdict, question, read
-from r2m_cli.schema import JudgeConfig
 
 if TYPE_CHECKING:
     import openai

@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-from r2m_cli.batch import Prompt
+from r2m_cli.conversation import Prompt
 
 VALUE = {"A": 1.0, "tie": 0.5, "B": 0.0}  # verdict -> preference for the response that was shown as A
 

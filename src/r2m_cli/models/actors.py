@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from r2m_cli.batch import Prompt
+from r2m_cli.conversation import Prompt
 from r2m_cli.data.reading import MAX_TOKENS, Reader
 from r2m_cli.data.template import ChatFormat
 from r2m_cli.distributed.engine import Engine

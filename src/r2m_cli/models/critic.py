@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from r2m_cli.models.policy import body, checkpointed_layers, checkpointing
+from r2m_cli.models.body import body, checkpointed_layers, checkpointing
 from r2m_cli.models.sequences import Sequences
 from r2m_cli.models.sharing import why_not
 

@@ -1,18 +1,14 @@
 """Three ways to read prompts and then one token after another; a model uses the fastest that it can, told by trying."""
 
-from __future__ import annotations
-
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from r2m_cli.models.body import body
 from r2m_cli.models.sequences import Padded
 from r2m_cli.models.windows import narrowed
-
-if TYPE_CHECKING:
-    from r2m_cli.models.policy import Policy
 
 TOLERANCE = {torch.float32: 1e-3}  # mean relative error of the states; what a wrong cache does is about 1
 HALF = 0.1  # the same in half precision, where a router may send a token to another expert
@@ -137,16 +133,14 @@ NOTES = {
 
 
 @torch.no_grad()
-def choose(policy: Policy) -> type[Decoder] | None:
+def choose(lm: Any) -> type[Decoder] | None:
     """The fastest decoder that gives the states of every text alone, unpadded and without a cache.
 
     Windows are narrow while it is tried, so that they matter. None where the model reads even right-padded rows, as
     training does, otherwise than alone, or looks at the tokens that follow.
     """
-    from r2m_cli.models.policy import body
-
-    model = body(policy.lm)
-    with narrowed(policy.lm):
+    model = body(lm)
+    with narrowed(lm):
         if not _agrees(NoCache, model):
             return None
         return next((decoder for decoder in DECODERS if _agrees(decoder, model)), None)

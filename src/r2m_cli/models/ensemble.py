@@ -9,9 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from r2m_cli.batch import Prompt
+from r2m_cli.conversation import Prompt
 from r2m_cli.data.reading import Reader
 from r2m_cli.errors import UserError
+from r2m_cli.files.run_folder import FIT
 from r2m_cli.maths.ensemble import combine, standardise
 from r2m_cli.text import from_home
 
@@ -53,7 +54,7 @@ def calibration_of(name: str) -> Calibration | None:
     Raises:
         UserError: a fit.json that cannot be read.
     """
-    file = from_home(name) / "fit.json"
+    file = from_home(name) / FIT
     if not file.is_file():
         return None
     try:

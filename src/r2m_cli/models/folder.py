@@ -13,6 +13,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING
 
 from r2m_cli.errors import UserError
+from r2m_cli.files.run_folder import POLICY
 from r2m_cli.models.boundary import foreign
 from r2m_cli.models.weights import PICKLED, SAFETENSORS, Shapes, stored
 
@@ -88,11 +89,11 @@ def _no_model(folder: Path) -> str:
         base = json_object(folder / ADAPTER).get("base_model_name_or_path")
         mend = (
             f"name {folder.parent / 'policy'}, which has it merged"
-            if (folder.parent / "policy" / "config.json").is_file()
+            if (folder.parent / POLICY / "config.json").is_file()
             else f"merge it first: {_merging(folder)}, and the base's tokenizer with it"
         )
         return f"the folder holds an adapter alone, of the base {base}; {mend}"
-    mend = "; a run's policy is in its policy/" if (folder / "policy" / "config.json").is_file() else ""
+    mend = "; a run's policy is in its policy/" if (folder / POLICY / "config.json").is_file() else ""
     return f"the folder holds no config.json, so it is no Hugging Face model{mend}"
 
 

@@ -4,10 +4,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from r2m_cli.config.schema import PolicyConfig, RewardConfig
 from r2m_cli.data.forms import chosen
 from r2m_cli.data.template import ChatFormat
 from r2m_cli.models.loading import load_tokenizer, resolve, vocabulary
-from r2m_cli.schema import PolicyConfig, RewardConfig
 
 
 def policy_format(c: PolicyConfig, name: str, key: str, ends: Iterable[int] = ()) -> ChatFormat:

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from r2m_cli.models.policy import Policy, body
+from r2m_cli.models.body import body
+from r2m_cli.models.policy import Policy
 from r2m_cli.seeds import Stream, draw_seed
 
 

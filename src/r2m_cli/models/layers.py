@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from r2m_cli.console import Count
 from r2m_cli.errors import UserError
 from r2m_cli.maths.masking import length_mask
 from r2m_cli.models.actors import pad
-from r2m_cli.models.policy import body
-from r2m_cli.progress import Count
+from r2m_cli.models.body import body
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from r2m_cli.config.schema import ModelConfig
 from r2m_cli.data.reading import MAX_TOKENS, POSITIONS, TOKENIZER
 from r2m_cli.errors import UserError
 from r2m_cli.models import smollm2
@@ -27,7 +28,6 @@ from r2m_cli.models.boundary import foreign
 from r2m_cli.models.folder import check_folder
 from r2m_cli.models.tokenizers import read_tokenizer
 from r2m_cli.models.weights import check_keys, check_size, stored
-from r2m_cli.schema import ModelConfig
 from r2m_cli.text import from_home
 
 FRESH_CONTEXT = 512  # tokens that a fresh small Llama reads

@@ -1,16 +1,14 @@
 """The policy: a causal language model that gives log-probabilities and last-layer hidden states in one forward."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
 
 from r2m_cli.errors import UserError
+from r2m_cli.models.body import body, checkpointed_layers, checkpointing
 from r2m_cli.models.decoding import Decoder, choose
 from r2m_cli.models.sequences import Sequences
 from r2m_cli.models.sharing import why_not
@@ -67,7 +65,7 @@ class Policy(nn.Module):
         Raises:
             UserError: there is none. The first call is to come before the parameters are sharded.
         """
-        chosen = choose(self)
+        chosen = choose(self.lm)
         if chosen is None:
             raise UserError(
                 f"policy.path: a {self.lm.config.model_type} model reads a text in a batch otherwise than alone, or looks "
@@ -112,29 +110,3 @@ class Policy(nn.Module):
         states = body(self.lm)(input_ids=tokens, use_cache=False).last_hidden_state
         own = self.lm(input_ids=tokens, use_cache=False).logits
         return torch.allclose(self.logits(states).float(), own.float(), rtol=1e-2, atol=1e-2)
-
-
-def body(lm: Any) -> Any:
-    """A causal language model of transformers without its head."""
-    if lm.base_model is not lm:
-        return lm.base_model
-    return next(child for child in lm.children() if isinstance(child, PreTrainedModel))  # Llama 4's names no base
-
-
-def checkpointed_layers(lm: Any) -> list[nn.Module]:
-    """Turn on gradient checkpointing in a transformers model; gives the layers that do it."""
-    lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return [m for m in lm.modules() if getattr(m, "gradient_checkpointing", False)]
-
-
-@contextmanager
-def checkpointing(layers: list[nn.Module]) -> Iterator[None]:
-    """transformers checkpoints a layer in training mode only, and then drops its cache: so set the mode of these layers
-    alone (no dropout inside them wakes up: the first ratio must be 1), and only while a gradient is wanted."""
-    for layer in layers:
-        layer.training = torch.is_grad_enabled()
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.training = False

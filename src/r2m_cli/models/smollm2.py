@@ -8,8 +8,8 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from r2m_cli.cache import build_once, cache_dir
 from r2m_cli.errors import UserError
+from r2m_cli.files.cache import build_once, cache_dir
 
 NAME = "smollm2-135m-instruct"  # in the cache
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -3,7 +3,7 @@
 from dataclasses import fields
 from pathlib import Path
 
-from r2m_cli.schema import ReportConfig
+from r2m_cli.config.schema import ReportConfig
 
 KEYS = {field.name for field in fields(ReportConfig)}
 # Hydra's flags with a value of their own, which is no folder of runs.

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd  # type: ignore[import-untyped, unused-ignore]
 
-from r2m_cli.metrics import CATALOGUE
+from r2m_cli.monitor.catalogue import CATALOGUE
 from r2m_cli.report.findings import Verdict
 from r2m_cli.report.groups import COLOURS, Group
 

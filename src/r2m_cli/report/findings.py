@@ -5,7 +5,8 @@ from typing import Literal
 
 import pandas as pd  # type: ignore[import-untyped, unused-ignore]
 
-from r2m_cli.regular import require_regular
+from r2m_cli.files.regular import require_regular
+from r2m_cli.files.run_folder import WARNINGS
 from r2m_cli.report.groups import Group
 from r2m_cli.report.labels import IGNORED, flatten, plain
 from r2m_cli.report.runs import finite
@@ -207,7 +208,7 @@ def warnings(groups: list[Group]) -> list[Said]:
     found: dict[str, dict[int, int]] = {}
     for place, group in enumerate(groups):
         for run in group.runs:
-            file = run.path / "warnings.log"
+            file = run.path / WARNINGS
             require_regular(file)
             lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []
             for line in dict.fromkeys(filter(None, map(str.strip, lines))):

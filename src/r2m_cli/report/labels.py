@@ -5,8 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from r2m_cli.folders import read_job
-from r2m_cli.quoting import read
+from r2m_cli.files.jobs import parsed, read_job
 
 # What makes two runs repetitions of one another, or says nothing about the method: never part of a label.
 IGNORED = re.compile(r"(seed|data\.seed|resume|run|output|sweep|train\.stop_at|(checkpoint|logger|hydra)\..*)$")
@@ -43,7 +42,7 @@ def _parts(path: Path, depth: int | None) -> list[str]:
         name = name.encode("utf-8", "replace").decode("utf-8")  # a folder's name need not be text
         return [part.strip() for part in SEED_IN_NAME.sub("", name).strip("/,_-.").split(",")]
     above = [] if depth is None or len(path.parts) - depth < 2 else ["/".join(path.parts[depth:-1])]
-    return above + [f"{key}={value}" for key, value in map(read, job.overrides) if not IGNORED.match(key)]
+    return above + [f"{key}={value}" for key, value in map(parsed, job.overrides) if not IGNORED.match(key)]
 
 
 def bare(parts: list[list[str]]) -> list[str]:

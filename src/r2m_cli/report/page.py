@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from r2m_cli import __version__
-from r2m_cli.jsonl import replace_text
+from r2m_cli.files.jsonl import replace_text
 from r2m_cli.report import table
 from r2m_cli.report.charts import charts, dashes
 from r2m_cli.report.findings import differences, lede, verdict, warnings

@@ -10,12 +10,13 @@ from typing import Any
 import pandas as pd  # type: ignore[import-untyped, unused-ignore]
 from omegaconf import DictConfig, OmegaConf
 
-from r2m_cli.cache import read_json
 from r2m_cli.errors import UserError
-from r2m_cli.folders import read_job
-from r2m_cli.jsonl import lines_of, row_of
+from r2m_cli.files.cache import read_json
+from r2m_cli.files.jobs import read_job
+from r2m_cli.files.jsonl import lines_of, row_of
+from r2m_cli.files.run_folder import CONFIG, METRICS, SUMMARY
+from r2m_cli.files.yaml_files import read_yaml
 from r2m_cli.report.labels import labels_of
-from r2m_cli.yaml_files import read_yaml
 
 LARGEST = 1e100  # a larger number is no measurement, and its square is no float
 
@@ -61,16 +62,16 @@ def load_runs(folders: Iterable[str | Path]) -> list[Run]:
         UserError: no folder given, or one that is missing, holds no run, or holds a broken one.
     """
     paths = list(dict.fromkeys(path for folder in folders for path in _run_folders(Path(folder))))
-    waiting = [path for path in paths if not any(map(str.strip, read_lines(path / "metrics.jsonl")))]
+    waiting = [path for path in paths if not any(map(str.strip, read_lines(path / METRICS)))]
     if waiting and len(waiting) < len(paths):
         print(f"r2m: left out, no step yet: {', '.join(map(str, waiting))}", file=sys.stderr)
         paths = [path for path in paths if path not in waiting]
     if not paths:
         raise UserError("runs: no run folder is given; for instance r2m report outputs/vanilla outputs/r2m")
-    configs = [_read_config(path / "config.yaml") for path in paths]
+    configs = [_read_config(path / CONFIG) for path in paths]
     labels = labels_of(paths, configs)
     return [
-        Run(path, label, config, _read_metrics(path / "metrics.jsonl"), _read_summary(path / "summary.json"))
+        Run(path, label, config, _read_metrics(path / METRICS), _read_summary(path / SUMMARY))
         for path, label, config in zip(paths, labels, configs, strict=True)
     ]
 
@@ -78,9 +79,9 @@ def load_runs(folders: Iterable[str | Path]) -> list[Run]:
 def _run_folders(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise UserError(f"runs: {folder} is not a folder; give the folder of a run, or of a multirun")
-    if (folder / "metrics.jsonl").exists():
+    if (folder / METRICS).exists():
         return [folder.resolve()]
-    found = sorted((file.parent.resolve() for file in folder.rglob("metrics.jsonl")), key=_place)
+    found = sorted((file.parent.resolve() for file in folder.rglob(METRICS)), key=_place)
     if not found:
         raise UserError(f"runs: {folder} holds no run (no metrics.jsonl in it or below); is it the hydra.run.dir?")
     return found

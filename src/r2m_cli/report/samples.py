@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from r2m_cli.errors import UserError
-from r2m_cli.jsonl import row_of
+from r2m_cli.files.jsonl import row_of
+from r2m_cli.files.run_folder import SAMPLES
 from r2m_cli.report.groups import Group
 from r2m_cli.report.runs import Run, finite, read_lines
 from r2m_cli.text import fixed
@@ -78,7 +79,7 @@ def samples_of(place: int, group: Group, peak: int | None) -> Samples | None:
 
 def read_samples(run: Run) -> dict[int, list[Row]]:
     """The rows of samples.jsonl by step; a torn last line is left out."""
-    path = run.path / "samples.jsonl"
+    path = run.path / SAMPLES
     lines = read_lines(path) if path.exists() else []
     found: dict[int, list[Row]] = {}
     for number, line in enumerate(lines, start=1):

@@ -4,13 +4,13 @@ import torch
 from torch import Tensor
 
 from r2m_cli.batch import Annotated, Trainable
+from r2m_cli.config.schema import PpoConfig
 from r2m_cli.distributed import comm
 from r2m_cli.maths import advantages as maths
 from r2m_cli.maths import kl
 from r2m_cli.maths.gae import gae
 from r2m_cli.maths.masking import masked_sum
 from r2m_cli.maths.shaping import fill_missing, shape
-from r2m_cli.schema import PpoConfig
 
 
 def advantages(annotated: Annotated, config: PpoConfig, greedy: Annotated | None = None) -> Trainable:

@@ -1,10 +1,10 @@
 """PPO's critic learns the returns of the step, in as many passes as the policy makes."""
 
 from r2m_cli.batch import Trainable
+from r2m_cli.config.schema import PpoConfig
 from r2m_cli.distributed.comm import MetricSums
 from r2m_cli.distributed.engine import Engine
 from r2m_cli.maths.value_loss import value_loss
-from r2m_cli.schema import PpoConfig
 from r2m_cli.stages.packing import Pack
 
 

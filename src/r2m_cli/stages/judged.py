@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from r2m_cli.batch import Annotated
-from r2m_cli.data.preferences import Pair
+from r2m_cli.conversation import Pair
 from r2m_cli.distributed import comm
 from r2m_cli.errors import UserError
-from r2m_cli.jsonl import cut_rows, lines_of, row_of, text_of
+from r2m_cli.files.jsonl import cut_rows, lines_of, row_of, text_of
+from r2m_cli.files.run_folder import JUDGED
 from r2m_cli.judges.judge import Comparison, Judge
 
 Verdict = tuple[int, Pair]  # the group's number in the step, and its pair, the better response first
-JUDGED_FILE = "judged.jsonl"  # in the run folder: every label that the judge gave
 
 
 def labels_due(step: int, per_step: float) -> int:
@@ -76,7 +76,7 @@ def of_all_ranks(verdicts: list[Verdict]) -> list[Pair]:
 def remember(run_dir: Path, step: int, pairs: list[Pair]) -> None:
     """Add a step's judged pairs to the run's file."""
     rows = [{"step": step, "prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected} for p in pairs]
-    with (run_dir / JUDGED_FILE).open("a", encoding="utf-8") as file:
+    with (run_dir / JUDGED).open("a", encoding="utf-8") as file:
         file.write(text_of(rows))
 
 
@@ -86,7 +86,7 @@ def remembered(run_dir: Path, start: int) -> list[Pair]:
     Raises:
         UserError: a row without prompt, chosen and rejected.
     """
-    path = run_dir / JUDGED_FILE
+    path = run_dir / JUDGED
     if comm.is_main():
         cut_rows(path, start + 1)
     comm.barrier()

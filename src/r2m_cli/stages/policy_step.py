@@ -3,12 +3,12 @@
 from collections.abc import Callable
 
 from r2m_cli.batch import Trainable
+from r2m_cli.config.schema import PpoConfig
 from r2m_cli.distributed import comm
 from r2m_cli.distributed.comm import MetricSums
 from r2m_cli.maths.policy_loss import policy_loss
 from r2m_cli.models.actors import Actors
 from r2m_cli.models.states import States
-from r2m_cli.schema import PpoConfig
 from r2m_cli.stages.packing import Pack
 
 FreshStates = Callable[[Pack, States], None]

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from r2m_cli.batch import Annotated
-from r2m_cli.data.preferences import Pair
+from r2m_cli.config.schema import FeedbackConfig
+from r2m_cli.conversation import Pair
 from r2m_cli.distributed import comm
 from r2m_cli.distributed.comm import MetricSums
 from r2m_cli.maths.reward_loss import grebt
 from r2m_cli.models.actors import Actors
 from r2m_cli.models.states import FRESH, States
-from r2m_cli.schema import FeedbackConfig
 from r2m_cli.stages.labelled import learn_from_pairs
 from r2m_cli.stages.packing import Pack
 

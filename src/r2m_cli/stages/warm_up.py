@@ -8,15 +8,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from r2m_cli.data.preferences import Pair
+from r2m_cli.config.schema import Config
+from r2m_cli.console import Count
+from r2m_cli.conversation import Pair
 from r2m_cli.distributed import comm
 from r2m_cli.maths.reward_loss import bradley_terry
 from r2m_cli.maths.schedule import learning_rate
 from r2m_cli.maths.statistics import pass_to_keep
 from r2m_cli.models.actors import Actors
 from r2m_cli.models.states import States
-from r2m_cli.progress import Count
-from r2m_cli.schema import Config
 from r2m_cli.seeds import Stream, draw_seed
 from r2m_cli.stages.labelled import (
     Labels,

@@ -12,16 +12,17 @@ from r2m_cli.analysis.hacking import responses
 from r2m_cli.analysis.labelled import labelled
 from r2m_cli.analysis.results import Results
 from r2m_cli.build import build_actors, build_heldout_reward, build_reward, local_device
-from r2m_cli.combinations import reads_curves_only
-from r2m_cli.continuation import changed_since
+from r2m_cli.checkpoints.continuation import changed_since
+from r2m_cli.config.combinations import reads_curves_only
+from r2m_cli.config.schema import Config
+from r2m_cli.console import say
 from r2m_cli.data.source import described, load_source, renderable
 from r2m_cli.distributed.engine import DTYPES
 from r2m_cli.errors import UserError
+from r2m_cli.files.run_folder import POLICY
 from r2m_cli.models.formats import policy_format
 from r2m_cli.models.loading import load_causal_lm
 from r2m_cli.models.tokenizers import check_known
-from r2m_cli.progress import say
-from r2m_cli.schema import Config
 from r2m_cli.text import from_home
 
 
@@ -63,7 +64,7 @@ def of_run(config: Config, run: Path, results: Results) -> None:
 
     Raises UserError.
     """
-    if not (run / "policy" / "config.json").is_file():
+    if not (run / POLICY / "config.json").is_file():
         raise UserError(f"run={run}: no policy/ there; the run is not finished, or had checkpoint.export=false")
     other, same = config.eval.reward, config.reward.path
     if other is not None and from_home(other).resolve() == from_home(str(same)).resolve():
@@ -71,7 +72,7 @@ def of_run(config: Config, run: Path, results: Results) -> None:
     say(f"reading {described(config.data)}")
     results.notes += changed_since(config, run)
     source = load_source(config.data, config.eval.prompts, evaluating=True)
-    actors = build_actors(_frozen(config), source, str(run / "policy"))
+    actors = build_actors(_frozen(config), source, str(run / POLICY))
     truth = build_heldout_reward(config, actors.device)
     readers = (*actors.reward.readers, *(truth.readers if truth is not None else ()))
     formats = [actors.format, *(reader.format for reader in readers)]

@@ -10,21 +10,23 @@ from dataclasses import replace
 from pathlib import Path
 
 from r2m_cli.build import build_actors, build_heldout_reward
-from r2m_cli.checkpoint import load_feedback
-from r2m_cli.continuation import changed_since
-from r2m_cli.data.labels import saved_pairs
-from r2m_cli.data.preferences import Pair
+from r2m_cli.checkpoints.checkpoint import load_feedback
+from r2m_cli.checkpoints.continuation import changed_since
+from r2m_cli.config.schema import Config
+from r2m_cli.console import say
+from r2m_cli.conversation import Pair
 from r2m_cli.data.reading import cut_notes
 from r2m_cli.data.source import Source, described, load_source, renderable
 from r2m_cli.distributed import comm
 from r2m_cli.errors import UserError, printable
 from r2m_cli.evaluation import best_of_n, win_rate
-from r2m_cli.evaluation.findings import Findings, units_of
+from r2m_cli.evaluation.findings import Findings
 from r2m_cli.evaluation.pairs import accuracy
 from r2m_cli.evaluation.policy import alpaca_rows, evaluation_prompts, scored, text_scores
+from r2m_cli.files.run_folder import ALPACA_EVAL, POLICY, REWARD_MODEL
 from r2m_cli.models.tokenizers import check_known
-from r2m_cli.progress import say
-from r2m_cli.schema import Config
+from r2m_cli.stages.accuracy import units_of
+from r2m_cli.stages.label_pairs import saved_pairs
 from r2m_cli.stages.packing import rows_per_forward
 from r2m_cli.text import from_home
 
@@ -45,9 +47,9 @@ def run(config: Config, run_dir: Path) -> None:
     if run is None:  # an adapter that nothing has trained is not worth measuring
         config = replace(config, feedback=replace(config.feedback, kind="none"))
     # The configured models stay what they were in the run: the reference, and the initial reward model.
-    actors = build_actors(config, source, str(run / "policy") if run is not None else None)
+    actors = build_actors(config, source, str(run / POLICY) if run is not None else None)
     if run is not None and actors.reward.feedback is not None:
-        weight = load_feedback(run / "reward_model", actors.reward.feedback.module)
+        weight = load_feedback(run / REWARD_MODEL, actors.reward.feedback.module)
     heldout = build_heldout_reward(config, actors.device)
     readers = (*actors.reward.readers, *(heldout.readers if heldout is not None else ()))
     formats = [actors.format, *(reader.format for reader in readers)]
@@ -74,7 +76,7 @@ def run(config: Config, run_dir: Path) -> None:
         scores = text_scores(heldout, batch.prompts, batch.responses, actors.device, rows)
         findings.mean("eval/heldout_reward", scores, units_of(prompts))
     alpaca = printable(json.dumps(alpaca_rows(batch, config), indent=2, ensure_ascii=False))
-    (run_dir / "alpaca_eval.json").write_text(alpaca, encoding="utf-8")
+    (run_dir / ALPACA_EVAL).write_text(alpaca, encoding="utf-8")
     findings.save()
     accuracy(actors, _pairs(config, source, findings), weight, budget, findings)
     findings.save()
@@ -93,7 +95,7 @@ def check(config: Config) -> None:
     """Raises UserError for keys that do not go together, and for a run that has no policy."""
     if comm.world_size() > 1 or config.engine.num_processes * config.engine.num_nodes > 1:
         raise UserError("r2m evaluate runs in one process: use engine=single")
-    if config.run is not None and not (from_home(config.run) / "policy" / "config.json").is_file():
+    if config.run is not None and not (from_home(config.run) / POLICY / "config.json").is_file():
         raise UserError(f"run={config.run}: no policy/ there; the run is not finished, or had checkpoint.export=false")
     if config.eval.against != win_rate.CHOSEN and config.eval.judge == "none":
         raise UserError(f"eval.against={config.eval.against}: nobody judges it; add eval.judge=reward|gold|openai")

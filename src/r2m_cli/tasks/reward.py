@@ -10,25 +10,26 @@ import torch
 from torch import Tensor
 
 from r2m_cli.build import local_device
-from r2m_cli.data.labels import labelled_pairs, save_pairs
-from r2m_cli.data.preferences import Pair
+from r2m_cli.config.schema import Config
+from r2m_cli.console import say
+from r2m_cli.conversation import Pair
 from r2m_cli.data.reading import Reader, told_apart
 from r2m_cli.data.source import described, load_source, renderable, say_notes
 from r2m_cli.distributed import comm
 from r2m_cli.distributed.engine import DTYPES
 from r2m_cli.errors import UserError
-from r2m_cli.evaluation.findings import accuracy_of, percent, units_of, unsure
-from r2m_cli.inspection import equal_rewards
+from r2m_cli.files.run_folder import FIT
+from r2m_cli.fitting.reward_fit import fit_backbone, fit_head, varied
+from r2m_cli.fitting.unfinished import Unfinished, unfinished
 from r2m_cli.maths.statistics import Estimate
 from r2m_cli.models.formats import format_of, reward_format
 from r2m_cli.models.loading import fresh_llama, load_reward_model, readable
 from r2m_cli.models.tokenizers import check_known
-from r2m_cli.progress import say
-from r2m_cli.schema import Config
-from r2m_cli.tasks.reward_fit import fit_backbone, fit_head, varied
+from r2m_cli.stages.accuracy import accuracy_of, percent, units_of, unsure
+from r2m_cli.stages.label_pairs import labelled_pairs, save_pairs
+from r2m_cli.stages.reward_check import equal_rewards
 from r2m_cli.tasks.sft import fit_lm
 from r2m_cli.text import number
-from r2m_cli.unfinished import Unfinished, unfinished
 
 
 def run(config: Config, run_dir: Path) -> None:
@@ -98,7 +99,7 @@ def _fit(config: Config, run_dir: Path, kept: Unfinished) -> None:
     if comm.is_main():
         chat.save(run_dir)
         figures = _figures(accuracies, after, loss) | {"pairs": len(rows), "heldout": len(tests)}
-        (run_dir / "fit.json").write_text(json.dumps(figures, indent=2))
+        (run_dir / FIT).write_text(json.dumps(figures, indent=2))
         if source.world is not None:
             save_pairs(run_dir, pairs, heldout)
     percents = f"{accuracies[0].value:.1%} -> {percent(accuracies[1])}"

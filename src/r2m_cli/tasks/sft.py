@@ -8,14 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from r2m_cli.batch import Prompt
 from r2m_cli.build import local_device
+from r2m_cli.config.schema import Config, FitConfig
+from r2m_cli.console import say
+from r2m_cli.conversation import Prompt
 from r2m_cli.data.source import described, load_source, renderable, say_notes
 from r2m_cli.data.template import ChatFormat
 from r2m_cli.distributed import comm
 from r2m_cli.distributed.engine import DTYPES, Engine, make_engine
 from r2m_cli.errors import UserError
-from r2m_cli.fit import fit
+from r2m_cli.files.run_folder import FIT
+from r2m_cli.fitting.fit import fit
+from r2m_cli.fitting.unfinished import Unfinished, unfinished
 from r2m_cli.models.actors import pad
 from r2m_cli.models.formats import format_of, policy_format
 from r2m_cli.models.loading import fresh_llama, load_causal_lm
@@ -23,12 +27,9 @@ from r2m_cli.models.lora import merged, with_lora
 from r2m_cli.models.policy import Policy
 from r2m_cli.models.sequences import Sequences
 from r2m_cli.models.tokenizers import check_known
-from r2m_cli.progress import say
-from r2m_cli.schema import Config, FitConfig
 from r2m_cli.seeds import Stream
 from r2m_cli.stages.packing import rows_per_forward
 from r2m_cli.text import number
-from r2m_cli.unfinished import Unfinished, unfinished
 
 
 def run(config: Config, run_dir: Path) -> None:
@@ -68,7 +69,7 @@ def _fit(config: Config, run_dir: Path, kept: Unfinished) -> None:
             merged(fitted).save_pretrained(run_dir)
     if comm.is_main():
         chat.save(run_dir)
-        (run_dir / "fit.json").write_text(json.dumps(figures, indent=2))
+        (run_dir / FIT).write_text(json.dumps(figures, indent=2))
     say(f"SFT on {figures['demonstrations']} demonstrations: loss {number(figures['loss'])} nats per token")
     comm.barrier()
 

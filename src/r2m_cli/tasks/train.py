@@ -8,21 +8,21 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from r2m_cli import checkpoint
-from r2m_cli.batch import Prompt
 from r2m_cli.build import build_actors
-from r2m_cli.cache import cache_dir
-from r2m_cli.continuation import steps_are_done
-from r2m_cli.data.labels import known_pairs
-from r2m_cli.data.preferences import Pair
+from r2m_cli.checkpoints import checkpoint
+from r2m_cli.checkpoints.continuation import steps_are_done
+from r2m_cli.checkpoints.fingerprint import inputs
+from r2m_cli.config.schema import Config
+from r2m_cli.console import say
+from r2m_cli.conversation import Pair, Prompt
 from r2m_cli.data.reading import told_apart
 from r2m_cli.data.source import Source, described, fitting, load_source, renderable
 from r2m_cli.data.template import ChatFormat
 from r2m_cli.distributed import comm
 from r2m_cli.errors import UserError
-from r2m_cli.fingerprint import inputs
-from r2m_cli.inspection import inspect_reward_model
-from r2m_cli.jsonl import lines_of
+from r2m_cli.files.cache import cache_dir
+from r2m_cli.files.jsonl import lines_of
+from r2m_cli.files.run_folder import METRICS, SUMMARY
 from r2m_cli.judges.judge import gold_judge, labeller_judge
 from r2m_cli.judges.openai_judge import OpenAIJudge
 from r2m_cli.loop import train, weight_at
@@ -30,13 +30,13 @@ from r2m_cli.models.actors import Actors
 from r2m_cli.models.decoding import NOTES
 from r2m_cli.models.sharing import ASKED
 from r2m_cli.models.tokenizers import check_known
-from r2m_cli.observe import Observer
-from r2m_cli.progress import say
-from r2m_cli.schema import Config
+from r2m_cli.monitor.observer import Observer
+from r2m_cli.monitor.sinks import Sinks
 from r2m_cli.seeds import Stream, draw_seed
-from r2m_cli.sinks import Sinks
 from r2m_cli.stages.judged import remembered
+from r2m_cli.stages.label_pairs import known_pairs
 from r2m_cli.stages.labelled import Labels, fits
+from r2m_cli.stages.reward_check import inspect_reward_model
 from r2m_cli.stages.warm_up import warm_up
 from r2m_cli.text import number
 
@@ -67,7 +67,7 @@ def run(config: Config, run_dir: Path) -> None:
     done = config.resume is not None and steps_are_done(state, run_dir, config)
     comm.barrier()
     if comm.is_main():
-        (run_dir / "summary.json").unlink(missing_ok=True)  # of the run as it ended before: there is more of it now
+        (run_dir / SUMMARY).unlink(missing_ok=True)  # of the run as it ended before: there is more of it now
     with _sinks(config, run_dir, state["step"]) as sinks:
         begun -= state["seconds"]  # of the parts before
         observer = Observer(sinks, config.logger.samples_every, state["tokens"], state["beta"], begun, origin)
@@ -218,7 +218,7 @@ def _sinks(config: Config, run_dir: Path, start: int) -> Any:
 
 def summary(run_dir: Path, config: Config, steps: int, seconds: float) -> dict[str, Any]:
     """The run's final figures, from metrics.jsonl (which also covers the part before a resume)."""
-    rows = [json.loads(line) for line in lines_of(run_dir / "metrics.jsonl")]
+    rows = [json.loads(line) for line in lines_of(run_dir / METRICS)]
     last: dict[str, Any] = {}
     for row in rows:
         last |= row

@@ -1,0 +1,177 @@
+"""Save, resume, export.
+
+Every random draw of a run is a function of (seed, stage, step, sample), so the step number *is* the random state and
+the data cursor; beside it a checkpoint holds parameters and optimisers.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from r2m_cli.checkpoints.manifest import LOOP, damage, seal, to_disk
+from r2m_cli.distributed import comm
+from r2m_cli.distributed.engine import Engine
+from r2m_cli.errors import UserError
+from r2m_cli.files.cache import read_json, write_folder
+from r2m_cli.files.run_folder import CHECKPOINTS, POLICY, POLICY_ADAPTER, REWARD_MODEL, checkpoints
+from r2m_cli.models.actors import Actors
+from r2m_cli.models.loading import load_causal_lm, load_reward_model
+from r2m_cli.models.lora import merged_from
+from r2m_cli.models.reward_model import find_head
+
+ADAPTER_FILE = "feedback.safetensors"
+ADAPTER_CONFIG = "feedback.json"
+
+
+def save(run_dir: Path, step: int, actors: Actors, state: dict[str, Any], keep: int) -> Path:
+    """Write `checkpoints/step_N/`; it appears whole or not at all. Collective.
+
+    Args:
+        state: JSON-serialisable position of the loop (counters that the step number does not give).
+        keep: newest checkpoints that stay; older ones are removed once the new one is in place.
+    """
+    target = run_dir / CHECKPOINTS / f"step_{step}"
+    partial = target.with_name(f".step_{step}.partial")
+    if comm.is_main():
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    comm.barrier()
+    for tag, engine in _engines(actors):
+        engine.save(partial, tag)
+    comm.barrier()
+    if comm.is_main():
+        (partial / LOOP).write_text(json.dumps({"step": step, "ranks": comm.world_size()} | state))
+        seal(partial)
+        replaced = target.with_name(f".step_{step}.replaced")
+        shutil.rmtree(replaced, ignore_errors=True)
+        if target.exists():
+            target.rename(replaced)
+        partial.rename(target)
+        to_disk(target.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
+        for old in checkpoints(run_dir)[:-keep]:
+            shutil.rmtree(old)
+    comm.barrier()
+    return target
+
+
+def load(run_dir: Path, actors: Actors) -> dict[str, Any]:
+    """Restore the newest checkpoint, which `continuation` has found sound, into the actors; gives the loop's position.
+    Collective.
+
+    Raises:
+        UserError: there is none, or it was written by another number of ranks.
+    """
+    found = checkpoints(run_dir)
+    if not found:
+        raise UserError(f"resume={run_dir}: no checkpoint below checkpoints/; the run stopped before it wrote one")
+    newest = found[-1]
+    state: dict[str, Any] = read_json(newest / LOOP)
+    if state["ranks"] != comm.world_size():
+        raise UserError(f"resume={run_dir}: written by {state['ranks']} ranks, now there are {comm.world_size()}")
+    for tag, engine in _engines(actors):
+        try:
+            engine.load(newest, tag)
+        except Exception as error:  # torch's, pickle's, zipfile's or DeepSpeed's own
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise UserError(f"{newest / tag}: damaged, or of another model ({reason}); remove {newest}") from error
+    return state
+
+
+def load_policy(checkpoint: Path, lm: nn.Module) -> bool:
+    """Put a checkpoint's policy into a language model that is built as it was trained; the optimiser stays on disk.
+
+    Gives false, and changes nothing, where DeepSpeed's ranks wrote the checkpoint: its files are shards.
+
+    Raises:
+        UserError: a damaged file, or one of another model.
+    """
+    file = checkpoint / "policy" / "state.pt"
+    if not file.is_file():
+        return False
+    if wrong := damage(checkpoint):
+        raise UserError(f"{checkpoint}/{wrong}; remove {checkpoint}")
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)["module"]
+        nn.ModuleDict({"lm": lm}).load_state_dict(state)
+    except Exception as error:  # torch's, pickle's or zipfile's own
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"{file}: damaged, or of another model ({reason}); remove {checkpoint}") from error
+    return True
+
+
+def _engines(actors: Actors) -> Iterator[tuple[str, Engine]]:
+    """Everything that is trained, by its name in a checkpoint."""
+    for tag, engine in (("policy", actors.policy), ("feedback", actors.reward.feedback), ("critic", actors.critic)):
+        if engine is not None:
+            yield tag, engine
+
+
+def export(
+    run_dir: Path, actors: Actors, policy_path: str | None, reward_path: str | None, feedback: dict[str, Any]
+) -> None:
+    """Write `policy/` and `reward_model/` as Hugging Face folders (safetensors). Collective.
+
+    With LoRA `policy/` has the adapters merged, and `policy_adapter/` holds them alone, for peft. `reward_model/` is the backbone with the head as it stands now; with feedback, `feedback.safetensors` beside it holds
+    adapter and head, and `feedback.json` what `feedback` says (Omega, d, ...), enough to score with the policy's states.
+    """
+    assert policy_path is not None, "prepare() fills it"
+    assert reward_path is not None, "prepare() fills it"
+    with actors.policy.whole() as policy:
+        if comm.is_main():
+
+            def policy_files(folder: Path) -> None:
+                lm = policy.lm
+                if actors.lora is not None:  # merged into a base read anew: the one in training may be sharded
+                    write_folder(run_dir / POLICY_ADAPTER, actors.lora.save_pretrained)
+                    lm = merged_from(load_causal_lm(policy_path, "policy.path", lm.dtype), run_dir / POLICY_ADAPTER)
+                lm.save_pretrained(folder)
+                actors.format.save(folder)
+
+            write_folder(run_dir / POLICY, policy_files)
+    if comm.is_main():
+
+        def reward_files(folder: Path) -> None:
+            chat = actors.reward.format
+            # Read again rather than kept: under ZeRO stage 3 no rank holds the whole backbone.
+            classifier = load_reward_model(reward_path, "reward.path", torch.float32, chat.pad_id)
+            if actors.reward.feedback is not None:
+                module = actors.reward.feedback.module  # stage 1 at most: whole on every rank
+                find_head(classifier).load_state_dict(module.phi.state_dict())
+                save_file(
+                    {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}, folder / ADAPTER_FILE
+                )
+                (folder / ADAPTER_CONFIG).write_text(json.dumps(feedback, indent=2))
+            classifier.save_pretrained(folder)
+            chat.save(folder)
+
+        write_folder(run_dir / REWARD_MODEL, reward_files)
+    comm.barrier()
+
+
+def load_feedback(folder: Path, module: nn.Module) -> float:
+    """Put adapter and head that `export` wrote into a FeedbackHead; gives Omega, the weight to score with.
+
+    Raises:
+        UserError: the folder has no adapter, or one of another size.
+    """
+    if not (folder / ADAPTER_FILE).is_file():
+        raise UserError(f"{folder}: no {ADAPTER_FILE} there; the run had feedback=none or did not finish")
+    try:
+        module.load_state_dict(load_file(folder / ADAPTER_FILE))
+    except (RuntimeError, SafetensorError) as error:
+        raise UserError(
+            f"{folder / ADAPTER_FILE}: damaged, or of another policy, feedback.dim, .reads or .query"
+        ) from error
+    settings = read_json(folder / ADAPTER_CONFIG)
+    omega = settings.get("omega")
+    if isinstance(omega, bool) or not isinstance(omega, int | float) or not 0 <= omega <= 1:
+        raise UserError(f"{folder / ADAPTER_CONFIG}: omega={omega} is no number between 0 and 1; export the run again")
+    return float(omega)

@@ -1,0 +1,152 @@
+"""What went wrong, on the terminal: one line that names what was typed, and the exit code."""
+
+import errno
+import re
+import sys
+import traceback
+from collections.abc import Sequence
+
+from r2m_cli.errors import UserError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+LONGEST = 500  # characters of an error that is not ours
+
+
+def explain(error: Exception, word: str, typed: Sequence[str] = (), composing: bool = False) -> int:
+    """Print an error in its readable form; gives the exit code.
+
+    Args:
+        typed: the overrides.
+        composing: whether it came from Hydra, OmegaConf or one of their plugins, before the job began or between two: then it is
+            what was typed that is at fault, whatever kind of error it is.
+    """
+    said = one_line(error, word, typed, composing)
+    if said is not None:
+        print(f"r2m: error: {said}", file=sys.stderr)
+        return 2
+    from r2m_cli.launch.launch import RankFailed
+
+    if isinstance(error, RankFailed):
+        print(f"r2m: {word} failed: {error}", file=sys.stderr)
+    else:
+        traceback.print_exception(error)
+    return 1
+
+
+def one_line(error: Exception, word: str, typed: Sequence[str] = (), composing: bool = False) -> str | None:
+    """The error in one line; None for one that is a fault of the program."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        said = " ".join(explain_composition(error, typed, word).splitlines())
+        plugin = re.search(r"'hydra/(?:sweeper|launcher)/(optuna|joblib|submitit)", said)
+        return said + (f" Install the plugin: pip install 'r2m[{plugin[1]}]'" if plugin else "")
+    if type(error).__module__.startswith("yaml."):
+        return f"a configuration file is not valid YAML: {' '.join(str(error).split())}"
+    if type(error).__module__.startswith("sqlalchemy."):
+        return f"hydra.sweeper.storage: {_first_line(error)}"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}; name another place (hydra.run.dir, out, output, R2M_CACHE)"
+    if isinstance(error, OSError) and error.errno in FULL:
+        return f"{error.strerror}; free some, or name another place (hydra.run.dir, out, output, R2M_CACHE)"
+    if composing:
+        if refused := _refused(typed):
+            return refused
+        culprit = next((text for text in typed if text.lstrip("+~").startswith("hydra")), None)
+        return (
+            f"{culprit}: {_first_line(error)}"
+            if culprit
+            else f"{_first_line(error)}; r2m {word} --info shows what was composed"
+        )
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    said = " ".join(next(iter(str(error).splitlines()), "").split())
+    said = said if len(said) <= LONGEST else f"{said[:LONGEST]}..."
+    return said if said and not isinstance(error, KeyError) else f"{type(error).__name__} {said}".strip()
+
+
+def _refused(overrides: Sequence[str]) -> str | None:
+    """The line for the first override that Hydra's grammar refuses."""
+    for override in overrides:
+        if (reason := _unreadable(override)) is not None:
+            shown = override if len(override) <= LONGEST else f"{override[:LONGEST]}..."
+            return f"{shown}: no value ({reason}); close its brackets, or put it into quotes if they are part of a text"
+    return None
+
+
+def _unreadable(override: str) -> str | None:
+    """What Hydra's grammar says of an override that it refuses."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    try:
+        OverridesParser.create().parse_override(override)
+    except Exception as error:  # Hydra's, or that of a number with thousands of digits
+        while error.__cause__ is not None and str(error.__cause__) not in ("", "None"):
+            error = error.__cause__  # type: ignore[assignment]
+        return _first_line(error)
+    return None
+
+
+def explain_composition(error: Exception, overrides: Sequence[str] = (), word: str = "train") -> str:
+    """One line for what Hydra or OmegaConf says of an override: a typo in a key, a group or a value.
+
+    Args:
+        overrides: what was typed, without options.
+        word: `r2m word`.
+    """
+    from r2m_cli.config.check import APPENDED, unknown_key
+    from r2m_cli.config.schema import Config, ReportConfig
+
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    text = str(error) + "\n" + str(cause)
+    key = re.search(r"[Kk]ey '([^']+)' (?:is )?not in", text)
+    override = re.search(r"Could not override '([^']+)'", text)
+    named = (override or key).group(1) if override or key else None  # type: ignore[union-attr]
+    if named in APPENDED:
+        if typed := [text for text in overrides if text.startswith(f"+{named}=")]:
+            return f"{typed[0]}: the first line of its file must be `# @package _global_`"
+        return f"{named}=...: write +{named}=..., with a plus: it is added to the configuration"
+    if named is not None:
+        full = re.search(r"full_key: (\S+)", text)
+        file = re.search(r"In '([^']+)': ConfigKeyError", text)
+        unknown = unknown_key(full[1] if full else named, ReportConfig if word == "report" else Config)
+        return f"{unknown} (in {file[1]}.yaml)" if file and "/" in file[1] else unknown
+    if wrong := re.search(
+        r"merging override ([^=\s]+)=[\s\S]*(Value '.*' of type '\w+' could not be converted to \w+)", text
+    ):
+        return f"{wrong[1]}: {wrong[2]}"
+    if null := re.search(r"merging override (\S+)=\S*\s*field '[^']*' is not Optional", text):
+        return f"{null[1]}: null is no value for it"
+    if bare_list := re.search(
+        r"merging override ([^=\s]+)=(.*)\s*Invalid value assigned: \w+ is not a ListConfig", text
+    ):
+        return f"{bare_list[1]}: it is a list, write {bare_list[1]}=[{bare_list[2].strip()}]"
+    if several := re.search(r"Ambiguous value for argument '([^']*)'", text):
+        return f"{several[1]}: several values make a sweep, which needs -m"
+    if bare := re.search(r"parsing override '(.*)'\s*missing EQUAL", text):
+        mend = {
+            "evaluate": f"; a run is named by run={bare[1]}",
+            "analyze": "; runs are named by run=RUN or runs=[A,B]",
+        }
+        return f"{bare[1]}: an override is key=value{mend.get(word, '')}"
+    if group := re.search(
+        r"Could not find '([^']+)/([^']+)'\s*Available options in '[^']+':\n((?:\t.*\n)+)", str(error)
+    ):
+        return f"{group[1]}={group[2]}: there is {', '.join(group[3].split())}"
+    for typed_ in overrides:
+        if (reason := _unreadable(typed_)) is not None:
+            return (
+                f"{typed_}: no value ({reason}); close its brackets, or put it into quotes if they are part of a text"
+            )
+    said = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if cause is not error:
+        said += [line.strip() for line in str(cause).splitlines()[:1] if line.strip() not in said]
+    said = [line for line in said if not line.startswith(("See https", "Config search path", "provider="))]
+    return " ".join(said) if said else type(error).__name__

@@ -1,0 +1,202 @@
+"""The command: a word picks the task, Hydra does the rest."""
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+# Before torch is imported by anything: a thread that waits must not spin (a busy neighbour would slow it tenfold).
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+WORDS = {
+    "train": "optimise a policy against a reward model (no argument: the embedded gold world, on a CPU, in a minute)",
+    "sft": "fit the policy's starting point on demonstrations",
+    "reward": "fit a reward model on labelled pairs",
+    "evaluate": "score a policy on fixed prompts and a reward model on held-out pairs",
+    "analyze": "what hidden states tell of preference, reward and hacking; curves, memory and time of runs",
+    "report": "a page, a picture and a table of runs: r2m report RUN [RUN...]",
+}
+USAGE = """\
+r2m: train a language model against a reward model that reads the policy's hidden states.
+
+Usage: r2m WORD [group=choice] [key=value ...]
+
+{words}
+
+Examples
+  r2m train                                            the embedded world, R2M as published
+  r2m train feedback=none ppo.beta=0.2                 a frozen reward model and a stronger KL
+  r2m train +experiment=hh_rlhf_cpu data.path=FILE     SmolLM2-135M on real preference data, on a laptop
+  r2m train -m feedback=r2m,none seed=0,1,2            a sweep; +sweep=table4 runs one of the paper's tables
+  r2m WORD --help                                      its groups and keys;  r2m help KEY explains one
+  eval "$(r2m -sc install=bash)"                       shell completion
+"""
+
+
+def main() -> None:
+    """Entry point of `r2m`. Exit codes: 0 done, 1 a failure, 2 bad input, 128 + n ended by signal n."""
+    from r2m_cli.monitor.streams import outlived
+
+    try:
+        with outlived():
+            _command(sys.argv[1:])
+    except OSError as error:  # stdout itself cannot be written, and not because nobody reads it
+        from r2m_cli.cli.explain import explain
+
+        sys.exit(explain(error, "stdout"))
+
+
+def _command(arguments: list[str]) -> None:
+    if not arguments or {*arguments} <= {"help", "-h", "--help"}:
+        print(USAGE.format(words="\n".join(f"  {word:9} {what}" for word, what in WORDS.items())), end="")
+        return
+    if arguments[0] == "--version":
+        from r2m_cli import __version__
+
+        print(f"r2m {__version__}")
+        return
+    from r2m_cli.cli import completion
+
+    word, *rest = completion.with_word(arguments, [*WORDS, "help"])
+    try:
+        if word == "help":
+            if rest[0] not in WORDS:
+                from r2m_cli.cli import help
+
+                return print("\n".join(help.explained(name) for name in rest), end="")
+            word, rest = rest[0], ["--help", *rest[1:]]
+        if word not in WORDS:
+            raise _unknown_word(word)
+        _run_hydra(word, rest)
+    except KeyboardInterrupt:
+        print("\nr2m: stopped", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        from r2m_cli.cli.explain import explain
+
+        sys.exit(explain(error, word))
+
+
+def _run_hydra(word: str, overrides: list[str]) -> None:
+    import hydra
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import DictConfig
+
+    from r2m_cli.cli import (
+        command_line,  # sweep registers the names of the run folders
+        help,  # sweep registers the names of the run folders
+        sweep,  # sweep registers the names of the run folders
+    )
+    from r2m_cli.cli.explain import explain
+    from r2m_cli.config.schema import Config, ReportConfig
+    from r2m_cli.report import arguments
+
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    store.store(name="report_schema", node=ReportConfig)
+
+    overrides, runs = arguments.split(overrides) if word == "report" else (overrides, [])
+
+    def job(composed: DictConfig) -> Any:  # a launcher may pickle it and call it in another process
+        return _job(composed, word, runs)
+
+    # With this set, Hydra hands its own errors to us instead of printing them its way and exiting with 1.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    sys.argv = ["r2m", *command_line.prepared(overrides, word)]
+    try:
+        if any(text in help.HELP for text in sys.argv):
+            return print(help.page(word, WORDS[word], *command_line.composed(sys.argv[1:], word)), end="")
+        hydra.main(version_base="1.3", config_path="pkg://r2m_cli.conf", config_name=word)(job)()
+    except sweep.JobFailed as failed:
+        sys.exit(failed.code)
+    except SystemExit as end:
+        # Hydra has said in one line that --package is not there, and ends with 1.
+        raise SystemExit(2 if end.code == 1 and {"--cfg", "-c"} & {*sys.argv} else end.code) from None
+    except Exception as error:
+        sys.exit(explain(error, word, command_line.parted(sys.argv[1:])[1], composing=True))
+    finally:
+        sweep.close()
+
+
+def _job(composed: "DictConfig", word: str, runs: list[str]) -> Any:
+    """One job: the whole of a single run, or one of a sweep's, in this process or in a launcher's worker.
+
+    `runs`: the bare folders of `r2m report`.
+    """
+    from r2m_cli.monitor.streams import outlived
+
+    with outlived():
+        return _run_job(composed, word, runs)
+
+
+def _run_job(composed: "DictConfig", word: str, runs: list[str]) -> Any:
+    from hydra.core.hydra_config import HydraConfig
+
+    from r2m_cli.cli import sweep
+    from r2m_cli.cli.explain import explain
+
+    hydra_config = HydraConfig.get()
+    run_dir = Path(hydra_config.runtime.output_dir)
+    new = not any(run_dir.iterdir()) and not run_dir.samefile(Path.cwd())  # Hydra has made it, if nobody else has
+    try:
+        if word == "report":
+            from r2m_cli.config.check import typed
+            from r2m_cli.config.schema import ReportConfig
+            from r2m_cli.tasks.report import report
+
+            config = typed(composed, ReportConfig)
+            return report([*config.runs, *runs], config.out)
+        from r2m_cli.errors import UserError
+        from r2m_cli.launch.launch import launch, objective
+        from r2m_cli.launch.resume import configured, go_on
+        from r2m_cli.text import from_home
+
+        config = configured(composed, list(hydra_config.overrides.task))
+        if config.task != word:
+            raise UserError(f"task={config.task}: the word says what is run: r2m {config.task}")
+        if word == "train" and sweep.in_a_sweep(hydra_config) and config.resume is None:
+            config, done = go_on(config, run_dir)
+            if done:
+                print(f"r2m: done already: {run_dir}", file=sys.stderr, flush=True)
+                return objective(run_dir)
+        typed_here = None if sweep.in_a_sweep(hydra_config) else list(hydra_config.overrides.task)
+        return launch(config, run_dir if config.resume is None else from_home(config.resume), typed_here)
+    except SystemExit as end:
+        if end.code == 0 and sweep.in_a_sweep(hydra_config):  # train.stop_at ends a run, not its sweep
+            raise sweep.failed(run_dir, 0, "stopped at train.stop_at") from None
+        raise
+    except Exception as error:
+        code = explain(error, word)
+        if sweep.in_a_sweep(hydra_config):
+            raise sweep.failed(run_dir, code, str(error) or type(error).__name__) from None
+        raise SystemExit(code) from None
+    finally:
+        if new and not sweep.in_a_sweep(hydra_config):
+            _forget(run_dir)
+
+
+def _forget(run_dir: Path) -> None:
+    """Remove the new folder of a job which left nothing in it but its configuration: neither a typo nor a fit, whose result
+    stands elsewhere, may litter outputs/."""
+    from r2m_cli.files.run_folder import CONFIG, remove_empty
+
+    if run_dir.is_dir() and {path.name for path in run_dir.iterdir()} <= {CONFIG}:
+        (run_dir / CONFIG).unlink(missing_ok=True)
+        remove_empty(run_dir)
+
+
+def _unknown_word(word: str) -> Exception:
+    import difflib
+
+    from r2m_cli.errors import UserError
+
+    near = difflib.get_close_matches(word, WORDS, n=1)
+    hint = f"did you mean {near[0]}?" if near else "r2m --help lists them"
+    return UserError(f"unknown word {word!r}: {hint} (train, sft, reward, evaluate, analyze, report)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""The configuration as a checked, typed object: unknown keys, values out of range, combinations that cannot work."""
+
+import difflib
+import math
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from r2m_cli.config.combinations import check_combinations
+from r2m_cli.config.schema import Config
+from r2m_cli.config.values import AT_LEAST, AT_MOST, CHOICES, LARGEST, LARGEST_FLOAT, SEEDS, UNIT_INTERVAL
+from r2m_cli.errors import UserError
+
+GROUPS = ("data", "engine", "feedback", "logger", "policy", "ppo", "reward", "rollout")  # folders of conf/
+# Appended groups overwrite each other in the order in which they are named; this is the order that is meant: a method's
+# keys stand over an experiment's or a world's, and +debug cuts down whatever comes.
+APPENDED = ("sweep", "experiment", "world", "method", "debug")
+
+
+def typed(container: DictConfig, schema: type = Config) -> Any:
+    """The composed configuration as a dataclass instance, every key checked against the schema.
+
+    Hydra lets `+ppo.typo=3` past its own check; merging the plain container onto the dataclasses does not.
+
+    Raises:
+        UserError: an unknown key (with the nearest known one) or a value of the wrong type.
+    """
+    try:
+        plain = OmegaConf.to_container(container, resolve=True, throw_on_missing=True)
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), plain))
+    except ConfigKeyError as error:
+        raise UserError(unknown_key(str(error.full_key), schema)) from None
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{error.full_key}: {reason}" if error.full_key else reason) from None
+    except (
+        ValueError,
+        TypeError,
+        OverflowError,
+        RecursionError,
+    ) as error:  # of a resolver; a number that no type holds
+        raise UserError(f"the configuration has a value that cannot be read: {error}") from None
+
+
+def unknown_key(key: str, schema: type = Config) -> str:
+    """The error line for a key, or a group of choices, that does not exist."""
+    known = keys(schema)
+    groups = {**{name: name for name in GROUPS}, **{name: f"+{name}" for name in APPENDED}} if schema is Config else {}
+    if near := difflib.get_close_matches(key, groups, n=1, cutoff=0.8):
+        return f"unknown configuration key {key}: did you mean {groups[near[0]]}=...?"
+    near = difflib.get_close_matches(key, known, n=1) or [k for k in known if k.split(".")[-1] == key.split(".")[-1]]
+    hint = f"did you mean {near[0]}?" if near else "--cfg job prints every key"
+    return f"unknown configuration key {key}: {hint}"
+
+
+def _check_size(key: str, value: Any) -> None:
+    """Raises UserError for a number that is no size: infinite, or beyond AT_MOST."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{key}={value}: must be a finite number")
+    if not isinstance(value, int | float) or key in SEEDS:
+        return
+    most = AT_MOST.get(key, LARGEST if isinstance(value, int) else LARGEST_FLOAT)
+    if value > most:
+        raise UserError(
+            f"{key}={value:.0e}: must be at most {most:.10g}"
+            if value < 1e300
+            else f"{key}: must be at most {most:.10g}"
+        )
+    if value < -most:
+        raise UserError(f"{key}: must be at least {-most:.10g}")
+
+
+def keys(schema: type = Config) -> list[str]:
+    """Every leaf key of a schema, dotted, in order."""
+
+    def walk(node: DictConfig, prefix: str) -> list[str]:
+        found: list[str] = []
+        for name in node:
+            value = node._get_node(name)
+            path = prefix + str(name)
+            found += walk(value, path + ".") if isinstance(value, DictConfig) else [path]
+        return found
+
+    return walk(OmegaConf.structured(schema), "")
+
+
+def validate(config: Config) -> None:
+    """Check the values that types cannot check, and the combinations that cannot work.
+
+    Raises:
+        UserError: one line with the key, the value and the mend.
+    """
+    tree = OmegaConf.structured(config)
+
+    def value(key: str) -> Any:
+        return OmegaConf.select(tree, key)
+
+    for key, allowed in CHOICES.items():
+        if value(key) not in allowed:
+            raise UserError(f"{key}={value(key)}: choose one of {', '.join(map(str, allowed))}")
+    for key, least in AT_LEAST.items():
+        if not value(key) >= least:  # also false for NaN
+            raise UserError(f"{key}={value(key)}: must be at least {least:g}")
+    for key in SEEDS:
+        if value(key) >= 2**63:
+            raise UserError(f"{key}={value(key)}: must be below 2^63")
+    for key in keys():
+        _check_size(key, value(key))
+    for key in UNIT_INTERVAL:
+        if not 0 <= value(key) <= 1:
+            raise UserError(f"{key}={value(key)}: must lie between 0 and 1")
+    for node in ("policy", "reward"):
+        if value(f"{node}.hidden_size") % (2 * value(f"{node}.num_heads")):
+            raise UserError(
+                f"{node}.hidden_size={value(f'{node}.hidden_size')}: must be a multiple of twice {node}.num_heads"
+                f"={value(f'{node}.num_heads')} (rotary position embeddings need an even head width)"
+            )
+    check_combinations(config)

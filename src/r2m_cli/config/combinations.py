@@ -1,0 +1,218 @@
+"""Combinations of configuration values that cannot work, each refused with one line that says the mend."""
+
+from r2m_cli.config.schema import Config
+from r2m_cli.errors import UserError
+
+GROUP_BASELINES = ("rloo", "grpo")
+TOKEN_ADVANTAGES = ("reinforce_pp", "ppo")
+LEARNING = ("r2m", "noise", "shuffled", "head_only")  # kinds of feedback with an update of adapter or head
+
+
+def check_combinations(config: Config) -> None:
+    """Raises UserError for the first combination that cannot work."""
+    for check in (
+        check_words,
+        _starting_points,
+        _templates,
+        _ppo,
+        _feedback,
+        _reward,
+        _judges,
+        _engine,
+        _data,
+        _analysis,
+    ):
+        check(config)
+
+
+def check_words(c: Config) -> None:
+    """Raises UserError for a key that belongs to another word."""
+    for key, value, tasks in (
+        ("resume", c.resume, ("train",)),
+        ("run", c.run, ("evaluate", "analyze")),
+        ("runs", c.runs or None, ("report", "analyze")),
+        ("output", c.output, ("sft", "reward")),
+    ):
+        if value is not None and c.task not in tasks:
+            raise UserError(f"{key}={value}: `r2m {c.task}` does not take it; it belongs to r2m {' and '.join(tasks)}")
+    if c.run is not None and c.runs:
+        raise UserError(f"runs={c.runs}: reads the metrics of runs alone; analyse run={c.run} in a call of its own")
+    for key, rows in (
+        ("data.rows", c.data.rows),
+        ("policy.fit.rows", c.policy.fit.rows),
+        ("reward.fit.rows", c.reward.fit.rows),
+    ):
+        if rows is not None and rows < 2:
+            raise UserError(f"{key}={rows}: must be at least 2, or null for all rows")
+
+
+def _starting_points(c: Config) -> None:
+    for word, key, model in (("sft", "policy", c.policy), ("reward", "reward", c.reward)):
+        if c.task == word and model.path is not None and model.base is None:
+            raise UserError(
+                f"{key}.path={model.path}: names a model that is ready; `r2m {word}` starts from {key}.base, name it there"
+            )
+
+
+def _templates(c: Config) -> None:
+    if c.policy.template == "pair":
+        raise UserError(
+            "policy.template=pair: a policy goes on with one text, pair gives a model two; it is for reward models "
+            "(reward.template=pair)"
+        )
+
+
+def _ppo(c: Config) -> None:
+    p = c.ppo
+    if p.group_size < 2 and p.algorithm in GROUP_BASELINES:
+        raise UserError(
+            f"ppo.group_size={p.group_size}: {p.algorithm} compares the K responses of a prompt, so K must be at least 2"
+        )
+    if p.algorithm in TOKEN_ADVANTAGES and p.ratio != "token":
+        raise UserError(f"ppo.ratio={p.ratio}: {p.algorithm} gives every token its advantage; it needs ppo.ratio=token")
+    if p.kl_estimator == "k1" and p.kl_in == "loss" and p.beta > 0:
+        raise UserError("ppo.kl_estimator=k1 has no gradient in expectation: use k2 or k3, or ppo.kl_in=reward")
+    if p.kl_target is not None and not (p.kl_target > 0 and p.beta > 0):
+        raise UserError(
+            f"ppo.kl_target={p.kl_target}: must be above 0, and ppo.beta={p.beta:g} too (it is where the weight begins)"
+        )
+    if c.guard.stop_on == "kl" and p.beta == 0:
+        raise UserError("guard.stop_on=kl: with ppo.beta=0 no KL is measured; set ppo.beta above 0")
+    if p.reward_clip is not None and not p.reward_clip > 0:
+        raise UserError(f"ppo.reward_clip={p.reward_clip}: must be above 0, or null for no clipping")
+    if p.clip_low >= 1:
+        raise UserError(f"ppo.clip_low={p.clip_low}: must be below 1 (the ratio is clipped to 1 - clip_low)")
+    if c.rollout.batch_size is not None and c.rollout.batch_size < 1:
+        raise UserError(f"rollout.batch_size={c.rollout.batch_size}: must be at least 1, or null for all at once")
+    if c.rollout.temperature <= 0:
+        raise UserError(f"rollout.temperature={c.rollout.temperature}: must be above 0 (1 samples the policy itself)")
+
+
+def _feedback(c: Config) -> None:
+    f = c.feedback
+    if c.ppo.group_size < 2 and f.kind in LEARNING:
+        raise UserError(
+            f"ppo.group_size={c.ppo.group_size}: feedback={f.kind} learns from the order of a prompt's K responses, so K "
+            "must be at least 2 (or feedback=none)"
+        )
+    for key, asked in (
+        ("feedback.warmup_pairs", f.warmup_pairs > 0),
+        ("feedback.replay_pairs", f.replay_pairs > 0),
+        ("feedback.judge", f.judge != "none"),
+    ):
+        if asked and f.kind not in LEARNING:
+            raise UserError(f"{key}: feedback={f.kind} learns nothing; it needs feedback={'|'.join(LEARNING)}")
+    if f.judge != "none" and f.alpha == 1:
+        raise UserError("feedback.judge: with feedback.alpha=1 its labels weigh nothing; lower feedback.alpha")
+    if f.judge != "none" and not f.judge_pairs > 0:
+        raise UserError(f"feedback.judge_pairs={f.judge_pairs:g}: must be above 0, or feedback.judge=none")
+    if f.judge_replay and f.judge == "none":
+        raise UserError("feedback.judge_replay: there are no judged pairs to replay; it needs feedback.judge")
+    if f.self_labels == "none" and f.kind in LEARNING and f.judge == "none" and not f.replay_pairs:
+        raise UserError(
+            "feedback.self_labels=none: the update learns from labels alone and there are none; set feedback.replay_pairs or "
+            "feedback.judge, or feedback=frozen"
+        )
+    if f.states == "reference" and f.kind not in ("none", "head_only") and c.ppo.beta == 0:
+        raise UserError("feedback.states=reference: with ppo.beta=0 there is no reference; set ppo.beta above 0")
+    if f.scale == "rte" and f.init_scale == 0:
+        raise UserError("feedback.init_scale=0: nothing can be scaled to H_last's size; it needs feedback.scale=free")
+    if f.dim % f.heads:
+        raise UserError(f"feedback.dim={f.dim}: must be a multiple of feedback.heads={f.heads}")
+    if f.warmup_lr is not None and not f.warmup_lr > 0:
+        raise UserError(f"feedback.warmup_lr={f.warmup_lr}: must be above 0, or null for feedback.lr")
+    if f.judge != "none" and f.judge_pairs > c.ppo.prompts_per_step:
+        raise UserError(
+            f"feedback.judge_pairs={f.judge_pairs:g}: one pair of a group at most, so no more than "
+            f"ppo.prompts_per_step={c.ppo.prompts_per_step}"
+        )
+
+
+def _reward(c: Config) -> None:
+    r = c.reward
+    if r.paths and len(r.paths) + 1 > r.members:
+        raise UserError(f"reward.members={r.members}: reward.path and {len(r.paths)} reward.paths are more; raise it")
+    if r.pretrain_epochs and (r.base is not None or c.data.kind != "gold"):
+        raise UserError(
+            f"reward.pretrain_epochs={r.pretrain_epochs}: it is for a fresh model of the gold world; that of reward.base has "
+            "learnt its language already"
+        )
+    if r.members == 1 and r.combine != "mean":
+        raise UserError(f"reward.combine={r.combine}: there is one reward model; raise reward.members")
+    if r.members > 1 and c.feedback.kind != "none" and c.task == "train":
+        raise UserError(f"reward.members={r.members}: an ensemble is a frozen baseline; it needs feedback=none")
+
+
+def _judges(c: Config) -> None:
+    for key, judge in (("feedback.judge", c.feedback.judge), ("eval.judge", c.eval.judge)):
+        if judge in ("gold", "labeller") and c.data.kind == "file":
+            raise UserError(
+                f"{key}={judge}: only a world has it (data=gold, data=english); use openai"
+                + (", or a reward model, eval.judge=reward" if key == "eval.judge" else "")
+            )
+    if c.judge.timeout <= 0:
+        raise UserError(f"judge.timeout={c.judge.timeout}: must be above 0 seconds")
+
+
+def _engine(c: Config) -> None:
+    ranks = c.engine.num_processes * c.engine.num_nodes
+    if c.engine.kind == "single" and ranks > 1:
+        raise UserError(f"engine.num_processes={ranks} needs engine=zero; engine=single is one process")
+    if c.engine.num_nodes > 1 and not c.engine.rendezvous:
+        raise UserError("engine.num_nodes > 1 needs engine.rendezvous=HOST:PORT, the same on every machine")
+    if c.engine.node_rank >= c.engine.num_nodes:
+        raise UserError(f"engine.node_rank={c.engine.node_rank}: must be below engine.num_nodes={c.engine.num_nodes}")
+    parts = ranks * c.ppo.mini_batches
+    if c.ppo.prompts_per_step % parts:
+        raise UserError(
+            f"ppo.prompts_per_step={c.ppo.prompts_per_step}: must be a multiple of ranks x ppo.mini_batches = {parts}, "
+            "so that every rank makes the same optimiser steps"
+        )
+    if c.engine.kind == "single" and c.engine.dtype == "bf16" and c.task not in ("evaluate", "analyze"):
+        raise UserError(
+            "engine.dtype=bf16 needs engine=zero, which keeps the weights in fp32 beside: on bf16 weights alone small steps "
+            "are lost (on one device: engine=zero engine.num_processes=1)"
+        )
+    if c.engine.offload_optimizer and (c.engine.kind != "zero" or c.engine.stage == 0):
+        raise UserError("engine.offload_optimizer=true needs engine=zero with engine.stage 1, 2 or 3")
+
+
+def _data(c: Config) -> None:
+    if c.data.kind != "file" and c.data.path:
+        raise UserError(f"data.path={c.data.path}: a world reads no file; add data=file")
+    if c.data.kind == "file" and not c.data.path:
+        raise UserError("data.path is not set: give a file of preference pairs or prompts, data.path=FILE")
+    if c.policy.fit.parameters == "head":
+        raise UserError("policy.fit.parameters=head: a policy has no scoring head; choose full or lora")
+    unknown = [kind for kind in c.logger.kinds if kind not in ("wandb", "tensorboard")]
+    if unknown:
+        raise UserError(f"logger.kinds: unknown logger {unknown[0]}; choose from wandb, tensorboard")
+    if c.train.stop_at is not None and not 1 <= c.train.stop_at <= c.train.steps:
+        raise UserError(f"train.stop_at={c.train.stop_at}: must lie between 1 and train.steps={c.train.steps}")
+
+
+def reads_curves_only(c: Config) -> bool:
+    """Whether `r2m analyze` reads the metrics of runs and no model: runs= is given, or nothing else is named."""
+    named = c.run or c.policy.path or c.policy.base or c.reward.path or c.reward.base or c.data.kind == "file"
+    return c.task == "analyze" and (bool(c.runs) or not named)
+
+
+def _analysis(c: Config) -> None:
+    if c.task != "analyze":
+        return
+    if c.engine.kind != "single":
+        raise UserError("r2m analyze runs in one process: use engine=single")
+    models = (("policy.path", c.policy.path), ("reward.path", c.reward.path), ("data.path", c.data.path))
+    named = next(((key, value) for key, value in models if value is not None), None)
+    if c.runs and named:
+        raise UserError(
+            f"runs={c.runs}: reads the metrics of runs alone; analyse {named[0]}={named[1]} in a call of its own"
+        )
+    if c.eval.reward is not None and c.run is None:
+        raise UserError(f"eval.reward={c.eval.reward}: tells which responses of a run are hacking; it needs run=RUN")
+    fitted = next((key for key, model in (("policy", c.policy), ("reward", c.reward)) if model.path is None), None)
+    if c.data.kind == "file" and c.data.holdout == 1 and c.run is None and fitted is not None and not c.runs:
+        raise UserError(
+            f"{fitted}.path is null and data.holdout=1 leaves no rows to fit one on: name a model, {fitted}.path=FOLDER, or "
+            "give the share that was held out when it was fitted (data.holdout=0.1 unless you changed it)"
+        )

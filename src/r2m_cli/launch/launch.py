@@ -1,0 +1,242 @@
+"""The parent: make what is missing, write the resolved configuration, start the ranks, give back the objective."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from r2m_cli.config.combinations import reads_curves_only
+from r2m_cli.config.schema import Config
+from r2m_cli.console import restore_terminal, tell
+from r2m_cli.errors import UserError
+from r2m_cli.files.cache import build_once, read_json, write_folder
+from r2m_cli.files.run_folder import ANALYSIS, CONFIG, EVALUATION, FIT, LAUNCH_LOG, METRICS, OUTCOME, SUMMARY
+from r2m_cli.launch.ending import ending, stopped
+from r2m_cli.launch.preflight import new_folder, preflight
+from r2m_cli.launch.worker import die_with_parent, run_task
+from r2m_cli.monitor import stop
+from r2m_cli.text import from_home, number, place
+
+# What a task does when it is asked to stop once; other tasks just end.
+STOPPING = {
+    "train": "stopping after this step, with a checkpoint",
+    "sft": "stopping after this update, which is kept",
+    "reward": "stopping after this update, which is kept",
+}
+TOLD = ("accuracy", "loss", "pairs", "demonstrations")  # figures of a fit that a line has room for
+GRACE = 10.0  # seconds between asking the ranks to end and killing them
+
+
+class RankFailed(Exception):
+    """A rank crashed or was killed; the message holds its last words."""
+
+
+def launch(config: Config, run_dir: Path, overrides: list[str] | None = None) -> float | None:
+    """Run the task with everything it needs; gives the objective of a training run.
+
+    Args:
+        overrides: what was typed on the command line, for the last lines; None in a sweep, which has its own.
+
+    Raises:
+        UserError: bad input, found here or by a rank.
+        RankFailed: a rank crashed or was killed.
+        SystemExit: 128 + signal after Ctrl-C or SIGTERM.
+    """
+    fits = config.task in ("sft", "reward")
+    where = config.output if fits else place(run_dir)
+    tell(f"{config.task}{f' in {where}' if where else ''}: checking models and data")
+    preflight(config)
+    if fits:
+        _end(config, fit_once(config), overrides)
+        return None
+    if config.task == "train" and config.resume is None and (run_dir / METRICS).exists():
+        raise UserError(
+            f"hydra.run.dir={run_dir}: holds a run already; resume={run_dir} goes on with it, or name a new folder"
+        )
+    holds = [name for name in (METRICS, EVALUATION, ANALYSIS) if (run_dir / name).exists()]
+    if config.task in ("evaluate", "analyze") and holds:
+        raise UserError(f"hydra.run.dir={run_dir}: holds another result already ({holds[0]}); name a new folder")
+    if not reads_curves_only(config):
+        config = prepare(config)
+    execute(config, run_dir)
+    _end(config, run_dir, overrides)
+    return objective(run_dir) if config.task == "train" else None
+
+
+def _end(config: Config, folder: Path, overrides: list[str] | None) -> None:
+    for line in ending(config, folder, overrides) if overrides is not None else []:
+        tell(line)
+
+
+def objective(run_dir: Path) -> float | None:
+    """What a finished training run reached, for a sweeper; None without a summary."""
+    summary = run_dir / SUMMARY
+    return read_json(summary).get("objective") if summary.is_file() else None
+
+
+def prepare(config: Config) -> Config:
+    """The configuration with a policy and a reward model that exist: those missing are fitted now, once, and cached.
+
+    Of an ensemble every member that is missing: the one at place i, counted from 0 at reward.path, with the seed
+    reward.fit.seed + i. A line on the terminal names those whose scores cannot be calibrated.
+    """
+    if config.policy.path is None:
+        path = fit_once(replace(config, task="sft", output=None))
+        config = replace(config, policy=replace(config.policy, path=str(path)))
+    c = config.reward
+    members = [c.path, *c.paths]
+    members += [None] * (c.members - len(members))
+    names = [name or str(fit_once(_member(config, place))) for place, name in enumerate(members)]
+    notes = [_without_states(name) for name in (*names, config.eval.reward)]
+    if len(names) > 1:
+        from r2m_cli.models.ensemble import uncalibrated
+
+        notes.append(uncalibrated(names))
+    for note in filter(None, notes):
+        tell(note)
+    return replace(config, reward=replace(c, path=names[0], paths=names[1:]))
+
+
+def _without_states(name: str | None) -> str | None:
+    """What to say of a reward model that a run with feedback left: its folder is read as the text's score alone."""
+    from r2m_cli.checkpoints.checkpoint import ADAPTER_CONFIG
+
+    settings = from_home(name or "") / ADAPTER_CONFIG
+    if name is None or not settings.is_file() or read_json(settings).get("kind") == "head_only":
+        return None
+    return (
+        f"note: {name} was left by a run with feedback and is read here without states: its learnt head on the text alone "
+        "(r2m evaluate run=RUN reads both)"
+    )
+
+
+def _member(config: Config, place: int) -> Config:
+    """What fits one member of an ensemble, or the only reward model: the configuration of a single model."""
+    c = config.reward
+    alone = replace(c, path=None, paths=[], members=1, fit=replace(c.fit, seed=c.fit.seed + place))
+    return replace(config, task="reward", output=None, reward=alone)
+
+
+def fit_once(config: Config) -> Path:
+    """The folder of the fitted policy (task sft) or reward model (task reward), fitted if it is not there yet.
+
+    Raises UserError, also where config.output exists and is not empty: nothing of the person's is overwritten.
+    """
+    from r2m_cli.build import policy_cache, reward_cache
+
+    what = {"sft": "SFT policy", "reward": "reward model"}[config.task]
+    output = None if config.output is None else new_folder(config.output)
+    if config.task == "reward" and config.data.kind == "gold" and config.policy.path is None:
+        path = fit_once(replace(config, task="sft", output=None))
+        named = replace(config, policy=replace(config.policy, path=str(path)))
+        cached = reward_cache(config)
+        config = named
+    else:
+        cached = policy_cache(config) if config.task == "sft" else reward_cache(config)
+    if output is not None:
+        target = output
+        write_folder(target, lambda folder: execute(config, folder))
+    else:
+        known = cached.is_dir()
+        notice = f"no {what} for this configuration yet: fitting one (once; kept in {cached})"
+        target = build_once(cached.name, lambda folder: execute(config, folder), notice)
+        if known and (target / FIT).is_file():
+            tell(f"{what} from the cache: {target} {_figures(target)}")
+    return target
+
+
+def _figures(folder: Path) -> str:
+    figures = json.loads((folder / FIT).read_text())
+    return "(" + ", ".join(f"{name} {number(figures[name], 3)}" for name in TOLD if figures.get(name) is not None) + ")"
+
+
+def execute(config: Config, run_dir: Path) -> None:
+    """Run one task on its ranks, in this process for engine=single, with `config.yaml` written first."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    partial = run_dir / ".config.yaml.partial"
+    partial.write_text(OmegaConf.to_yaml(OmegaConf.create(asdict(config))), encoding="utf-8")
+    partial.replace(run_dir / CONFIG)
+    (run_dir / OUTCOME).unlink(missing_ok=True)
+    try:
+        start = _run_here if config.engine.kind == "single" else _start_ranks
+        stopped_after, signals = start(config, run_dir)
+    except SystemExit:
+        tell(stopped(config, run_dir))
+        raise
+    if stopped_after is not None:
+        tell(stopped(config, run_dir))
+        raise SystemExit(128 + signals.received if signals.received is not None else 0)
+
+
+def _run_here(config: Config, run_dir: Path) -> tuple[int | None, stop.Signals]:
+    with stop.on_signal(run_dir, STOPPING.get(config.task)) as signals:
+        try:
+            run_task(config, run_dir)
+        except stop.Stopped as stopped:
+            return stopped.step, signals
+    return None, signals
+
+
+def _start_ranks(config: Config, run_dir: Path) -> tuple[int | None, stop.Signals]:
+    c = config.engine
+    where = ["--standalone"]
+    if c.num_nodes > 1:
+        where = [f"--nnodes={c.num_nodes}", f"--node-rank={c.node_rank}"]
+        where += ["--rdzv-backend=c10d", f"--rdzv-endpoint={c.rendezvous}", "--rdzv-id=r2m"]
+    command = [sys.executable, "-m", "torch.distributed.run", *where, f"--nproc-per-node={c.num_processes}"]
+    command += ["-m", "r2m_cli.launch.worker", str(run_dir)]
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("TORCHELASTIC_", "MASTER_", "HYDRA_"))}
+    inherited = {k: v for k, v in inherited.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "GROUP_RANK")}
+    # `main` has set OMP_WAIT_POLICY, for this process and for these.
+    environment = inherited | {"OMP_NUM_THREADS": str(c.threads)}
+    with (run_dir / LAUNCH_LOG).open("a") as log:
+        # A session of its own, out of reach of the terminal's Ctrl-C. The ranks are sessions of their own again: whoever
+        # is killed takes its children along by `die_with_parent`, on Linux.
+        ranks = subprocess.Popen(
+            command, env=environment, stderr=log, start_new_session=True, preexec_fn=die_with_parent
+        )
+
+        def kill() -> None:
+            _kill_group(ranks)
+            restore_terminal()
+
+        try:
+            with stop.on_signal(run_dir, STOPPING.get(config.task), kill) as signals:
+                code = ranks.wait()
+        finally:
+            _kill_group(ranks)
+    outcome: dict[str, Any] = {}
+    if (run_dir / OUTCOME).is_file():
+        outcome = json.loads((run_dir / OUTCOME).read_text())
+    match outcome.get("kind"):
+        case "error":
+            raise UserError(outcome["what"])
+        case "crash":
+            raise RankFailed(
+                f"rank {outcome['rank']} failed:\n{outcome['what']}\nLogs of all ranks: {run_dir}/rank_*.log"
+            )
+        case "stopped":
+            return outcome["what"], signals
+    if code != 0:
+        restore_terminal()
+        tail = "\n".join((run_dir / LAUNCH_LOG).read_text().splitlines()[-25:])
+        raise RankFailed(f"a rank was killed or died without a word:\n{tail}\nLogs of all ranks: {run_dir}/rank_*.log")
+    return None, signals
+
+
+def _kill_group(process: "subprocess.Popen[bytes]") -> None:
+    for which in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, which)
+        except ProcessLookupError:
+            return
+        try:
+            process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            continue

@@ -1,0 +1,218 @@
+"""What a command needs and this machine does not have: said at once, all of it, before anything is loaded or fitted."""
+
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from r2m_cli.config.combinations import reads_curves_only
+from r2m_cli.config.schema import Config
+from r2m_cli.errors import UserError
+from r2m_cli.text import from_home
+
+# What brings a package that r2m does without: (the key that asks for it, its value) -> (package, how to install it).
+PACKAGES = {
+    ("logger", "wandb"): ("wandb", "pip install wandb"),
+    ("logger", "tensorboard"): ("tensorboard", "pip install 'r2m[tensorboard]'"),
+    ("engine", "zero"): ("deepspeed", "pip install deepspeed, or use engine=single"),
+}
+
+
+def preflight(config: Config) -> None:
+    """Check what is quickly checked: the world's numbers, GPUs, packages, the folder to write into, models (their
+    configuration, tokenizer and files of weights), data, the policy's context, and the judge that this word asks.
+
+    Raises:
+        UserError: all that is missing or wrong; several things a line each.
+    """
+    wrong: list[str] = []
+    for check in _checks(config):
+        try:
+            check()
+        except UserError as error:
+            wrong += str(error).splitlines()
+    if wrong:
+        raise UserError(wrong[0] if len(wrong) == 1 else "\n  ".join([f"{len(wrong)} things are wrong:", *wrong]))
+
+
+def _checks(config: Config) -> Iterator[Callable[[], object]]:
+    """The checks, the quickest first."""
+    if config.output is not None:
+        yield lambda: _check_output(str(config.output))
+    yield lambda: _check_packages(config)
+    yield lambda: _check_gpus(config)
+    if reads_curves_only(config):
+        return
+    if config.task == "evaluate":
+        from r2m_cli.tasks.evaluate import check
+
+        yield lambda: check(config)
+    if config.data.kind != "file":
+        from r2m_cli.data.source import world_of
+
+        yield lambda: world_of(config.data)
+    for key, template in (("policy.template", config.policy.template), ("reward.template", config.reward.template)):
+        yield partial(_check_template, key, template)
+    named = _named(config)
+    yield from (partial(_check_name, config, key, name) for key, name in named.items())
+    yield lambda: _check_context(config, named)
+    asked = {"train": config.feedback.judge, "evaluate": config.eval.judge}.get(config.task)
+    if asked == "openai":
+        yield lambda: _check_judge(config)
+
+
+def new_folder(output: str) -> Path:
+    """Where output= is to be written. Raises UserError for a folder that holds something, or in which the person is."""
+    target = from_home(output).absolute()
+    if target == Path.cwd():
+        raise UserError(f"output={output}: is the folder that you are in; name a new one")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"output={output}: exists and is not empty; name a new folder")
+    return target
+
+
+def _check_output(output: str) -> None:
+    target = new_folder(output)
+    there = next(folder for folder in (target, *target.parents) if folder.exists())
+    if not there.is_dir():
+        raise UserError(f"output={output}: {there} is a file; name a new folder")
+    if not os.access(there, os.W_OK):
+        raise UserError(f"output={output}: {there} cannot be written to; name another place")
+
+
+def _check_packages(config: Config) -> None:
+    chosen = {("logger", kind) for kind in config.logger.kinds if config.task == "train"} | {
+        ("engine", config.engine.kind)
+    }
+    for key, value in sorted(chosen & PACKAGES.keys()):
+        package, install = PACKAGES[key, value]
+        if importlib.util.find_spec(package) is None:
+            raise UserError(f"{key}={value}: the package {package} is not installed; {install}")
+
+
+def _check_judge(config: Config) -> None:
+    from r2m_cli.files.cache import cache_dir
+    from r2m_cli.judges.openai_judge import OpenAIJudge
+
+    OpenAIJudge(config.judge, cache_dir() / "judge").reach()
+
+
+def _named(config: Config) -> dict[str, str]:
+    """The models and data that this word reads: configuration key -> name."""
+    named: dict[str, str] = {}
+    if reads_curves_only(config):
+        return named
+    if config.data.kind == "file" and config.data.path is not None:
+        named["data.path"] = config.data.path
+    for key, model, unread in (
+        ("policy", config.policy, config.task == "reward" and config.data.kind == "file"),
+        ("reward", config.reward, config.task == "sft"),
+    ):
+        fitted = (config.task, key) in (("sft", "policy"), ("reward", "reward"))  # this word makes it, from a base
+        name = "path" if model.path is not None and not fitted else "base"
+        value = model.path if name == "path" else model.base
+        if value is not None and not unread:
+            named[f"{key}.{name}"] = value
+        elif config.data.kind != "gold" and not unread:
+            named[f"{key}.{'base' if fitted else 'path'}"] = ""  # only the gold world has models of its own
+    if config.task in ("train", "evaluate", "analyze"):
+        c = config.reward
+        named |= {f"reward.paths[{i}]": path for i, path in enumerate(c.paths)}
+        # Members that no one names are fitted from the base, though reward.path itself is given.
+        if c.path is not None and 1 + len(c.paths) < c.members and (c.base is not None or config.data.kind == "file"):
+            named["reward.base"] = c.base or ""
+    if config.task in ("evaluate", "analyze"):
+        others = {"eval.reward": config.eval.reward, "eval.against": config.eval.against}
+        named |= {key: name for key, name in others.items() if name is not None and name != "chosen"}
+    return named
+
+
+def _check_gpus(config: Config) -> None:
+    if config.engine.device != "cuda":
+        return
+    import torch
+
+    wanted, found = config.engine.num_processes, torch.cuda.device_count()
+    if found < wanted:
+        raise UserError(
+            f"engine.device=cuda: engine.num_processes={wanted} needs {wanted} CUDA GPU(s), and there are {found}; use "
+            "engine.device=cpu or another machine"
+        )
+
+
+def _check_template(key: str, template: str | None) -> None:
+    from r2m_cli.data.forms import BUILT_IN, read_template
+
+    if template not in (None, *BUILT_IN):
+        read_template(template, key)
+
+
+def _check_name(config: Config, key: str, name: str) -> None:
+    """One model, or the data: on this disk or, under a hub's name, in its cache or reachable."""
+    from r2m_cli.data.readers import read_rows
+    from r2m_cli.models import smollm2
+    from r2m_cli.models.loading import looks_like_hub
+
+    if not name:
+        kind, group = config.data.kind, key.split(".")[0]
+        raise UserError(
+            f"{key} is null: with data={kind} name a model, {key}=FOLDER or its hub name, or {group}=smollm2"
+        )
+    if name == "smollm2":
+        smollm2.check()  # its weights are converted when they are wanted
+    elif looks_like_hub(name):
+        _check_hub(key, name)
+    elif key != "data.path":
+        _check_folder(key, name)
+    elif next(iter(read_rows(name, config.data.split, config.data.subset)), None) is None:
+        raise UserError(f"data.path={name}: there is no row in it")
+
+
+def _check_folder(key: str, name: str) -> None:
+    """All of a model's folder but what only loading its weights can tell."""
+    from r2m_cli.models.loading import check_kind, load_tokenizer
+
+    load_tokenizer(name, key)  # with the folder, its config.json, and the files of its weights
+    if key != "reward.base":  # a reward model is made of either kind
+        check_kind(name, key, scorer=key.startswith(("reward.", "eval.reward")))
+
+
+def _check_hub(key: str, name: str) -> None:
+    """A hub's name must be in its cache, or reachable."""
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    kind = "dataset" if key == "data.path" else "model"
+    try:
+        snapshot_download(name, repo_type=kind, local_files_only=True)
+        return
+    except (LocalEntryNotFoundError, OSError, ValueError):
+        pass
+    try:
+        HfApi().repo_info(name, repo_type=kind, timeout=10)
+    except HfHubHTTPError as error:
+        raise UserError(f"{key}={name}: the hub says of this {kind}: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # whatever the network stack raises
+        raise UserError(
+            f"{key}={name}: this {kind} is not on disk, and the hub cannot be reached ({type(error).__name__}); give a "
+            f"folder with {key}=PATH"
+        ) from error
+
+
+def _check_context(config: Config, named: dict[str, str]) -> None:
+    """A policy that is to be fitted or loaded must be able to read what the run would have it write."""
+    from r2m_cli.build import check_context
+    from r2m_cli.models.loading import FRESH_CONTEXT, context_length, load_config, why_no_longer
+
+    for key in ("policy.path", "policy.base"):
+        if key in named:
+            if named[key] not in ("", "smollm2"):  # its weights are converted when they are wanted
+                try:
+                    model = load_config(named[key], key)
+                except UserError:  # said already
+                    return
+                check_context(config, f"{key}={named[key]}", context_length(model), why_no_longer(model))
+            return
+    if config.data.kind == "gold" and not reads_curves_only(config):
+        check_context(config, "the small policy that is fitted here", FRESH_CONTEXT)

@@ -1,0 +1,84 @@
+"""A look at the reward model on a few held-out labelled pairs before training starts: a flat or random one is seen at once."""
+
+import torch
+
+from r2m_cli.conversation import Pair
+from r2m_cli.models.actors import Actors
+from r2m_cli.stages.accuracy import accuracy_of, percent, units_of, unsure
+from r2m_cli.stages.labelled import score_pairs
+from r2m_cli.text import number
+
+
+def inspect_reward_model(
+    actors: Actors, pairs: list[Pair], omega: float, budget: int, warm: bool = False, resamples: int = 1000
+) -> tuple[list[str], list[str]]:
+    """Accuracy, with its interval, and spread as notes for the person, and warnings where the rewards are flat, no better than chance, or worse
+    with feedback than without.
+
+    Every rank scores the same pairs.
+
+    Args:
+        omega: w(T), the weight at which the adapter's part is shown.
+        budget: tokens per forward.
+        resamples: behind the interval, over distinct prompts.
+        warm: adapter and head have learnt from labelled pairs, so that they should be no worse than the text alone.
+    """
+    frozen, live = score_pairs(actors, pairs, omega, budget)
+    units = units_of(pair.prompt for pair in pairs)
+    notes = [f"reward model on {len(pairs)} held-out pairs: {_describe(frozen, units, resamples)}"]
+    if live is not None and actors.reward.kind != "head_only":
+        notes.append(f"with feedback, before any RL, at w = {omega:g}: {_describe(live, units, resamples)}")
+    missing = int((~frozen.isfinite()).sum())
+    warnings = []
+    if missing:
+        warnings.append(
+            f"{missing} of {frozen.numel()} rewards are not finite numbers: check reward.path, or engine.dtype"
+        )
+    elif equal := equal_rewards(frozen[:, 0] - frozen[:, 1]):
+        warnings += equal
+    elif len(pairs) >= 16 and _accuracy(frozen) <= 0.5:
+        warnings.append("the reward model is no better than chance: check that it fits the data, and its chat template")
+    if warm and live is not None and len(pairs) >= 16:
+        lost = _right(frozen) - _right(live)
+        if lost.mean() > 2 * lost.std() / len(lost) ** 0.5:
+            warnings.append(
+                f"after the warm-up fewer held-out pairs are ordered right than by the text alone ({_accuracy(live):.1%}, not "
+                f"{_accuracy(frozen):.1%}): more labelled pairs, fewer passes (feedback.warmup_epochs), a lower "
+                "feedback.warmup_lr, or feedback=none"
+            )
+    return notes, warnings
+
+
+def equal_rewards(margins: torch.Tensor) -> list[str]:
+    """A warning where a reward model tells no pair's replies apart; training, evaluation and fitting all look.
+
+    Args:
+        margins: reward of the chosen minus that of the rejected reply, [n].
+    """
+    if not len(margins) or not bool((margins.abs() < 1e-6).all()):
+        return []
+    return [
+        f"the rewards of chosen and rejected replies are all equal ({len(margins)} pairs): nothing can be measured or learnt with "
+        "them; check reward.path, its tokenizer and chat template, and reward.max_tokens"
+    ]
+
+
+def _describe(rewards: torch.Tensor, units: torch.Tensor, resamples: int) -> str:
+    finite = rewards.isfinite().all(dim=1).cpu()
+    rewards, units = rewards.cpu()[finite], units[finite]
+    if not len(rewards):
+        return "no pair has finite rewards"
+    margins = rewards[:, 0] - rewards[:, 1]
+    accuracy = accuracy_of(margins, units, resamples, seed=0)
+    return (
+        f"{percent(accuracy)} ordered right{unsure(accuracy)}, spread (standard deviation) "
+        f"{number(float(rewards.std()), 3)}, mean margin {number(float(margins.mean()), 3)}"
+    )
+
+
+def _right(rewards: torch.Tensor) -> torch.Tensor:
+    return (rewards[:, 0] > rewards[:, 1]).float()
+
+
+def _accuracy(rewards: torch.Tensor) -> float:
+    return float(_right(rewards).mean())

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from r2m_cli.conversation import Pair
-from r2m_cli.data.columns import is_read
+from r2m_cli.data.columns import BAD, GOOD, WEIGHTS, is_read
 from r2m_cli.data.preferences import Loaded, load_preferences
 from r2m_cli.errors import UserError
 
@@ -126,7 +126,7 @@ CALL = [{"function": {"name": "weather", "arguments": "{}"}}]
 UNFIT: dict[str, Any] = {
     "a reply whose 'label' is false: not one to learn from": {"prompt": "hi", "completion": "bad", "label": False},
     "'label' is neither true nor false": {"prompt": "hi", "completion": "x", "label": "good"},
-    "a pair whose 'label' is false": STRINGS | {"label": False},
+    "a pair whose 'label' is false: not one to learn from": STRINGS | {"label": False},
     "'system' is not the prompt's system message": STRINGS | {"prompt": BRIEF, "system": "be long"},
     "'system' is not text": STRINGS | {"system": ["be brief"]},
     "needs an image (column 'images')": STRINGS | {"images": ["a.png"]},
@@ -189,6 +189,52 @@ def test_half_an_emoji_in_a_column_that_is_not_read_does_no_harm(tmp_path: Path)
     assert len(load(tmp_path, STRINGS | {"source": "\ud83d", "\ud83d": 1}).pairs) == 1
 
 
+# ---- rows and messages that say that nothing is to be learnt from them ----
+
+DEMONSTRATION = {"prompt": "hi", "completion": "bad"}
+UNWANTED: list[tuple[dict[str, Any], str]] = [
+    *((DEMONSTRATION | {name: False}, f"a reply whose {name!r} is false") for name in GOOD),
+    *((DEMONSTRATION | {name: True}, f"a reply whose {name!r} is true") for name in BAD),
+    *((DEMONSTRATION | {name: 0}, f"a reply whose {name!r} is not above 0") for name in WEIGHTS),
+    (DEMONSTRATION | {"desirable": 0}, "a reply whose 'desirable' is false"),
+    (DEMONSTRATION | {"desirable": "no"}, "'desirable' is neither true nor false"),
+    (DEMONSTRATION | {"weight": -1.0}, "a reply whose 'weight' is not above 0"),
+    (DEMONSTRATION | {"weight": "0"}, "a reply whose 'weight' is not above 0"),
+    ({"instruction": "hi", "output": "bad", "desirable": False}, "a reply whose 'desirable' is false"),
+    ({"messages": [*ASKED, say(BOT, "bad")], "weight": 0}, "a reply whose 'weight' is not above 0"),
+    ({"messages": [*ASKED, say(BOT, "bad") | {"weight": 0}]}, "a reply whose 'weight' is not above 0"),
+    ({"messages": [*ASKED, say(BOT, "bad") | {"train": False}]}, "a reply whose 'train' is false"),
+    ({"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "x", "loss": False}]}, "a reply whose 'loss' is false"),
+    (DEMONSTRATION | {"completion": say(BOT, "bad") | {"weight": 0}}, "a reply whose 'weight' is not above 0"),
+    (STRINGS | {"desirable": False}, "a pair whose 'desirable' is false"),
+    (STRINGS | {"weight": 0}, "a pair whose 'weight' is not above 0"),
+    (STRINGS | {"chosen": [say(BOT, "x") | {"weight": 0}]}, "a reply whose 'weight' is not above 0"),
+]  # fmt: skip
+
+
+def test_what_is_not_to_be_learnt_from_is_dropped(tmp_path: Path) -> None:
+    rows, reasons = zip(*UNWANTED)
+    loaded = load(tmp_path, STRINGS, *rows)
+    assert (loaded.pairs, loaded.completions) == ([Pair(tuple(ASKED), "fine", "bad")], [])
+    assert [row.reason.partition(": not one")[0] for row in loaded.dropped] == list(reasons)
+
+
+@pytest.mark.parametrize("row", [
+    {"prompt": "hi", "completion": "fine", "desirable": True, "undesirable": False, "weight": 0.5, "label": None},
+    {"messages": [*ASKED, say(BOT, "so") | {"weight": 0}, *ASKED, say(BOT, "fine") | {"weight": 1, "train": True, "loss": None}]},
+])  # fmt: skip
+def test_what_is_to_be_learnt_from_is_kept(row: dict[str, Any], tmp_path: Path) -> None:
+    assert [reply for _, reply in load(tmp_path, row).completions] == ["fine"]
+
+
+@pytest.mark.parametrize("row", [
+    STRINGS | {"label": 0, "preferred": "A"},  # which of the two it is, not whether it counts
+    STRINGS | {"rejected": [say(BOT, "bad") | {"weight": 0}]},  # nobody is to imitate it
+])  # fmt: skip
+def test_pairs_with_numbers_for_labels_are_kept(row: dict[str, Any], tmp_path: Path) -> None:
+    assert load(tmp_path, row).pairs == [Pair(tuple(ASKED), "fine", "bad")]
+
+
 # ---- replies that repeat their prompt ----
 
 
@@ -201,6 +247,18 @@ def test_replies_that_repeat_the_prompt_in_every_row(tmp_path: Path) -> None:
     assert [(pair.chosen, pair.rejected) for pair in loaded.pairs] == [("good", "bad")] * 3 + [("fine", "bad")]
     assert [reply for _, reply in loaded.completions] == ["c"]
     assert loaded.dropped == []
+
+
+@pytest.mark.parametrize("echo", ["be brief\n\nhi ", "hi\n"])
+def test_texts_that_repeat_a_prompt_of_messages(echo: str, tmp_path: Path) -> None:
+    rows = [{"prompt": BRIEF, "chosen": f"{echo}fine {i}", "rejected": f"{echo}bad"} for i in range(2)]
+    last = {"prompt": [*ASKED, say(BOT, "ho"), say(USER, "what?")], "completion": "what? nothing"}
+    several = {"prompt": [*ASKED, say(BOT, "ho"), say(USER, "what?")], "completion": "hi ho what? all"}
+    loaded = load(tmp_path, *rows, last, several)
+    assert [(pair.chosen, pair.rejected) for pair in loaded.pairs] == [("fine 0", "bad"), ("fine 1", "bad")]
+    assert [reply for _, reply in loaded.completions] == ["nothing", "all"]
+    once = load(tmp_path, {"prompt": ASKED, "chosen": "high", "rejected": "hi you"})
+    assert [pair.chosen for pair in once.pairs] == ["high"]
 
 
 def test_where_some_rows_repeat_the_prompt_these_are_dropped(tmp_path: Path) -> None:
@@ -227,5 +285,6 @@ def test_every_column_of_a_form_is_read_from_tables() -> None:
     columns = {key for row, _ in PAIRS.values() for key in row} | {
         key for row in DEMONSTRATIONS.values() for key in row
     }
+    columns |= {key for row, _ in UNWANTED for key in row}
     assert {name for name in columns if not is_read(name)} == {"margin"}
     assert not is_read("source")

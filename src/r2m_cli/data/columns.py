@@ -27,8 +27,23 @@ SCORES = [
     for word in ("score", "rating", "reward")
     for names in ((f"{word}_chosen", f"{word}_rejected"), *((f"chosen{s}{word}", f"rejected{s}{word}") for s in "_-"))
 ]
+# Columns that say whether a reply is one to learn from, and those that say the contrary (KTO's, and what tools write for it).
+GOOD = (
+    "label",
+    "desirable",
+    "is_desirable",
+    "kto_tag",
+    "kto_label",
+    "preferred",
+    "is_preferred",
+    "accepted",
+    "thumbs_up",
+)
+BAD = ("undesirable", "is_undesirable", "thumbs_down")
+WEIGHTS = ("weight", "sample_weight", "loss_weight")
+_LEARNT = ("train", "training", "loss")  # of a message: axolotl's, swift's
 _REPLIES = re.compile(r"response|completion|answers|output|generation|summar|candidate|chosen|rejected")
-_READ = {"prompt", "label", "preference_strength", *PROMPTS, *DIALOGUES, *SYSTEMS, *SAYS_MORE, *NEEDS}
+_READ = {"prompt", "preference_strength", *GOOD, *BAD, *WEIGHTS, *PROMPTS, *DIALOGUES, *SYSTEMS, *SAYS_MORE, *NEEDS}
 _READ |= {name for choice in CHOICES for name in choice[:3]} | {name for names in SCORES for name in names}
 _NOTHING: tuple[Any, ...] = (None, "", "[]", "{}", "null", [], {}, b"")
 
@@ -90,8 +105,35 @@ def check_preferred(row: Row) -> None:
             raise Unfit(f"a tie: {better!r} equals {worse!r}" if a == b else f"{better!r} is below {worse!r}")
     if number(row.get("preference_strength")) == 0:
         raise Unfit("a tie: 'preference_strength' is 0")
-    if row.get("label") is False:
-        raise Unfit("a pair whose 'label' is false")
+    check_wanted({name: row[name] for name in row if name not in GOOD + BAD or isinstance(row[name], bool)}, "a pair")
+
+
+def check_wanted(row: Row, what: str) -> None:
+    """What a row or a message says of itself must not be that nothing should be learnt from it.
+
+    Args:
+        what: the row or the message, for the reason.
+
+    Raises:
+        Unfit: it says so, or says in an unknown way whether.
+    """
+    for name in (*GOOD, *BAD):
+        value = row.get(name)
+        if value is not None and value not in (True, False):
+            raise Unfit(f"{name!r} is neither true nor false")
+        if value is not None and bool(value) != (name in GOOD):
+            raise Unfit(f"{what} whose {name!r} is {str(bool(value)).lower()}: not one to learn from")
+    for name in WEIGHTS:
+        if row.get(name) is not None and not number(row[name]) > 0:
+            raise Unfit(f"{what} whose {name!r} is not above 0: not one to learn from")
+
+
+def check_learnt(message: Row) -> None:
+    """A message may say that nothing should be learnt from it, in formats for fine-tuning. Raises Unfit."""
+    check_wanted({name: message.get(name) for name in WEIGHTS}, "a reply")
+    for name in _LEARNT:
+        if message.get(name) is not None and not message[name]:
+            raise Unfit(f"a reply whose {name!r} is false: not one to learn from")
 
 
 def _first_is_better(column: str, value: Any, how: str) -> bool:

@@ -111,17 +111,17 @@ def _without_prompts(rows: list[tuple[str, Parsed]], dropped: list[Dropped]) -> 
     """Take the prompt off replies that repeat it, as data for TRL once did.
 
     One row cannot say: a reply may begin with the words of a short question. So all rows must do it, of those whose
-    prompt and replies are texts. Where some do, these are dropped, since either reading may be wrong.
+    replies are texts. Where some do, these are dropped, since either reading may be wrong.
     """
-    asked = [row.begins for _, row in rows if row.begins is not None]
+    asked = [row.rests for _, row in rows if row.rests is not None]
     if not any(asked):
         return rows
     kept = []
     for place, row in rows:
         try:
-            if row.begins and not all(asked):
+            if row.rests and not all(asked):
                 raise Unfit("the replies begin with the prompt, those of other rows do not")
-            kept.append((place, row.without_prompt() if row.begins else row))
+            kept.append((place, row.without_prompt() if row.rests else row))
         except Unfit as fault:
             dropped.append(Dropped(place, str(fault)))
     return kept

@@ -15,7 +15,9 @@ from r2m_cli.data.columns import (
     SAYS_MORE,
     SYSTEMS,
     Row,
+    check_learnt,
     check_preferred,
+    check_wanted,
     holds,
     holds_reply,
     with_choice,
@@ -30,17 +32,17 @@ class Parsed:
     Attributes:
         prompt: ends with a user turn.
         replies: (chosen, rejected), (a reply to learn from,) or ().
-        begins: the row's prompt, if prompt and replies are plain texts and every reply begins with it; "" if one
-            does not; None if that cannot be asked.
+        rests: what follows the prompt in the replies, if these are plain texts that all begin with it; () if one does not;
+            None if that cannot be asked.
     """
 
     prompt: tuple[Message, ...]
     replies: tuple[str, ...] = ()
-    begins: str | None = None
+    rests: tuple[str, ...] | None = None
 
     def without_prompt(self) -> "Parsed":
         """The row with the prompt taken off the beginning of its replies. Raises Unfit if that leaves none."""
-        replies = tuple(reply[len(self.begins or "") :].strip() for reply in self.replies)
+        replies = self.rests or ()
         _check_replies(replies)
         return replace(self, replies=replies)
 
@@ -68,7 +70,7 @@ def parse(row: Any) -> Parsed:
         _check_said(found, key, prompt)
     parsed = Parsed(sound(prompt), replies)
     _check_replies(replies)
-    return replace(parsed, begins=_beginning(found, key, parsed))
+    return replace(parsed, rests=_rests(found, key, parsed))
 
 
 def _prompt(row: Row) -> tuple[str, list[Message]]:
@@ -108,11 +110,7 @@ def _unjudged(row: Row, key: str, given: list[Message], listed: str) -> tuple[li
         raise Unfit(f"replies in a form that is not known (keys: {listed})")
     if not reply:
         return given, ()
-    label = row.get("label", True)
-    if label not in (True, False):
-        raise Unfit("'label' is neither true nor false")
-    if not label:
-        raise Unfit("a reply whose 'label' is false: not one to learn from")
+    check_wanted(row, "a reply")
     prompt, text = _side(row, reply, given)
     return prompt, (text,)
 
@@ -129,6 +127,8 @@ def _side(row: Row, key: str, given: list[Message]) -> tuple[list[Message], str]
     turns = turns_of(value, key)
     if not turns or turns[-1]["role"] != "assistant":
         raise Unfit(f"{key!r} does not end with an assistant turn")
+    if not isinstance(value, str) and key != "rejected":
+        check_learnt(value[-1] if isinstance(value, list) else value)
     context, reply = turns[:-1], turns[-1]["content"].strip()
     if not context or context[0]["role"] == "assistant":  # the reply alone, or what follows the prompt
         return given + context, reply
@@ -169,16 +169,35 @@ def _check_replies(replies: tuple[str, ...]) -> None:
     check_unicode(replies)
 
 
-def _beginning(row: Row, key: str, parsed: Parsed) -> str | None:
-    """See `Parsed.begins`. The prompt must end where a word ends: "Hi" is not the beginning of "High"."""
-    texts = [row.get(key), *(row[name] for name in ("chosen", "rejected", "completion", "output") if name in row)]
-    if not parsed.replies or not all(isinstance(text, str) and not is_transcript(plain(text)) for text in texts):
+def _rests(row: Row, key: str, parsed: Parsed) -> tuple[str, ...] | None:
+    """See `Parsed.rests`. A prompt in HH's notation is not asked: what repeats it is a conversation."""
+    prompt, replies = (
+        row.get(key),
+        [row[name] for name in ("chosen", "rejected", "completion", "output") if name in row],
+    )
+    texts = [*replies, *([prompt] if isinstance(prompt, str) else [])]
+    if not key or not replies or not all(isinstance(text, str) and not is_transcript(plain(text)) for text in texts):
         return None
-    prompt = parsed.prompt[-1]["content"].strip()
-    rests = [reply[len(prompt) :] for reply in parsed.replies if reply.startswith(prompt)]
-    apart = not prompt[-1].isalnum()
-    whole = len(rests) == len(parsed.replies) and all(apart or not rest or rest[0].isspace() for rest in rests)
-    return prompt if whole else ""
+    rests = [_rest(reply, parsed.prompt) for reply in parsed.replies]
+    return () if None in rests else tuple(rest for rest in rests if rest is not None)
+
+
+def _rest(reply: str, prompt: tuple[Message, ...]) -> str | None:
+    """What follows the prompt in a reply that begins with it: with all of its messages, or with the last ones; else None.
+
+    The prompt must end where a word ends: "Hi" is not the beginning of "High".
+    """
+    for first in range(len(prompt)):
+        rest = reply
+        for turn in prompt[first:]:
+            text = turn["content"].strip()
+            after = rest.lstrip()[len(text) :] if rest.lstrip().startswith(text) else None
+            if after is None or (after and text and text[-1].isalnum() and not after[0].isspace()):
+                break
+            rest = after
+        else:
+            return rest.strip()
+    return None
 
 
 def _is_conversation(value: Any) -> bool:

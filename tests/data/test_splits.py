@@ -75,6 +75,15 @@ def test_parts_of_one_split_are_not_joined(prefix: str, folder: Path) -> None:
     assert len(prompts(folder, "train_sft")) == 1
 
 
+@pytest.mark.parametrize("names", [["train"], ["train-00000-of-00002", "train-00001-of-00002"], ["train__0", "train__1"]])
+def test_a_part_of_exactly_the_name_is_the_split(names: list[str], folder: Path) -> None:
+    fill(folder, train_prefs=1, train_sft=1, **dict.fromkeys(names, 2))
+    found = prompts(folder)
+    assert len(found) == 2 * len(names)
+    assert all(prompt.startswith(("train.", "train-", "train/")) for prompt in found)
+    assert prompts(folder, "train_sft") == ["train_sft.jsonl 0"]
+
+
 def test_splits_in_capitals_are_not_joined(folder: Path) -> None:
     fill(folder, Train=1, Test=1)
     with pytest.raises(UserError, match="could be any of Test, Train"):

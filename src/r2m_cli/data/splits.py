@@ -116,12 +116,12 @@ def _chosen(folder: Path, splits: dict[str, list[Path]], split: str, named: bool
             same = parts.setdefault(_part(file.relative_to(folder), name), [])
             same.extend([] if file in same else [file])
     of_split = sorted(part for part, files in parts.items() if not set(files).isdisjoint(splits.get(split, [])))
-    if len(of_split) > 1:
+    if len(of_split) > 1 and split not in of_split:
         names = ", ".join(of_split)
         raise UserError(f"{folder}: split {split!r} could be any of {names}; set data.split to one, or give a file")
-    if split in splits:
+    if split in splits and len(of_split) < 2:
         return splits[split]
-    if split in parts:
+    if split in parts:  # of exactly that name, whatever `datasets` joins with it
         return parts[split]
     synonym = next((known for known, words in _keywords().items() if split in words and known in splits), None)
     if synonym is not None:

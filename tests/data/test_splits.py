@@ -75,13 +75,14 @@ def test_parts_of_one_split_are_not_joined(prefix: str, folder: Path) -> None:
     assert len(prompts(folder, "train_sft")) == 1
 
 
-@pytest.mark.parametrize("names", [["train"], ["train-00000-of-00002", "train-00001-of-00002"], ["train__0", "train__1"]])
-def test_a_part_of_exactly_the_name_is_the_split(names: list[str], folder: Path) -> None:
-    fill(folder, train_prefs=1, train_sft=1, **dict.fromkeys(names, 2))
+@pytest.mark.parametrize("shards", ["{}", "{}-0000{}-of-00002", "{}__{}", "data__{}_{}"])
+def test_a_part_of_exactly_the_name_is_the_split(shards: str, folder: Path) -> None:
+    for name, count in (("train", 3), ("train_prefs", 1), ("train_sft", 1)):
+        fill(folder, **{shards.format(name, shard): count for shard in range(2)})
     found = prompts(folder)
-    assert len(found) == 2 * len(names)
-    assert all(prompt.startswith(("train.", "train-", "train/")) for prompt in found)
-    assert prompts(folder, "train_sft") == ["train_sft.jsonl 0"]
+    assert len(found) == 3 * len({shards.format("train", shard) for shard in range(2)})
+    assert not any("prefs" in prompt or "sft" in prompt for prompt in found)
+    assert all("sft" in prompt for prompt in prompts(folder, "train_sft"))
 
 
 def test_splits_in_capitals_are_not_joined(folder: Path) -> None:

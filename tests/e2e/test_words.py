@@ -23,11 +23,8 @@ def follow(r2m: Run, done: Done, *more: str) -> Done:
 
 def test_a_run_says_where_it_is_what_it_loads_what_it_wrote_and_what_comes_next(r2m: Run, tmp_path: Path) -> None:
     done = r2m("train", *QUICK, "hydra.run.dir=my runs/first")
-    assert said(done)[0] == "train in my runs/first: checking models and data"
-    reading, policy, reward, *_ = [
-        line for line in done.stdout.splitlines() if " loading " in line or "reading" in line
-    ][-3:]
-    assert reading == "r2m: reading the gold world"
+    assert said(done)[:2] == ["train in my runs/first: checking models and data", "reading the gold world"]
+    policy, reward = [line for line in done.stdout.splitlines() if " loading " in line][-2:]
     assert policy.startswith("r2m: loading policy /")
     assert reward.startswith("r2m: loading reward model /")
     assert said(done)[-3:] == [
@@ -51,6 +48,15 @@ def test_a_run_says_where_it_is_what_it_loads_what_it_wrote_and_what_comes_next(
         "r2m: next: open report.html in a browser",
     ]
     assert "r2m: sampling a response to each of 8 prompts" in evaluated.stdout
+
+
+def test_what_is_read_is_said_once_however_many_models_are_fitted_first(
+    r2m: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("R2M_CACHE", str(tmp_path / "cache"))
+    done = r2m("train", *QUICK, "train.steps=1", "hydra.run.dir=run")
+    assert (done.stdout + done.stderr).count("fitting one (once") == 2
+    assert (done.stdout + done.stderr).count("reading the gold world") == 1
 
 
 def test_a_look_at_models_before_any_run_names_their_training(r2m: Run, tmp_path: Path) -> None:

@@ -52,9 +52,6 @@ def launch(config: Config, run_dir: Path, overrides: list[str] | None = None) ->
     where = config.output if fits else place(run_dir)
     tell(f"{config.task}{f' in {where}' if where else ''}: checking models and data")
     preflight(config)
-    if fits:
-        _end(config, fit_once(config), overrides)
-        return None
     if config.task == "train" and config.resume is None and (run_dir / METRICS).exists():
         raise UserError(
             f"hydra.run.dir={run_dir}: holds a run already; resume={run_dir} goes on with it, or name a new folder"
@@ -62,6 +59,13 @@ def launch(config: Config, run_dir: Path, overrides: list[str] | None = None) ->
     holds = [name for name in (METRICS, EVALUATION, ANALYSIS) if (run_dir / name).exists()]
     if config.task in ("evaluate", "analyze") and holds:
         raise UserError(f"hydra.run.dir={run_dir}: holds another result already ({holds[0]}); name a new folder")
+    if not reads_curves_only(config):
+        from r2m_cli.data.source import described
+
+        tell(f"reading {described(config.data)}")  # once: the fits of missing models read it, too
+    if fits:
+        _end(config, fit_once(config), overrides)
+        return None
     if not reads_curves_only(config):
         config = prepare(config)
     execute(config, run_dir)

@@ -16,7 +16,7 @@ from r2m_cli.checkpoints.continuation import changed_since
 from r2m_cli.config.combinations import reads_curves_only
 from r2m_cli.config.schema import Config
 from r2m_cli.console import say
-from r2m_cli.data.source import described, load_source, renderable
+from r2m_cli.data.source import load_source, renderable
 from r2m_cli.distributed.engine import DTYPES
 from r2m_cli.errors import UserError
 from r2m_cli.files.run_folder import POLICY
@@ -47,7 +47,6 @@ def run(config: Config, run_dir: Path) -> None:
 def of_models(config: Config, results: Results) -> None:
     """A policy and a reward model on labelled pairs. Raises UserError."""
     assert config.policy.path is not None, "prepare() fills it"
-    say(f"reading {described(config.data)}")
     source, device = load_source(config.data, config.eval.prompts, evaluating=True), local_device(config)
     say(f"loading policy {config.policy.path}")
     chat = policy_format(config.policy, config.policy.path, "policy.path")
@@ -69,7 +68,6 @@ def of_run(config: Config, run: Path, results: Results) -> None:
     other, same = config.eval.reward, config.reward.path
     if other is not None and from_home(other).resolve() == from_home(str(same)).resolve():
         raise UserError(f"eval.reward={other}: is the run's own reward model, which cannot tell what it overrates")
-    say(f"reading {described(config.data)}")
     results.notes += changed_since(config, run)
     source = load_source(config.data, config.eval.prompts, evaluating=True)
     actors = build_actors(_frozen(config), source, str(run / POLICY))

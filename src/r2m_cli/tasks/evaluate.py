@@ -16,7 +16,7 @@ from r2m_cli.config.schema import Config
 from r2m_cli.console import say
 from r2m_cli.conversation import Pair
 from r2m_cli.data.reading import cut_notes
-from r2m_cli.data.source import Source, described, load_source, renderable
+from r2m_cli.data.source import Source, load_source, renderable
 from r2m_cli.distributed import comm
 from r2m_cli.errors import UserError, printable
 from r2m_cli.evaluation import best_of_n, win_rate
@@ -40,7 +40,6 @@ def run(config: Config, run_dir: Path) -> None:
         UserError: a model, prompt or pair that is missing, or keys that do not go together.
     """
     check(config)
-    say(f"reading {described(config.data)}")
     source = load_source(config.data, config.eval.prompts, evaluating=True)
     run = from_home(config.run) if config.run is not None else None
     weight = 1.0

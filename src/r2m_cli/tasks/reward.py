@@ -14,7 +14,7 @@ from r2m_cli.config.schema import Config
 from r2m_cli.console import say
 from r2m_cli.conversation import Pair
 from r2m_cli.data.reading import Reader, told_apart
-from r2m_cli.data.source import described, load_source, renderable, say_notes
+from r2m_cli.data.source import load_source, renderable, say_notes
 from r2m_cli.distributed import comm
 from r2m_cli.distributed.engine import DTYPES
 from r2m_cli.errors import UserError
@@ -48,7 +48,6 @@ def run(config: Config, run_dir: Path) -> None:
 
 
 def _fit(config: Config, run_dir: Path, kept: Unfinished) -> None:
-    say(f"reading {described(config.data)}")
     source, c = load_source(config.data, 1), config.reward
     device = local_device(config)
     if c.base is not None:

@@ -12,7 +12,7 @@ from r2m_cli.build import local_device
 from r2m_cli.config.schema import Config, FitConfig
 from r2m_cli.console import say
 from r2m_cli.conversation import Prompt
-from r2m_cli.data.source import described, load_source, renderable, say_notes
+from r2m_cli.data.source import load_source, renderable, say_notes
 from r2m_cli.data.template import ChatFormat
 from r2m_cli.distributed import comm
 from r2m_cli.distributed.engine import DTYPES, Engine, make_engine
@@ -43,7 +43,6 @@ def run(config: Config, run_dir: Path) -> None:
 
 
 def _fit(config: Config, run_dir: Path, kept: Unfinished) -> None:
-    say(f"reading {described(config.data)}")
     source, c = load_source(config.data, 1), config.policy
     if c.base is not None:
         chat = policy_format(c, c.base, "policy.base")

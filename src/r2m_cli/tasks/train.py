@@ -16,7 +16,7 @@ from r2m_cli.config.schema import Config
 from r2m_cli.console import say
 from r2m_cli.conversation import Pair, Prompt
 from r2m_cli.data.reading import told_apart
-from r2m_cli.data.source import Source, described, fitting, load_source, renderable
+from r2m_cli.data.source import Source, fitting, load_source, renderable
 from r2m_cli.data.template import ChatFormat
 from r2m_cli.distributed import comm
 from r2m_cli.errors import UserError
@@ -44,7 +44,6 @@ from r2m_cli.text import number
 def run(config: Config, run_dir: Path) -> None:
     """Train; raises what `loop.train` raises."""
     begun = perf_counter()
-    say(f"reading {described(config.data)}")
     origin = {"config": asdict(config), "inputs": inputs(config) if comm.is_main() else {}}
     source = load_source(config.data, config.eval.prompts)
     actors = build_actors(config, source)

@@ -139,6 +139,22 @@ def test_a_run_that_was_killed_while_exporting_gets_its_end(r2m: Run, tmp_path: 
     assert "its 2 steps are done; raise train.steps" in r2m("train", "resume=run", code=2).stderr
 
 
+def test_an_empty_summary_or_a_model_without_configuration_is_no_end(r2m: Run, tmp_path: Path) -> None:
+    r2m("train", *QUICK, "feedback=none", "hydra.run.dir=run")
+    run = tmp_path / "run"
+    for harm in (
+        lambda: (run / "summary.json").write_bytes(b""),
+        lambda: (run / "summary.json").write_bytes(b"\0\0\0"),
+        lambda: (run / "policy" / "config.json").unlink(),
+    ):
+        harm()
+        r2m("train", "resume=run")
+        assert json.loads((run / "summary.json").read_text())["steps"] == 2
+        assert (run / "policy" / "config.json").is_file()
+    (run / "summary.json").write_bytes(b"")
+    r2m("report", "run", "out=r.html")
+
+
 def test_a_run_that_its_guard_ended_and_that_was_killed_then_is_not_trained_further(r2m: Run, tmp_path: Path) -> None:
     guard = ("train.steps=50", "ppo.lr=1e-2", "eval.every=0", "guard.stop_on=kl", "guard.kl=0.1")
     r2m("train", *QUICK, *guard, "hydra.run.dir=run")
@@ -159,6 +175,12 @@ def test_a_job_of_a_sweep_that_was_killed_while_exporting_gets_its_end(r2m: Run,
     r2m(*sweep)
     assert (job / "summary.json").is_file()
     assert (job / "policy" / "model.safetensors").is_file()
+    (job / "policy" / "config.json").unlink()
+    r2m(*sweep)
+    assert (job / "policy" / "config.json").is_file()
+    (job / "summary.json").write_bytes(b"")
+    r2m(*sweep)
+    assert json.loads((job / "summary.json").read_text())["steps"] == 2
 
 
 def test_rows_that_were_torn_inside_a_character_are_cut(r2m: Run, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from r2m_cli.config.check import keys, validate
 from r2m_cli.config.schema import Config
 from r2m_cli.errors import UserError
 from r2m_cli.files.cache import read_json
-from r2m_cli.files.run_folder import SUMMARY, checkpoints
+from r2m_cli.files.run_folder import checkpoints, finished
 
 # What may differ between a run and its continuation: how long, how it is watched, on which machine.
 RESUMABLE = ("train.", "resume", "eval.", "checkpoint.", "logger.", "engine.threads", "engine.timeout",
@@ -83,12 +83,12 @@ def find(folder: Path) -> Point:
 def unfinished(folder: Path, config: Config) -> bool:
     """Whether a run whose steps are done lacks its end: the summary, or the models that it was to export."""
     models = ("policy", "reward_model") if config.checkpoint.export else ()
-    return not all((folder / name).exists() for name in (SUMMARY, *models))
+    return not (finished(folder) and all((folder / name / "config.json").is_file() for name in models))
 
 
 def steps_are_done(state: dict[str, Any], folder: Path, config: Config) -> bool:
     """Whether no step is left: all are done, or a guard ended the run and only its end is missing."""
-    by_guard = state.get("ended") == "guard" and not (folder / SUMMARY).exists()
+    by_guard = state.get("ended") == "guard" and not finished(folder)
     return bool(state["step"] >= config.train.steps or by_guard)
 
 

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 
 from r2m_cli.config.check import APPENDED
 from r2m_cli.files.jobs import Job, read_job, write_job  # a worker process needs the names that this registers, too
-from r2m_cli.files.run_folder import ERROR, JOB, SUMMARY, remove_empty
+from r2m_cli.files.run_folder import ERROR, JOB, finished, remove_empty
 
 REASON = 100  # characters of it in the sweep's last line
 GROUP = re.compile(rf"\+({'|'.join(APPENDED)})=")
@@ -149,12 +149,12 @@ def tabulate(folder: Path) -> None:
 
     found = {path.parent: read_job(path.parent) for path in folder.rglob(JOB)}
     jobs = sorted((job for job in found if found[job] is not None), key=lambda job: (found[job].number, str(job)))  # type: ignore[union-attr]
-    finished = [job for job in jobs if (job / SUMMARY).is_file()]
-    if finished:
-        runs = load_runs(finished)
+    ended = [job for job in jobs if finished(job)]
+    if ended:
+        runs = load_runs(ended)
         names = dict(zip(jobs, job_labels(jobs)))
         if len(set(names.values())) > 1:  # else there are only seeds, which the report can name
-            runs = [replace(run, label=names[job]) for run, job in zip(runs, finished)]
+            runs = [replace(run, label=names[job]) for run, job in zip(runs, ended)]
         first = {run.label: number for number, run in reversed(list(enumerate(runs)))}
         runs.sort(key=lambda run: first[run.label])
         rows = table.summarise(runs)
@@ -164,7 +164,7 @@ def tabulate(folder: Path) -> None:
         page.write(page.render(runs), folder / "report.html")
         print(f"r2m: wrote {folder}: report.html, report.png, table.csv, table.md", flush=True)
         print(f"r2m: next: open {folder}/report.html in a browser", flush=True)
-    unfinished = {job: str(job.relative_to(folder)) for job in jobs if job not in finished}
+    unfinished = {job: str(job.relative_to(folder)) for job in jobs if job not in ended}
     for line in (_best(folder), _without_result(unfinished)):
         if line:
             print(f"r2m: {line}", file=sys.stderr, flush=True)

@@ -1,7 +1,10 @@
 """The files of a run folder: every name once, and the checkpoints in it."""
 
+import json
 import re
 from pathlib import Path
+
+from r2m_cli.files.regular import require_regular
 
 CONFIG = "config.yaml"  # the resolved configuration
 METRICS = "metrics.jsonl"  # one object a step
@@ -46,6 +49,22 @@ def checkpoints(run: Path) -> list[Path]:
 def step_of(checkpoint: Path) -> int:
     """The step after which a checkpoint was written."""
     return int(checkpoint.name.removeprefix("step_"))
+
+
+def finished(run: Path) -> bool:
+    """Whether a run has its summary. One that is empty, or no JSON object, is what a power cut left of it.
+
+    Raises:
+        UserError: something other than a regular file has its name.
+    """
+    file = run / SUMMARY
+    if not file.exists():
+        return False
+    require_regular(file)
+    try:
+        return isinstance(json.loads(file.read_bytes()), dict)
+    except (OSError, ValueError, RecursionError):
+        return False
 
 
 def remove_empty(folder: Path) -> None:

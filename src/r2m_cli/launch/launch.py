@@ -16,7 +16,7 @@ from r2m_cli.config.schema import Config
 from r2m_cli.console import restore_terminal, tell
 from r2m_cli.errors import UserError
 from r2m_cli.files.cache import build_once, read_json, write_folder
-from r2m_cli.files.run_folder import ANALYSIS, CONFIG, EVALUATION, FIT, LAUNCH_LOG, METRICS, OUTCOME, SUMMARY
+from r2m_cli.files.run_folder import ANALYSIS, CONFIG, EVALUATION, FIT, LAUNCH_LOG, METRICS, OUTCOME, SUMMARY, finished
 from r2m_cli.launch.ending import ending, stopped
 from r2m_cli.launch.preflight import new_folder, preflight
 from r2m_cli.launch.worker import die_with_parent, run_task
@@ -80,8 +80,7 @@ def _end(config: Config, folder: Path, overrides: list[str] | None) -> None:
 
 def objective(run_dir: Path) -> float | None:
     """What a finished training run reached, for a sweeper; None without a summary."""
-    summary = run_dir / SUMMARY
-    return read_json(summary).get("objective") if summary.is_file() else None
+    return read_json(run_dir / SUMMARY).get("objective") if finished(run_dir) else None
 
 
 def prepare(config: Config) -> Config:

@@ -6,13 +6,13 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from r2m_cli.checkpoints.continuation import RESUMABLE, continued
+from r2m_cli.checkpoints.continuation import RESUMABLE, continued, unfinished
 from r2m_cli.config.check import keys, typed, validate
 from r2m_cli.config.combinations import check_words
 from r2m_cli.config.schema import Config
 from r2m_cli.data.forms import BUILT_IN
 from r2m_cli.errors import UserError
-from r2m_cli.files.run_folder import CONFIG, JUDGED, METRICS, SAMPLES, SUMMARY, checkpoints
+from r2m_cli.files.run_folder import CONFIG, JUDGED, METRICS, SAMPLES, checkpoints, finished
 from r2m_cli.files.yaml_files import read_yaml
 from r2m_cli.text import from_home
 
@@ -71,9 +71,10 @@ def go_on(config: Config, run_dir: Path) -> tuple[Config, bool]:
             f"{run_dir}: holds a run with {key}={OmegaConf.select(old, key)}, not {OmegaConf.select(new, key)}; name another "
             "hydra.sweep.dir"
         )
-    if (run_dir / SUMMARY).is_file():
+    can_go_on = bool(checkpoints(run_dir))
+    if finished(run_dir) and not (can_go_on and unfinished(run_dir, saved)):  # models that were removed to save space: done
         return saved, True
-    if checkpoints(run_dir):
+    if can_go_on:
         return continued(replace(saved, resume=str(run_dir), train=config.train), run_dir, set()), False
     for name in (METRICS, SAMPLES, JUDGED):  # of steps that are made again
         (run_dir / name).unlink(missing_ok=True)

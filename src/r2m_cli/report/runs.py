@@ -14,6 +14,7 @@ from r2m_cli.errors import UserError
 from r2m_cli.files.cache import read_json
 from r2m_cli.files.jobs import read_job
 from r2m_cli.files.jsonl import lines_of, row_of
+from r2m_cli.files.regular import require_regular
 from r2m_cli.files.run_folder import CONFIG, METRICS, SUMMARY
 from r2m_cli.files.yaml_files import read_yaml
 from r2m_cli.report.labels import labels_of
@@ -137,4 +138,5 @@ def read_lines(path: Path) -> list[str]:
 
 
 def _read_summary(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.exists() else {}
+    require_regular(path)
+    return read_json(path) if path.exists() and path.read_bytes().strip() else {}  # empty: a power cut

@@ -61,8 +61,6 @@ def _bytes(content: bytes) -> Callable[[Path], None]:
     return lambda file: file.write_bytes(content) and None  # type: ignore[func-returns-value]
 
 
-STEP = "not a JSON object with a step; delete the line"
-SAMPLE = "not a sample with step, prompt and response; delete the line"
 REFUSED = [
     ("metrics.jsonl", _pipe, "metrics.jsonl: not a regular file"),
     ("samples.jsonl", _pipe, "samples.jsonl: not a regular file"),
@@ -73,15 +71,6 @@ REFUSED = [
     ("config.yaml", _bytes(b"[" * 100_000), "config.yaml: not valid YAML"),
     ("config.yaml", _bytes(b"a: " + b"x" * (1 << 20)), "config.yaml: larger than 1,048,576 bytes"),
     ("config.yaml", _bytes(b"\xff\xfe"), "config.yaml: not valid YAML"),
-    *(
-        ("metrics.jsonl", _add(line), f"metrics.jsonl:2: {STEP}")
-        for line in (
-            '{"step": 1e400}', '{"step": -1}', '{"step": NaN}', '{"step": "1"}', '{"step": true}', "[]", "null", "[" * 100_000,
-            f'{{"step": {10**30}}}',
-        )
-    ),
-    *(("samples.jsonl", _add(line), SAMPLE) for line in ('{"step": 1e400, "prompt": "", "response": ""}', "[]")),
-    ("samples.jsonl", _add('{"step": 1, "prompt": [{}], "response": ""}'), SAMPLE),
 ]  # fmt: skip
 LEFT_OUT = [
     ("metrics.jsonl", _value("reward", "[[1]]")),
@@ -92,6 +81,13 @@ LEFT_OUT = [
     ("samples.jsonl", _value("gold", f"{10**400}")),
     ("samples.jsonl", _value("reward", "[]")),
 ]
+
+
+NO_STEPS = (
+    b'{"step": 1e400}', b'{"step": -1}', b'{"step": NaN}', b'{"step": "1"}', b'{"step": true}', b"[]", b"null", b"[" * 100_000,
+    b'{"step": %d}' % 10**30, b"\xff", b'{"step": 1, "kl": "\xe2\x28"}',
+)  # fmt: skip
+NO_SAMPLES = (b'{"step": 1, "prompt": [{}], "response": ""}', b'{"step": 1, "prompt": ""}')
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +124,27 @@ def test_values_that_are_no_numbers_are_left_out_of_the_report(r2m: Run, tmp_pat
         r2m("report", "run", "out=r.html")
     assert not list(tmp_path.glob("*.tmp"))
     assert "nan" not in (tmp_path / "r.md").read_text()
+
+
+def test_lines_that_are_no_rows_are_left_out_and_counted_by_a_report_and_on_resume(
+    r2m: Run, tmp_path: Path, run: Path
+) -> None:
+    whole = {}
+    for name, bad in (("metrics.jsonl", NO_STEPS), ("samples.jsonl", (*NO_STEPS, *NO_SAMPLES))):
+        whole[name] = (run / name).read_bytes()
+        first, *others = whole[name].splitlines(keepends=True)
+        (run / name).write_bytes(first + b"\n".join([*bad, b"", *others]))
+    with _within(60):
+        reported = r2m("report", "run", "out=r.html").stderr
+        resumed = r2m("train", "resume=run", "train.stop_at=null").stdout
+    lines = {name: ", ".join(f"{name}:{number}" for number in (2, 3, 4)) for name in whole}
+    no_step, count = "not a JSON object with a step", len(NO_STEPS)
+    assert f"metrics.jsonl: left out {count}: {no_step} ({lines['metrics.jsonl']}, ...)" in reported
+    assert f"metrics.jsonl: left out {count}: {no_step} ({lines['metrics.jsonl']}, ...)" in resumed
+    assert f"samples.jsonl: left out {count}: {no_step} ({lines['samples.jsonl']}, ...)" in resumed
+    says = f"samples.jsonl: left out {count + 2}: not a sample with step, prompt and response ({lines['samples.jsonl']}, ...)"
+    assert reported.count(says) == 1
+    assert (run / "metrics.jsonl").read_bytes().startswith(whole["metrics.jsonl"])
 
 
 def test_every_word_that_reads_a_run_refuses_a_pipe_or_a_bomb(r2m: Run, tmp_path: Path, run: Path) -> None:

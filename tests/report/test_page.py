@@ -8,7 +8,6 @@ import plotly.graph_objects as go
 import pytest
 from run_folders import add_samples, make_run
 
-from r2m_cli.errors import UserError
 from r2m_cli.report import page
 from r2m_cli.report.arguments import split
 from r2m_cli.report.charts import charts
@@ -217,16 +216,17 @@ def test_a_response_may_hold_a_line_separator(tmp_path):
     assert cell.best.text == "one\u2028two"
 
 
-def test_a_run_under_way_may_have_no_samples_or_a_torn_line(tmp_path):
+def test_a_run_under_way_may_have_no_samples_or_a_torn_line(tmp_path, capsys):
     folder = make_run(tmp_path / "a")
     assert samples_of(0, *groups_of(folder), peak=2) is None
     add_samples(folder, [(1, "p", "r", 0.0)])
     with (folder / "samples.jsonl").open("a") as file:
         file.write('{"step": 2, "pro\n')
     assert [column.title for column in samples_of(0, *groups_of(folder), peak=2).columns] == ["Start"]
+    assert "left out" not in capsys.readouterr().err
     add_samples(folder, [(3, "p", "r", 0.0)])
-    with pytest.raises(UserError, match=r"samples.jsonl:2: not a sample"):
-        samples_of(0, *groups_of(folder), peak=2)
+    assert [column.title for column in samples_of(0, *groups_of(folder), peak=2).columns] == ["Start", "End"]
+    assert "left out 1: not a sample with step, prompt and response (samples.jsonl:2)" in capsys.readouterr().err
 
 
 # ---- what differs, what was said ----

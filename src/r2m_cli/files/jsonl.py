@@ -1,14 +1,14 @@
 """JSON lines, as a run's files have them: written without escapes, so that every language stays readable."""
 
 import json
-import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from r2m_cli.files.regular import require_regular
 
+T = TypeVar("T")
 LAST_STEP = 10**15  # a larger number is no step
 
 
@@ -39,10 +39,10 @@ def lines_of(path: Path) -> list[str]:
         return found
 
 
-def row_of(line: str | bytes) -> dict[str, Any]:
+def row_of(line: bytes) -> dict[str, Any]:
     """A line as an object with a step. Raises ValueError for anything else."""
     try:
-        row = json.loads(line)
+        row = json.loads(line.decode("utf-8"))
         step = row["step"]
     except (LookupError, TypeError, RecursionError) as error:
         raise ValueError(f"no object with a step ({type(error).__name__})") from error
@@ -51,12 +51,50 @@ def row_of(line: str | bytes) -> dict[str, Any]:
     return row
 
 
-def cut_rows(path: Path, start_step: int) -> None:
-    """Drop the rows of the file `path` from `start_step` on, and a torn last line; atomic."""
+def parsed(path: Path, parse: Callable[[bytes], T]) -> tuple[list[T], list[int]]:
+    """What `parse` makes of the lines of a run's file, and the numbers of those that are left out.
+
+    A torn last line is left out, too, but not named: a run that was killed, or writes this moment, has one.
+
+    Args:
+        parse: raises ValueError, LookupError or TypeError for a line that is none.
+
+    Raises:
+        UserError: no regular file.
+    """
     require_regular(path)
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    good: list[T] = []
+    bad: list[int] = []
+    last = max((number for number, line in enumerate(lines, start=1) if line.strip()), default=0)
+    for number, line in enumerate(lines[:last], start=1):
+        if not line.strip():
+            continue
+        try:
+            good.append(parse(line))
+        except (ValueError, LookupError, TypeError):
+            bad += [number] if number < last else []
+    return good, bad
+
+
+def left_out(path: Path, bad: Sequence[int], what: str) -> str:
+    """The line for the person on lines that were left out, because they are not WHAT."""
+    shown = ", ".join(f"{path.name}:{number}" for number in bad[:3]) + (", ..." if len(bad) > 3 else "")
+    return f"{path}: left out {len(bad)}: not {what} ({shown})"
+
+
+def cut_rows(path: Path, start_step: int) -> str | None:
+    """Drop the rows of the file `path` from `start_step` on, and lines that are none; atomic.
+
+    Gives the line for the person on those that were none, less a torn last one.
+
+    Raises:
+        UserError: no regular file.
+    """
+    rows, bad = parsed(path, lambda line: (row_of(line)["step"], line))
     if path.exists():
-        lines = path.read_bytes().split(b"\n")
-        replace_bytes(path, b"".join(line + b"\n" for line in lines if _step_of(line) < start_step))
+        replace_bytes(path, b"".join(line + b"\n" for step, line in rows if step < start_step))
+    return left_out(path, bad, "a JSON object with a step") if bad else None
 
 
 def cut_line(path: Path) -> None:
@@ -80,10 +118,3 @@ def replace_bytes(path: Path, content: bytes) -> None:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
-
-
-def _step_of(line: bytes) -> float:
-    try:
-        return int(row_of(line)["step"])
-    except ValueError:  # a line torn by a crash
-        return math.inf

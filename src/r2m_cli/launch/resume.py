@@ -72,7 +72,9 @@ def go_on(config: Config, run_dir: Path) -> tuple[Config, bool]:
             "hydra.sweep.dir"
         )
     can_go_on = bool(checkpoints(run_dir))
-    if finished(run_dir) and not (can_go_on and unfinished(run_dir, saved)):  # models that were removed to save space: done
+    if finished(run_dir) and not (
+        can_go_on and unfinished(run_dir, saved)
+    ):  # models that were removed to save space: done
         return saved, True
     if can_go_on:
         return continued(replace(saved, resume=str(run_dir), train=config.train), run_dir, set()), False

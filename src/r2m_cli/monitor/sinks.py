@@ -55,8 +55,7 @@ class Sinks:
             raise UserError(f"logger: {', '.join(sorted(unknown))} is unknown; choose wandb, tensorboard")
         self.run_dir = Path(run_dir)
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        for file in (METRICS, SAMPLES):
-            cut_rows(self.run_dir / file, start_step)
+        cut = [cut_rows(self.run_dir / file, start_step) for file in (METRICS, SAMPLES)]
         self._warnings = self.run_dir / WARNINGS
         if start_step == 0:
             self._warnings.unlink(missing_ok=True)
@@ -65,6 +64,8 @@ class Sinks:
         self._progress = make_progress(total_steps, start_step, quiet, (self.run_dir / STOP).exists)
         if on_terminal() and not quiet:
             (self.run_dir / PANEL).touch()
+        for line in filter(None, cut):
+            self.warn(line)
         self._boards: list[_Board] = []
         self._sync = ""  # how to upload what wandb has kept offline
         if "wandb" in kinds:

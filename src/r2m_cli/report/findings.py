@@ -10,7 +10,6 @@ from r2m_cli.files.run_folder import WARNINGS
 from r2m_cli.report.groups import Group
 from r2m_cli.report.labels import IGNORED, flatten, plain
 from r2m_cli.report.runs import finite
-from r2m_cli.report.samples import read_samples
 from r2m_cli.text import fixed
 
 Kind = Literal["gamed", "fell", "held", "flat", "short", "unknown"]
@@ -89,7 +88,7 @@ def sampling_error(group: Group) -> float:
     """
     errors = []
     for run in group.runs:
-        rows = read_samples(run)
+        rows = run.samples
         gold = pd.Series([finite(row.get("gold")) for row in rows[max(rows)]] if rows else [], dtype=float).dropna()
         settings = run.config.get("eval") if run.has("eval/gold") else None
         prompts = finite(settings.get("prompts")) if isinstance(settings, dict) else 0.0

@@ -1,23 +1,25 @@
 """Finished or running runs, read from their folders."""
 
 import math
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd  # type: ignore[import-untyped, unused-ignore]
 from omegaconf import DictConfig, OmegaConf
 
+from r2m_cli.console import tell
 from r2m_cli.errors import UserError
 from r2m_cli.files.cache import read_json
 from r2m_cli.files.jobs import read_job
-from r2m_cli.files.jsonl import lines_of, row_of
+from r2m_cli.files.jsonl import row_of
 from r2m_cli.files.regular import require_regular
-from r2m_cli.files.run_folder import CONFIG, METRICS, SUMMARY
+from r2m_cli.files.run_folder import CONFIG, METRICS, SAMPLES, SUMMARY
 from r2m_cli.files.yaml_files import read_yaml
 from r2m_cli.report.labels import labels_of
+from r2m_cli.report.lines import Row, by_step, read_lines
 
 LARGEST = 1e100  # a larger number is no measurement, and its square is no float
 
@@ -41,6 +43,11 @@ class Run:
         """Whether metric `name` was measured at all."""
         return name in self.metrics and bool(self.metrics[name].notna().any())
 
+    @cached_property
+    def samples(self) -> dict[int, list[Row]]:
+        """The rows of samples.jsonl by step."""
+        return by_step(self.path / SAMPLES)
+
     def curve(self, name: str) -> pd.Series:
         """Metric against step: `eval/<name>` as measured on the fixed prompts where there is one, else the
         rollouts' own, smoothed by a centred mean over a twentieth of the run. Empty if neither was measured.
@@ -63,9 +70,9 @@ def load_runs(folders: Iterable[str | Path]) -> list[Run]:
         UserError: no folder given, or one that is missing, holds no run, or holds a broken one.
     """
     paths = list(dict.fromkeys(path for folder in folders for path in _run_folders(Path(folder))))
-    waiting = [path for path in paths if not any(map(str.strip, read_lines(path / METRICS)))]
+    waiting = [path for path in paths if _is_empty(path / METRICS)]
     if waiting and len(waiting) < len(paths):
-        print(f"r2m: left out, no step yet: {', '.join(map(str, waiting))}", file=sys.stderr)
+        tell(f"left out, no step yet: {', '.join(map(str, waiting))}")
         paths = [path for path in paths if path not in waiting]
     if not paths:
         raise UserError("runs: no run folder is given; for instance r2m report outputs/vanilla outputs/r2m")
@@ -108,15 +115,11 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _read_metrics(path: Path) -> pd.DataFrame:
-    rows, lines = [], read_lines(path)
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = row_of(line)
-            rows.append({name: finite(value) for name, value in row.items()} | {"step": row["step"]})
-        except ValueError as error:
-            if number == len(lines):  # the run was cut off, or is being written this moment
-                break
-            raise UserError(f"{path}:{number}: not a JSON object with a step; delete the line") from error
+    def numbers(line: bytes) -> dict[str, Any]:
+        row = row_of(line)
+        return {name: finite(value) for name, value in row.items()} | {"step": row["step"]}
+
+    rows = read_lines(path, numbers, "a JSON object with a step")
     if not rows:
         raise UserError(f"{path}: no step yet; wait for the run's first step")
     return pd.DataFrame(rows).drop_duplicates("step", keep="last").set_index("step").sort_index()
@@ -129,14 +132,10 @@ def finite(value: Any) -> float:
     return float(value)
 
 
-def read_lines(path: Path) -> list[str]:
-    """The lines of a JSON-lines file of a run. Raises UserError for a file that is no text."""
-    try:
-        return lines_of(path)
-    except ValueError as error:
-        raise UserError(f"{path}: not UTF-8 ({error}); copy it again from the run") from error
-
-
 def _read_summary(path: Path) -> dict[str, Any]:
+    return {} if _is_empty(path) else read_json(path)  # empty: a power cut
+
+
+def _is_empty(path: Path) -> bool:
     require_regular(path)
-    return read_json(path) if path.exists() and path.read_bytes().strip() else {}  # empty: a power cut
+    return not path.exists() or not path.read_bytes().strip()

@@ -4,18 +4,14 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from r2m_cli.errors import UserError
-from r2m_cli.files.jsonl import row_of
-from r2m_cli.files.run_folder import SAMPLES
 from r2m_cli.report.groups import Group
-from r2m_cli.report.runs import Run, finite, read_lines
+from r2m_cli.report.lines import Row
+from r2m_cli.report.runs import Run, finite
 from r2m_cli.text import fixed
 
 PROMPTS = 3  # shown per run
 OTHERS = 3  # further responses to a prompt, folded away
 SCORES = {"reward": "live", "reward_frozen": "proxy", "gold": "gold", "kl": "KL"}
-
-Row = dict[str, Any]  # a line of samples.jsonl
 
 
 @dataclass(frozen=True)
@@ -64,54 +60,14 @@ def samples_of(place: int, group: Group, peak: int | None) -> Samples | None:
 
     Args:
         peak: step of gold's peak, None where gold is not known.
-
-    Raises:
-        UserError: a line of samples.jsonl that is not a JSON object with step, prompt and response.
     """
     run = group.runs[0]
-    by_step = read_samples(run)
+    by_step = run.samples
     if not by_step:
         return None
     columns = _columns(sorted(by_step), run, peak)
     asked = [_by_prompt(by_step[column.step]) for column in columns]
     return Samples(place, group.label, run.seed, columns, _rows(asked))
-
-
-def read_samples(run: Run) -> dict[int, list[Row]]:
-    """The rows of samples.jsonl by step; a torn last line is left out."""
-    path = run.path / SAMPLES
-    lines = read_lines(path) if path.exists() else []
-    found: dict[int, list[Row]] = {}
-    for number, line in enumerate(lines, start=1):
-        try:
-            step, row = _sample(line)
-        except (ValueError, LookupError, TypeError) as error:
-            if number == len(lines):  # the run was cut off, or is being written this moment
-                break
-            raise UserError(f"{path}:{number}: not a sample with step, prompt and response; delete the line") from error
-        found.setdefault(step, []).append(row)
-    return found
-
-
-def _sample(line: str) -> tuple[int, Row]:
-    row = row_of(line)
-    if not isinstance(row["response"], str):
-        raise TypeError("response")
-    return row["step"], row | {"prompt": _text(transcript(row["prompt"])), "response": _text(row["response"])}
-
-
-def _text(text: str) -> str:
-    """With a question mark for half of a surrogate pair, which no file could hold."""
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
-def transcript(prompt: Any) -> str:
-    """A prompt as text: a lone message as it is, a conversation with the roles before the messages."""
-    if isinstance(prompt, str):
-        return prompt
-    if len(prompt) == 1:
-        return str(prompt[0]["content"])
-    return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
 
 
 def _columns(steps: list[int], run: Run, peak: int | None) -> list[Column]:

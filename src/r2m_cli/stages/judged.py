@@ -1,5 +1,6 @@
 """Real labels in the run: a judge says which response of a group is better, for a few groups a step."""
 
+import json
 import math
 from pathlib import Path
 
@@ -7,10 +8,11 @@ import torch
 from torch import Tensor
 
 from r2m_cli.batch import Annotated
+from r2m_cli.console import say
 from r2m_cli.conversation import Pair
 from r2m_cli.distributed import comm
 from r2m_cli.errors import UserError
-from r2m_cli.files.jsonl import cut_rows, lines_of, row_of, text_of
+from r2m_cli.files.jsonl import cut_rows, lines_of, text_of
 from r2m_cli.files.run_folder import JUDGED
 from r2m_cli.judges.judge import Comparison, Judge
 
@@ -87,13 +89,13 @@ def remembered(run_dir: Path, start: int) -> list[Pair]:
         UserError: a row without prompt, chosen and rejected.
     """
     path = run_dir / JUDGED
-    if comm.is_main():
-        cut_rows(path, start + 1)
+    if comm.is_main() and (line := cut_rows(path, start + 1)):
+        say(line)
     comm.barrier()
     pairs = []
     for number, line in enumerate(lines_of(path) if path.exists() else [], start=1):
         try:
-            row = row_of(line)
+            row = json.loads(line)
             pairs.append(Pair(tuple(row["prompt"]), row["chosen"], row["rejected"]))
         except (ValueError, LookupError, TypeError) as error:
             raise UserError(

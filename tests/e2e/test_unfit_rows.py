@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,21 @@ def test_what_a_template_refuses_is_left_out_by_every_word(r2m: Run, tmp_path: P
     places = [json.loads(line)["where"] for line in (tmp_path / "evaluated" / "pairs.jsonl").open()]
     assert len(places) == 4
     check(r2m("analyze", *whole, *models, "hydra.run.dir=analysed", "analysis.sequences=4", "analysis.pairs=4").stdout)
+
+
+def test_what_only_the_other_policys_template_refuses_is_named_with_its_place(
+    r2m: Run, tmp_path: Path, base: Path
+) -> None:
+    shutil.copytree(base, tmp_path / "mild")
+    template = tmp_path / "mild" / "chat_template.jinja"
+    template.write_text(template.read_text().removeprefix(REFUSES))
+    r2m("reward", *QUICK, "output=rm")
+    row = {"system": "kindly", "chosen": "i suggest pear", "rejected": "so"}
+    (tmp_path / "x.jsonl").write_text("\n".join(json.dumps(row | {"prompt": f"fruit : {word}"}) for word in WORDS[:2]))
+    models = ("policy.path=mild", "reward.path=rm", "eval.against=base", "eval.judge=reward")
+    data = ("data=file", "data.path=x.jsonl", "data.holdout=1", "eval.prompts=1")
+    said = r2m("evaluate", *QUICK, *data, *models, "hydra.run.dir=e", code=2).stderr
+    assert re.search(r"x\.jsonl:[12]: the chat template of the policy of eval\.against .* no system role", said)
 
 
 def test_a_template_that_refuses_every_prompt_is_one_line(r2m: Run, tmp_path: Path, base: Path) -> None:

@@ -23,6 +23,7 @@ from r2m_cli.data.columns import (
     with_choice,
 )
 from r2m_cli.data.messages import ROLES, Unfit, check_unicode, is_transcript, plain, sound, text_in, turns_of
+from r2m_cli.data.rendered import is_prompt
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,8 @@ def _side(row: Row, key: str, given: list[Message]) -> tuple[list[Message], str]
     if value is None:
         raise Unfit(f"missing key {key!r}")
     if isinstance(value, str) and not is_transcript(text := text_in(value, key)):
+        if not given and is_prompt(text):
+            raise Unfit(f"{key!r} is a conversation in a chat template: store it as messages")
         if not given:
             raise Unfit("missing key 'prompt'")
         return given, text.strip()

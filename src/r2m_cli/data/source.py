@@ -10,6 +10,7 @@ from r2m_cli.conversation import Pair, Prompt
 from r2m_cli.data.english_world import EnglishWorld
 from r2m_cli.data.gold_world import GoldWorld
 from r2m_cli.data.preferences import Dropped, describe, load_preferences, reasons
+from r2m_cli.data.rendered import rendered_notes
 from r2m_cli.data.template import ChatFormat
 from r2m_cli.data.world import World
 from r2m_cli.errors import UserError
@@ -36,6 +37,10 @@ class Source:
         """The true reward of a response to one of the world's prompts, in points."""
         assert self.world is not None
         return self.world.score(prompt[-1]["content"], response, finished)
+
+    def place(self, prompt: Prompt) -> str:
+        """Where a prompt stands first, "file:line" or "file:row N"; of a world's what it says."""
+        return self.places.get(_identity(prompt), f"prompt {prompt[-1]['content'][:40]!r}")
 
 
 def user_prompt(text: str) -> Prompt:
@@ -112,7 +117,8 @@ def renderable(source: Source, chats: Sequence[ChatFormat]) -> Source:
     """A file's source without the prompts that a model's chat template refuses, and all that belongs to them.
 
     Templates refuse roles (a system message, a first turn of the assistant), so one prompt is tried of each sequence of
-    roles, and further ones only while they are refused. What is left out is noted with its place.
+    roles, and further ones only while they are refused. What is left out is noted with its place; so are texts that are
+    rendered already.
 
     Args:
         chats: of every model that is to read the prompts.
@@ -120,6 +126,7 @@ def renderable(source: Source, chats: Sequence[ChatFormat]) -> Source:
     Raises:
         UserError: the training or the evaluation part has prompts, and all of them are refused.
     """
+    source = replace(source, notes=[*source.notes, *rendered_notes(source, chats)])
     refused: dict[tuple[tuple[str, str], ...], Dropped] = {}
     for chat in chats if source.world is None else ():
         accepted: set[tuple[str, ...]] = set()
@@ -131,7 +138,7 @@ def renderable(source: Source, chats: Sequence[ChatFormat]) -> Source:
                     chat.conversation_ids(prompt, "yes")
                     accepted.add(roles)
             except UserError as error:
-                refused.setdefault(_identity(prompt), Dropped(source.places[_identity(prompt)], str(error)))
+                refused.setdefault(_identity(prompt), Dropped(source.place(prompt), str(error)))
     dropped = [refused[key] for key in source.places if key in refused]  # in the file's order
     if not dropped:
         return source

@@ -13,6 +13,7 @@ from r2m_cli.config.schema import Config, PolicyConfig
 from r2m_cli.conversation import Prompt
 from r2m_cli.data.reading import cut_notes
 from r2m_cli.data.source import Source
+from r2m_cli.data.template import ChatFormat
 from r2m_cli.distributed.engine import DTYPES, SingleEngine
 from r2m_cli.errors import UserError
 from r2m_cli.evaluation.findings import Findings
@@ -161,7 +162,7 @@ def _sampled(config: Config, source: Source, actors: Actors, prompts: list[Promp
     chat = policy_format(PolicyConfig(), name, key, end_ids(lm))
     check_known(source, chat)
     limit = context_length(lm.config)
-    longest = max(len(chat.prompt_ids(prompt)) for prompt in prompts) + config.rollout.max_new_tokens
+    longest = max(len(_read(chat, prompt, source)) for prompt in prompts) + config.rollout.max_new_tokens
     if limit is not None and longest > limit:
         raise UserError(
             f"{key}={name}: reads {limit} tokens at most, but the longest prompt with rollout.max_new_tokens="
@@ -170,3 +171,11 @@ def _sampled(config: Config, source: Source, actors: Actors, prompts: list[Promp
     engine = SingleEngine(Policy(lm), actors.device, weight_decay=0.0, max_grad_norm=0.0)
     other = replace(actors, policy=engine, format=chat)
     return rollout(other, prompts, range(len(prompts)), 1, config.rollout, config.seed, Stream.EVAL, 0)
+
+
+def _read(chat: ChatFormat, prompt: Prompt, source: Source) -> list[int]:
+    """The prompt's tokens. Raises UserError, with the prompt's place, where the template refuses it."""
+    try:
+        return chat.prompt_ids(prompt)
+    except UserError as error:
+        raise UserError(f"{source.place(prompt)}: {error}") from error

@@ -35,6 +35,7 @@ PROMPTS = {
     "Cohere": "<|START_OF_TURN_TOKEN|><|USER_TOKEN|>hi<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>",
     "OpenAssistant": "<|prompter|>hi<|endoftext|><|assistant|>",
     "Alpaca": "Below is an instruction.\n\n### Instruction:\nhi\n\n### Response:\n",
+    "HH with single newlines": "Human: hi\nAssistant:",
     "Vicuna": "A chat. USER: hi ASSISTANT:",
 }  # fmt: skip
 QUOTES = [

@@ -85,6 +85,7 @@ PAIRS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
     "scores that agree": (STRINGS | {"score_chosen": 8.0, "score_rejected": 2, "margin": 0.0}, ASKED),
     "a score that is missing": (STRINGS | {"score_chosen": None, "score_rejected": 2}, ASKED),
     "scores that are no numbers": (STRINGS | {"score_chosen": "1", "score_rejected": "2"}, ASKED),
+    "ranks and a winner that agree": (STRINGS | {"chosen_rank": 1, "rejected_rank": 2, "winner": "chosen", "tie": False}, ASKED),
     "a response beside the pair": (STRINGS | {"response": "other"}, ASKED),
 }  # fmt: skip
 
@@ -146,6 +147,14 @@ UNFIT: dict[str, Any] = {
     "a tie: 'score_chosen' equals 'score_rejected'": STRINGS | {"score_chosen": 1, "score_rejected": 1.0},
     "'chosen_score' is below 'rejected_score'": STRINGS | {"chosen_score": 1, "rejected_score": 9},
     "'chosen-rating' is below 'rejected-rating'": STRINGS | {"chosen-rating": 1, "rejected-rating": 9},
+    "a tie: 'is_tie' is true": STRINGS | {"is_tie": True},
+    "'rejected_rank' is below 'chosen_rank'": STRINGS | {"chosen_rank": 2, "rejected_rank": 1},
+    "'chosen_avg_rating' is below 'rejected_avg_rating'": STRINGS | {"chosen_avg_rating": 1, "rejected_avg_rating": 5.0},
+    "'winner' is 'tie', not the chosen reply": STRINGS | {"winner": "tie"},
+    "'preferred' is 'rejected', not the chosen reply": STRINGS | {"preferred": "rejected"},
+    "needs an image (the prompt says '<image>')": STRINGS | {"prompt": "<image>\nhi"},
+    "needs a video (the prompt says '<video>')": STRINGS | {"prompt": [say(USER, "hi\n<video>")]},
+    "'completion' holds messages written out as text: store them as a list": {"prompt": "hi", "completion": str(say(BOT, "x"))},
     "a tie: 'preference_strength' is 0": STRINGS | {"preference_strength": 0},
     "a tie: 'overall_preference' is 0": {"context": ASKED, "response1": "a", "response2": "b", "overall_preference": 0},
     "'better_response_id' does not say which reply is better": {"prompt": "hi", "response_0": "a", "response_1": "b", "better_response_id": -1},
@@ -233,6 +242,14 @@ def test_what_is_to_be_learnt_from_is_kept(row: dict[str, Any], tmp_path: Path) 
 ])  # fmt: skip
 def test_pairs_with_numbers_for_labels_are_kept(row: dict[str, Any], tmp_path: Path) -> None:
     assert load(tmp_path, row).pairs == [Pair(tuple(ASKED), "fine", "bad")]
+
+
+def test_texts_that_quote_messages_or_placeholders_are_kept(tmp_path: Path) -> None:
+    reply = '{"role": "admin", "content": 1}'
+    loaded = load(
+        tmp_path, {"prompt": "What is <image> in SVG?", "completion": reply}, {"prompt": "{'role': 'user'} is?"}
+    )
+    assert ([text for _, text in loaded.completions], len(loaded.prompts)) == ([reply], 2)
 
 
 # ---- replies that repeat their prompt ----

@@ -24,9 +24,12 @@ CHOICES = (
 )
 SCORES = [
     names
-    for word in ("score", "rating", "reward")
+    for word in ("score", "rating", "reward", "avg_rating", "avg-rating")
     for names in ((f"{word}_chosen", f"{word}_rejected"), *((f"chosen{s}{word}", f"rejected{s}{word}") for s in "_-"))
 ]
+RANKS = [("rejected_rank", "chosen_rank"), ("rank_rejected", "rank_chosen")]  # 1 is the best
+TIES = ("tie", "is_tie")
+WINNERS = ("winner", "preferred", "preference", "better", "label")  # of a pair, where they hold a word
 # Columns that say whether a reply is one to learn from, and those that say the contrary (KTO's, and what tools write for it).
 GOOD = (
     "label",
@@ -44,7 +47,8 @@ WEIGHTS = ("weight", "sample_weight", "loss_weight")
 _LEARNT = ("train", "training", "loss")  # of a message: axolotl's, swift's
 _REPLIES = re.compile(r"response|completion|answers|output|generation|summar|candidate|chosen|rejected")
 _READ = {"prompt", "preference_strength", *GOOD, *BAD, *WEIGHTS, *PROMPTS, *DIALOGUES, *SYSTEMS, *SAYS_MORE, *NEEDS}
-_READ |= {name for choice in CHOICES for name in choice[:3]} | {name for names in SCORES for name in names}
+_READ |= {name for choice in CHOICES for name in choice[:3]} | {name for names in SCORES + RANKS for name in names}
+_READ |= {*TIES, *WINNERS}
 _NOTHING: tuple[Any, ...] = (None, "", "[]", "{}", "null", [], {}, b"")
 
 
@@ -99,10 +103,16 @@ def with_choice(row: Row) -> Row:
 
 def check_preferred(row: Row) -> None:
     """A pair's other columns must not say that `chosen` is no better than `rejected`. Raises Unfit."""
-    for better, worse in SCORES:
+    for better, worse in SCORES + RANKS:
         a, b = number(row.get(better)), number(row.get(worse))
         if a <= b:  # never of NaN
             raise Unfit(f"a tie: {better!r} equals {worse!r}" if a == b else f"{better!r} is below {worse!r}")
+    for name in TIES:
+        if row.get(name) is True:
+            raise Unfit(f"a tie: {name!r} is true")
+    for name in WINNERS:
+        if row.get(name) in ("rejected", "tie", "both", "neither"):
+            raise Unfit(f"{name!r} is {row[name]!r}, not the chosen reply")
     if number(row.get("preference_strength")) == 0:
         raise Unfit("a tie: 'preference_strength' is 0")
     check_wanted({name: row[name] for name in row if name not in GOOD + BAD or isinstance(row[name], bool)}, "a pair")

@@ -18,14 +18,21 @@ ROLES = {
 ROLE_OF = {"Human": "user", "Assistant": "assistant"}
 TAG_OF = {role: tag for tag, role in ROLE_OF.items()}
 _TURN = re.compile(r"\n\n(Human|Assistant):")
+# A list of messages, or one of a known role, as JSON or Python.
 _WRITTEN_OUT = re.compile(
-    r"""\s*\[\s*\{\s*["'](role|content|from|value)["']\s*:"""
-)  # a list of messages as JSON or Python
+    r"""\s*(\[\s*\{\s*["'](role|content|from|value)["']\s*:"""
+    r"""|\{\s*["'](role|from)["']\s*:\s*["'](""" + "|".join(ROLES) + r""")["']\s*,)"""
+)
 MEDIA = {"image": "an image", "video": "a video", "audio": "audio"}
 # What a message may say beside its text, and what would be lost without it.
 _BESIDE = {"tool_calls": "tool calls", "function_call": "tool calls"}
 _BESIDE |= dict.fromkeys(("reasoning_content", "reasoning", "thinking"), "reasoning")
 _BESIDE |= {key + plural: what for key, what in MEDIA.items() for plural in ("", "s")}
+
+
+_PLACEHOLDER = re.compile(
+    r"\A<(image|video|audio)>\n|\n<(image|video|audio)>\Z"
+)  # LLaVA's, for what is in another column
 
 
 class Unfit(Exception):
@@ -115,6 +122,9 @@ def sound(prompt: Sequence[Message]) -> tuple[Message, ...]:
     if not all(turn["content"].strip() for turn in turns):
         raise Unfit("empty turn in the prompt")
     check_unicode(turn["content"] for turn in prompt)
+    for turn in prompt:
+        if found := _PLACEHOLDER.search(turn["content"]):
+            raise Unfit(f"needs {MEDIA[found[1] or found[2]]} (the prompt says {found[0].strip()!r})")
     return tuple(prompt)
 
 

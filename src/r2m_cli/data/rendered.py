@@ -27,7 +27,13 @@ _END = (
 _OPENS = re.compile(_BEGIN + _HEADER, re.IGNORECASE)
 _ENDS = re.compile(rf"{_END}\Z", re.IGNORECASE)
 _CUE = re.compile(rf"{_HEADER}[^\n]{{0,40}}\s*(?:<think>\s*(?:</think>)?)?\Z", re.IGNORECASE)  # the reply's header
-_WORDS = (("### Instruction:", "### Response:"), ("USER:", "ASSISTANT:"))  # Alpaca's and Vicuna's, which have no tokens
+# Alpaca's, Vicuna's and others that have no tokens.
+_WORDS = (
+    ("### Instruction:", "### Response:"),
+    ("USER:", "ASSISTANT:"),
+    ("User:", "Assistant:"),
+    ("Human:", "Assistant:"),
+)
 _TAIL = 120  # characters in which a text closes
 SHOWN = 40  # characters of the first one
 

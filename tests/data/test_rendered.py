@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from r2m_cli.config.schema import DataConfig
 from r2m_cli.data.forms import Choice
 from r2m_cli.data.gold_world import GoldWorld
 from r2m_cli.data.preferences import load_preferences
@@ -13,7 +14,6 @@ from r2m_cli.data.rendered import is_prompt, is_reply
 from r2m_cli.data.source import Source, load_source, renderable
 from r2m_cli.data.template import ChatFormat
 from r2m_cli.errors import UserError
-from r2m_cli.schema import DataConfig
 
 CHATML = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
 PROMPTS = {

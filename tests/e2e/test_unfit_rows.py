@@ -82,3 +82,20 @@ def test_a_template_that_refuses_every_prompt_is_one_line(r2m: Run, tmp_path: Pa
     ).stderr
     assert "x.jsonl:1: the chat template of the policy tokenizer" in said
     assert not (tmp_path / "o").exists()
+
+
+def test_rows_in_a_chat_template_are_said_by_every_word(r2m: Run, tmp_path: Path) -> None:
+    rows = [{"prompt": f"fruit : {word}", "chosen": "i suggest pear", "rejected": "so"} for word in WORDS]
+    for row in rows[8:]:
+        row["prompt"] = f"<|im_start|>user\n{row['prompt']}<|im_end|>\n<|im_start|>assistant\n"
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = ("data=file", "data.path=x.jsonl", *QUICK, "eval.prompts=4", "data.holdout=0.4", "eval.bootstrap=100")
+    r2m("sft", *QUICK, "output=base")
+    r2m("reward", *QUICK, "output=rm")
+    models = ("policy.path=base", "reward.path=rm")
+    note = r"rows already written in a chat template: 2 \(the first: \S*x\.jsonl:9, "
+    assert re.search(note, r2m("sft", *data, "policy.base=base", "output=sft").stdout)
+    assert re.search(note, r2m("reward", *data, "reward.base=rm", "output=again").stdout)
+    r2m("train", *data, *models, "hydra.run.dir=run", "train.steps=1", "ppo.prompts_per_step=1")
+    assert len(re.findall(note, (tmp_path / "run" / "warnings.log").read_text())) == 1
+    assert re.search(note, r2m("evaluate", *data, *models, "hydra.run.dir=evaluated").stdout)

@@ -107,6 +107,9 @@ def test_whatever_a_key_is_set_to_is_one_line(
         (["ppo.beta=3", "--cfg"], "--cfg: needs a value"),
         (["data.path=x", "--package"], "--package: needs a value"),
         (["--cfg", "job", "--info"], "--cfg and --info exclude each other"),
+        (["--cfg", "job", "+sweep=table4", "seed=0,1"], "seed=0,1: --cfg shows the configuration of one run"),
+        (["--info", "ppo.lr=range(2)"], "ppo.lr=range(2): --info shows the configuration of one run"),
+        (["--cfg", "job", "seed=["], "seed=[: no value"),
     ],
 )
 def test_an_option_in_front_of_a_mistake_is_not_blamed(
@@ -135,6 +138,8 @@ def test_info_takes_no_override_for_its_value(tmp_path: Path) -> None:
         (b"# @package _global_\nseed: 1\nseed: 2\n", "found duplicate key seed; keep one of the two"),
         (b"# @package _global_\nppo: {beta: 1\n", "not valid YAML"),
         (b"# @package _global_\nseed: ${\n", "mine.yaml"),
+        (b'# @package _global_\ndata:\n  path: "\\ud83d"\n', "mine.yaml:3: \\ud83d is half of a surrogate pair"),
+        (b'# @package _global_\ndefaults:\n  - "\\ud83d"\n', "mine.yaml:3: \\ud83d is half of a surrogate pair"),
         (b"# @package _global_\ndefaults:\n  - other\n", "other.yaml: is empty"),
         (b"# @package _global_\ndefaults:\n  - override /ppo: own\n", "ppo/own.yaml: is empty"),
         (None, "mine.yaml: not a file"),
@@ -156,3 +161,22 @@ def test_a_broken_file_of_ones_own_is_named(
     line = refused(monkeypatch, capfd, "train", "--config-dir", "my conf", "+experiment=mine", "--cfg", "job")
     assert line.startswith("r2m: error: my conf/")
     assert says in line
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("train:\n  steps: abc", "train.steps: Value 'abc' of type 'str' could not be converted to Integer"),
+        ("seed: null", "seed: null is no value for it"),
+        ("reward:\n  fit: null", "reward.fit: null is no value for it"),
+        ("reward:\n  paths: 3", "reward.paths: Invalid value assigned: AnyNode is not a ListConfig, list or tuple"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_in_a_file_of_ones_own_is_named_with_its_key(
+    content: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("experiment").mkdir()
+    Path("experiment", "mine.yaml").write_text(f"# @package _global_\n{content}\n")
+    line = refused(monkeypatch, capfd, "train", "--config-dir", ".", "+experiment=mine", "--cfg", "job")
+    assert line == f"r2m: error: {says} (in experiment/mine.yaml)"

@@ -45,6 +45,7 @@ def test_a_job_that_fails_does_not_end_the_sweep(r2m: Run, tmp_path: Path) -> No
     assert failed.stderr.count("r2m: error: step") == 1
     assert "1 of the sweep's runs have no result (0_ppo.lr=1e+30: step" in failed.stderr
     assert "Traceback" not in failed.stderr
+    assert "Error executing job" not in failed.stderr
     errors = [path.read_text() for path in (tmp_path / "sweep").rglob("error.txt")]
     assert len(errors) == 1
     assert "not a finite number" in errors[0]

@@ -2,8 +2,10 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NoReturn
 
+from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from r2m_cli.cli import config_files, sweep
@@ -25,6 +27,7 @@ VALUED = (
     "--experimental-rerun",
 )
 INFO = ("--info", "-i")  # its value may be left out
+SHOWING = ("--cfg", "-c", *INFO)
 INFOS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 
 
@@ -46,7 +49,21 @@ def prepared(arguments: Sequence[str], word: str) -> list[str]:
     sweeps = any(text in ("-m", "--multirun") for text in options) or any(
         text.startswith("+sweep=") or text == "hydra.mode=MULTIRUN" for text in overrides
     )
-    return [*options, *(quoted(override, sweeps) for override in sweep.in_order(overrides))]
+    ready = [quoted(override, sweeps) for override in sweep.in_order(overrides)]
+    if shows := [text.split("=")[0] for text in options if text.split("=")[0] in SHOWING]:
+        _refuse_several(ready, shows[0])
+    return [*options, *ready]
+
+
+def _refuse_several(overrides: Sequence[str], option: str) -> None:
+    """Raises UserError for an override with several values beside an option that shows one configuration."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parser = OverridesParser.create()
+    for text in overrides:
+        with suppress(HydraException):  # what cannot be read is named when Hydra composes
+            if parser.parse_override(text).is_sweep_override():
+                raise UserError(f"{text}: {option} shows the configuration of one run; give every key one value")
 
 
 def parted(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

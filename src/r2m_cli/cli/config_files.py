@@ -7,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from r2m_cli.errors import UserError
+from r2m_cli.errors import UserError, printable
 
 PLUGINS = ("hydra/launcher", "hydra/sweeper")
 MOST = 10_000  # values of a file, each alias counted as what it names: a few lines of them can stand for billions
@@ -78,6 +78,10 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         if _values(yaml.compose(text, Loader=yaml.SafeLoader), {}) > MOST:
             raise UserError(f"{path}: its aliases (*name) stand for more than {MOST:,} values; write out what is meant")
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.ScalarEvent) and printable(event.value) != event.value:
+                place = f"{path}:{event.start_mark.line + 1}"
+                raise UserError(f"{place}: {event.value} is half of a surrogate pair; write the whole character")
         content = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
     except UserError:
         raise

@@ -122,6 +122,12 @@ def explain_composition(error: Exception, overrides: Sequence[str] = (), word: s
         r"merging override ([^=\s]+)=[\s\S]*(Value '.*' of type '\w+' could not be converted to \w+)", text
     ):
         return f"{wrong[1]}: {wrong[2]}"
+    if mine := re.search(
+        r"In '([^']+)': \w+ raised while composing config:\s*(.*)[\s\S]*?full_key: *(\S*)", str(error)
+    ):
+        no_value = "Incompatible value 'None'" in mine[2] or "is not Optional" in mine[2]
+        reason = "null is no value for it" if no_value else mine[2].rstrip(".")
+        return f"{mine[3]}: {reason} (in {mine[1]}.yaml)" if mine[3] else f"{mine[1]}.yaml: {reason}"
     if null := re.search(r"merging override (\S+)=\S*\s*field '[^']*' is not Optional", text):
         return f"{null[1]}: null is no value for it"
     if bare_list := re.search(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 
@@ -34,6 +35,15 @@ class JobFailed(Exception):
         self.what = what
 
 
+class Said(JobReturn):
+    """What a failed job gives back: as Hydra's, without the line that Hydra prints, for the job has said why."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "return_value":
+            raise self._return_value
+        return super().__getattribute__(name)
+
+
 def failed(folder: Path, code: int, what: str) -> JobFailed:
     """What a job of a sweep raises that has no result; its folder says why."""
     (folder / ERROR).write_text(f"{what}\n", encoding="utf-8")
@@ -51,7 +61,7 @@ def in_order(overrides: list[str]) -> list[str]:
 
 
 class Sweep(Callback):
-    """What Hydra calls at the start and the end of a sweep, and before each of its jobs."""
+    """What Hydra calls at the start and the end of a sweep and of each of its jobs."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Put the groups that the sweep's file goes through behind those of the command line, and into order.
@@ -85,6 +95,11 @@ class Sweep(Callback):
             if config.get("resume") is None:  # else the run has a folder elsewhere, and a sweep of its own
                 write_job(folder, Job(number, tuple(config.hydra.overrides.task)))
             print(f"r2m: job {number} of the sweep: {name}", file=sys.stderr, flush=True)
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
+        """Have a failure, which the job has told, pass without another line."""
+        if isinstance(job_return._return_value, JobFailed):
+            job_return.__class__ = Said
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Write and print the table."""

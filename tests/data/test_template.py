@@ -14,7 +14,7 @@ from r2m_cli.config.schema import RewardConfig
 from r2m_cli.data.forms import RECORD, Choice, chosen, write_record
 from r2m_cli.data.template import ChatFormat
 from r2m_cli.errors import UserError
-from r2m_cli.models.formats import reward_format
+from r2m_cli.models.formats import format_of, reward_format
 from r2m_cli.models.reward_model import segments
 
 CHATML = (
@@ -430,6 +430,23 @@ def test_a_key_comes_before_the_record_in_the_folder(tmp_path: Path) -> None:
     assert chosen(None, None, tmp_path, "reward.template") == (Choice("hh", end_token=False), None)
     assert chosen("plain", None, tmp_path, "reward.template") == (Choice("plain", end_token=False), None)
     assert chosen(str(file), True, tmp_path, "reward.template") == (Choice(None, end_token=True), CHATML)
+
+
+def test_beaver_reads_as_safe_rlhf_writes(tmp_path: Path) -> None:
+    """Source: safe_rlhf/datasets/utils.py, format_prompt, and preference.py, which puts EOS behind the reply."""
+    write_record(tmp_path, Choice("beaver"))
+    for named, folder in (("beaver", None), (None, tmp_path)):
+        chat = format_of(bpe(CHATML), "reward model", named, None, folder)
+        assert read(chat, chat.conversation_ids(TALK, "fine")) == (
+            "<s>BEGINNING OF CONVERSATION: USER: hi ASSISTANT:hello there</s>USER: how are you? ASSISTANT:fine</s>"
+        )
+    # As in the example of the model card, which ends with the reply.
+    open_ = format_of(bpe(CHATML), "reward model", "beaver", end_token=False)
+    assert read(open_, open_.conversation_ids(ASK, "yes")) == "<s>BEGINNING OF CONVERSATION: USER: hi ASSISTANT:yes"
+    policy = format_of(bpe(CHATML), "policy", "beaver")
+    assert policy.prompt_ids(TALK) + policy.response_ids(TALK, "yes") == policy.conversation_ids(TALK, "yes")
+    with pytest.raises(UserError, match="the form beaver has no system message"):
+        chat.conversation_ids([SYSTEM, *ASK], "yes")
 
 
 def test_a_saved_format_reads_the_same(tmp_path: Path) -> None:

@@ -44,8 +44,9 @@ class ModelConfig:
     # where fitting starts when path is null: the same kinds of value; null: a fresh Llama of the sizes below
     base: str | None = None
     # how conversations are written for the model: a file with a chat template (Jinja) | hh ("\n\nHuman: ...") | plain (the
-    # texts alone) | pair (reward models that read question and answer as two texts); null: its tokenizer's own template, or,
-    # without one, the text of a single message and hh for longer conversations
+    # texts alone) | pair (reward models that read question and answer as two texts) | beaver (PKU-Alignment's "BEGINNING OF
+    # CONVERSATION: USER: ..."); null: its tokenizer's own template, or, without one, the text of a single message and hh for
+    # longer conversations
     template: str | None = None
     # width of a fresh model
     hidden_size: int = 64

@@ -10,14 +10,24 @@ from r2m_cli.data.messages import write_transcript
 from r2m_cli.errors import UserError
 from r2m_cli.text import from_home
 
-BUILT_IN = ("hh", "plain", "pair")
+# Chat templates in Jinja that have a name, for forms that need special tokens inside the text.
+TEMPLATES = {
+    # PKU-Alignment's safe-rlhf (constants.py, format_prompt): no space before a reply, EOS behind each one but the last.
+    "beaver": (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('the form beaver has no system message') }}{% endif %}"
+        "{{ bos_token }}BEGINNING OF CONVERSATION: {% for m in messages %}"
+        "{% if m.role == 'user' %}{{ 'USER: ' + m.content + ' ASSISTANT:' }}"
+        "{% else %}{{ m.content }}{% if not loop.last %}{{ eos_token }}{% endif %}{% endif %}{% endfor %}"
+    )
+}
+BUILT_IN = ("hh", "plain", "pair", *TEMPLATES)
 RECORD = "r2m_template.json"  # beside a model: what transformers has no place for
 
 
 class Choice(NamedTuple):
     """How one model's conversations are written; None where its tokenizer decides."""
 
-    form: str | None = None  # one of BUILT_IN
+    form: str | None = None  # hh, plain, pair
     end_token: bool | None = None  # reward.end_token
 
 
@@ -55,11 +65,12 @@ def chosen(template: str | None, end_token: bool | None, folder: Path | None, ke
     """
     recorded = Choice() if folder is None else read_record(folder)
     end_token = recorded.end_token if end_token is None else end_token
-    if template is None:
-        return Choice(recorded.form, end_token), None
-    if template in BUILT_IN:
-        return Choice(template, end_token), None
-    return Choice(None, end_token), read_template(template, key)
+    named = recorded.form if template is None else template
+    if named in TEMPLATES:
+        return Choice(None, end_token), TEMPLATES[named]
+    if named is None or named in BUILT_IN:
+        return Choice(named, end_token), None
+    return Choice(None, end_token), read_template(named, key)
 
 
 def read_template(template: str, key: str) -> str:

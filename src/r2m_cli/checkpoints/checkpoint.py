@@ -43,7 +43,7 @@ def save(run_dir: Path, step: int, actors: Actors, state: dict[str, Any], keep: 
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     comm.barrier()
-    for tag, engine in _engines(actors):
+    for tag, engine in engines(actors):
         engine.save(partial, tag)
     comm.barrier()
     if comm.is_main():
@@ -76,7 +76,7 @@ def load(run_dir: Path, actors: Actors) -> dict[str, Any]:
     state: dict[str, Any] = read_json(newest / LOOP)
     if state["ranks"] != comm.world_size():
         raise UserError(f"resume={run_dir}: written by {state['ranks']} ranks, now there are {comm.world_size()}")
-    for tag, engine in _engines(actors):
+    for tag, engine in engines(actors):
         try:
             engine.load(newest, tag)
         except Exception as error:  # torch's, pickle's, zipfile's or DeepSpeed's own
@@ -107,7 +107,7 @@ def load_policy(checkpoint: Path, lm: nn.Module) -> bool:
     return True
 
 
-def _engines(actors: Actors) -> Iterator[tuple[str, Engine]]:
+def engines(actors: Actors) -> Iterator[tuple[str, Engine]]:
     """Everything that is trained, by its name in a checkpoint."""
     for tag, engine in (("policy", actors.policy), ("feedback", actors.reward.feedback), ("critic", actors.critic)):
         if engine is not None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from r2m_cli.build import local_device
+from r2m_cli.checkpoints.space import require_room_for_fit
 from r2m_cli.config.schema import Config
 from r2m_cli.console import say
 from r2m_cli.conversation import Pair
@@ -76,6 +77,7 @@ def _fit(config: Config, run_dir: Path, kept: Unfinished) -> None:
             engine, _ = fit_lm(lm, chat, source.demonstrations, config, epochs, kept)
             with engine.whole():
                 classifier.base_model.load_state_dict(lm.base_model.state_dict())
+    require_room_for_fit(classifier, run_dir)
     reader = Reader(chat, *readable(classifier, tokenizer, c.max_tokens))
     notes = [note] if (note := chat.note()) is not None else []
     (pairs, more), (heldout, further) = (

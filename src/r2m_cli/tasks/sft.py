@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from r2m_cli.build import local_device
+from r2m_cli.checkpoints.space import require_room_for_fit
 from r2m_cli.config.schema import Config, FitConfig
 from r2m_cli.console import say
 from r2m_cli.conversation import Prompt
@@ -58,6 +59,7 @@ def _fit(config: Config, run_dir: Path, kept: Unfinished) -> None:
         lm = load_causal_lm(c.base, "policy.base", DTYPES[config.engine.dtype])
     else:
         lm = fresh_llama(c, chat.tokenizer, chat.pad_id, config.data.seed, scorer=False)
+    require_room_for_fit(lm, run_dir)
     note = chat.note()
     if note is not None:
         say(f"note: {note}")

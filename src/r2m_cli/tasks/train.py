@@ -12,6 +12,7 @@ from r2m_cli.build import build_actors
 from r2m_cli.checkpoints import checkpoint
 from r2m_cli.checkpoints.continuation import steps_are_done
 from r2m_cli.checkpoints.fingerprint import inputs
+from r2m_cli.checkpoints.space import require_room_for_run
 from r2m_cli.config.schema import Config
 from r2m_cli.console import say
 from r2m_cli.conversation import Pair, Prompt
@@ -59,7 +60,8 @@ def run(config: Config, run_dir: Path) -> None:
         state |= checkpoint.load(run_dir, actors)
         say(f"going on after step {state['step']} of {config.train.steps}")
         labels.judged.extend(remembered(run_dir, state["step"]))
-    else:
+    require_room_for_run(config, actors, run_dir, config.train.steps - state["step"])
+    if not config.resume:
         notes += remarks(actors, prompts, config) + labels.notes
         more, warnings = before_training(config, source, actors, labels, run_dir)
         notes += more

@@ -13,7 +13,8 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerFast
 
 from r2m_cli.data.template import ChatFormat
 from r2m_cli.errors import UserError
-from r2m_cli.models.decoding import NoCache, OwnCache, SharedPrefill
+from r2m_cli.models.body import body
+from r2m_cli.models.decoding import READS, NoCache, OwnCache, SharedPrefill, choose
 from r2m_cli.models.generate import end_ids, sample, uniform_rows
 from r2m_cli.models.loading import context_length, why_no_longer
 from r2m_cli.models.lora import with_lora
@@ -50,6 +51,18 @@ def log_probabilities(lm, ids: list[int]) -> torch.Tensor:
     """Of every next token after each of a text's, the text alone and without a cache. [S, V]."""
     with torch.no_grad():
         return lm(input_ids=torch.tensor([ids]), use_cache=False).logits[0].float().log_softmax(dim=1)
+
+
+@pytest.mark.parametrize("family", POLICIES)
+def test_few_texts_are_read_to_find_the_decoder(family):
+    """Some architectures take seconds for one."""
+    model, read = policy(family).lm, []
+    hook = body(model).register_forward_hook(lambda *_: read.append(1))
+    assert choose(model) is POLICIES[family][0]
+    hook.remove()
+    assert len(read) <= READS + 4
+    if family == "llama":
+        assert len(read) == 12  # each text alone, then four tokens without a cache, and four with one
 
 
 @pytest.mark.parametrize("family", POLICIES)

@@ -131,6 +131,14 @@ def test_the_head_may_be_missing_only_where_it_is_to_be_trained(policy, scorer) 
     torch.testing.assert_close(body.norm.weight, as_policy(policy).model.norm.weight)
 
 
+@pytest.mark.parametrize("other", ["score_head.weight", "v_head.summary.weight"])
+def test_a_head_of_another_name_is_not_called_untrained(scorer, other: str) -> None:
+    rename(scorer, lambda name: other if name == "score.weight" else name)
+    said = refused(scorer, as_scorer)
+    assert f"its scoring head has another name, {other}" in said
+    assert f"state_dict['score.weight'] = state_dict.pop('{other}')" in said
+
+
 def test_an_encoder_from_masked_language_modelling_can_become_a_reward_model(tmp_path: Path) -> None:
     config = BertConfig(
         vocab_size=ROWS, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,

@@ -1,17 +1,20 @@
 """Three ways to read prompts and then one token after another; a model uses the fastest that it can, told by trying."""
 
 from itertools import groupby
+from time import perf_counter
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from r2m_cli.console import say
 from r2m_cli.models.body import body
 from r2m_cli.models.sequences import Padded
 from r2m_cli.models.windows import narrowed
 
 TOLERANCE = {torch.float32: 1e-3}  # mean relative error of the states; what a wrong cache does is about 1
 HALF = 0.1  # the same in half precision, where a router may send a token to another expert
+SLOW, READS = 4.0, 20  # seconds for the probe's texts from which on it is said; texts that are read after them, at most
 CACHES = ("past_key_values", "cache_params", "state")  # transformers' names for what a model remembers
 
 
@@ -141,28 +144,41 @@ def choose(lm: Any) -> type[Decoder] | None:
     """
     model = body(lm)
     with narrowed(lm):
-        if not _agrees(NoCache, model):
+        try:
+            begun = perf_counter()
+            alone = _alone(model)
+            if (took := perf_counter() - begun) > SLOW:
+                say(
+                    f"note: a {lm.config.model_type} model takes {took / len(alone):.1f} s for a text of ten tokens here; trying how "
+                    f"it can be sampled takes up to {READS * took / len(alone):.0f} s"
+                )
+        except Exception:  # whatever an architecture does with what it does not know
             return None
-        return next((decoder for decoder in DECODERS if _agrees(decoder, model)), None)
+        if not _agrees(NoCache, model, alone):
+            return None
+        return next((decoder for decoder in DECODERS[:-1] if _agrees(decoder, model, alone)), NoCache)
 
 
 # Prompts of two lengths, two texts each: what is behind them, one token after another; one text ends early.
 PROMPTS, BEHIND = ([1, 2, 3, 4, 5, 6, 2], [3, 1, 4]), ([3, 2, 6], [4], [5, 5, 1], [6, 1, 4])
 
 
-def _agrees(decoder: type[Decoder], body: Any) -> bool:
-    """Whether it gives, token by token, the states of whole texts."""
+def _alone(body: Any) -> list[Tensor]:
+    """The states of every whole text, each read by itself. [S, D] each. Some architectures take seconds for one."""
     device = next(body.parameters()).device
     texts = [[*prompt, *BEHIND[2 * i + j]] for i, prompt in enumerate(PROMPTS) for j in range(2)]
+    read = (body(input_ids=torch.tensor([text], device=device), use_cache=False) for text in texts)
+    return [output.last_hidden_state[0].float() for output in read]
+
+
+def _agrees(decoder: type[Decoder], body: Any, alone: list[Tensor]) -> bool:
+    """Whether it gives, token by token, the states of whole texts."""
+    device = next(body.parameters()).device
     starts = [len(prompt) - 1 for prompt in PROMPTS for _ in range(2)]
     errors = []
     try:
-        alone = [
-            body(input_ids=torch.tensor([text], device=device), use_cache=False).last_hidden_state[0].float()
-            for text in texts
-        ]
         tried = decoder(body, list(PROMPTS), 2, 0)
-        running = list(range(len(texts)))
+        running = list(range(len(alone)))
         for step in range(len(BEHIND[0]) + 1):
             expected = torch.stack([alone[i][starts[i] + step] for i in running])
             errors.append((tried.states.float() - expected).norm(dim=1) / expected.norm(dim=1).clamp_min(1e-12))

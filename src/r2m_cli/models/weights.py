@@ -1,6 +1,7 @@
 """The weights of a model folder: what its files hold, read from their headers, and whether a model took all of it."""
 
 import json
+import re
 from collections import Counter
 from math import prod
 from pathlib import Path
@@ -125,6 +126,12 @@ def check_keys(model: PreTrainedModel, info: dict[str, Any], where: str, base: s
         lacks = f"it is no causal language model: {missing[0]} is missing in its weights"
         if type(model).__name__.endswith("ForSequenceClassification"):
             lacks = f"it has no trained scoring head ({missing[0]} is missing); fit one with {fit}"
+            if other := next((key for key in unused if re.search(r"(?<!lm_)head\.(\S+\.)?weight$", key)), None):
+                lacks = (
+                    f"its scoring head has another name, {other}, where a {type(model).__name__} has {missing[0]}; rename it, if "
+                    "nothing else is done with its score (a normaliser): "
+                    f"state_dict[{missing[0]!r}] = state_dict.pop({other!r})"
+                )
         raise UserError(f"{where}: {lacks}")
     if missing:
         raise UserError(

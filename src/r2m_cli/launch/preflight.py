@@ -144,7 +144,7 @@ def _check_gpus(config: Config) -> None:
 def _check_template(key: str, template: str | None) -> None:
     from r2m_cli.data.forms import BUILT_IN, read_template
 
-    if template not in (None, *BUILT_IN):
+    if template is not None and template not in BUILT_IN:
         read_template(template, key)
 
 

@@ -31,11 +31,12 @@ from models import (
 from transformers import AutoTokenizer
 
 from r2m_cli.build import build_actors
+from r2m_cli.checkpoints.state import LoopState
 from r2m_cli.config.check import typed, validate
 from r2m_cli.config.schema import Config
-from r2m_cli.data.source import Source, load_source
+from r2m_cli.data.source import PromptStream, Source, load_source
 from r2m_cli.files import jobs  # noqa: F401  registers the names of the run folders
-from r2m_cli.loop import train
+from r2m_cli.loop import Training, train
 from r2m_cli.models.actors import Actors, RewardModel
 from r2m_cli.models.states import ANNOTATED
 from r2m_cli.monitor.observer import Observer, peak_memory
@@ -51,8 +52,8 @@ class TakingTurns(Observer):
     turns: Turns = field(kw_only=True)
     work: Workload = field(kw_only=True)
 
-    def row(self, step, values, timer=None, annotated=None):  # type: ignore[no-untyped-def]
-        stages = [timer.seconds().get(f"time/{name}", 0.0) for name in STAGES]
+    def row(self, step, values, annotated=None):  # type: ignore[no-untyped-def]
+        stages = [values.get(f"time/{name}", 0.0) for name in STAGES]
         self.turns.done(*stages, Reading.taken() + stages[-1], peak_memory())
         assert annotated.rollout.prompt_lengths.eq(self.work.prompt_tokens).all()
         assert annotated.rollout.response_lengths.eq(self.work.response_tokens).all()
@@ -121,7 +122,8 @@ def main() -> None:
     actors, source, config = actors_of(work, int(sys.argv[2]), sys.argv[3:])
     turns.wait()
     observer = TakingTurns(None, 0, turns=turns, work=work)
-    train(actors, source.prompts, [], config, Path(tempfile.mkdtemp()), observer, 0, Labels())
+    stream, folder = PromptStream(source.prompts, config.seed), Path(tempfile.mkdtemp())
+    train(Training(actors, stream, [], Labels(), config, folder, observer), LoopState())
 
 
 if __name__ == "__main__":

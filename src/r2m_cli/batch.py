@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from r2m_cli.conversation import Prompt
+from r2m_cli.maths.kl import k1
+from r2m_cli.maths.masking import masked_sum
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,11 @@ class Annotated:
     attention_entropy: Tensor  # [B] nats; empty without an adapter
     adapter_scale: Tensor  # [B]; empty without an adapter
     cut: Tensor  # [B] true where the conversation is longer than the reward model reads
+
+    @property
+    def kl(self) -> Tensor | None:
+        """k1 estimate of KL(policy || reference) of each response, summed over its tokens. [B], nats; None when beta is 0."""
+        return None if self.ref_logp is None else masked_sum(k1(self.old_logp, self.ref_logp), self.mask)
 
 
 @dataclass(frozen=True)

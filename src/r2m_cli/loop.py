@@ -2,14 +2,16 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from time import perf_counter
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from r2m_cli.batch import Annotated, Rollout
+from r2m_cli.batch import Annotated
 from r2m_cli.checkpoints import checkpoint
+from r2m_cli.checkpoints.state import LoopState
 from r2m_cli.config.schema import Config
 from r2m_cli.conversation import Prompt
 from r2m_cli.data.source import PromptStream
@@ -19,119 +21,128 @@ from r2m_cli.judges.openai_judge import OpenAIJudge
 from r2m_cli.maths.schedule import adapted_beta, feedback_weight, learning_rate
 from r2m_cli.models.actors import Actors
 from r2m_cli.monitor import stop
-from r2m_cli.monitor.observer import Observer, Timer, evaluation_metrics, rollout_metrics
+from r2m_cli.monitor.observer import Observer, Timer, step_tokens
 from r2m_cli.seeds import Stream, draw_seed
 from r2m_cli.stages.advantages import advantages
 from r2m_cli.stages.annotate import annotate
+from r2m_cli.stages.baseline import greedy_responses
 from r2m_cli.stages.critic_step import critic_step
-from r2m_cli.stages.judged import Verdict, choose, judged, labels_due, of_all_ranks, remember
-from r2m_cli.stages.labelled import Labels, replay_batch, score_pairs
-from r2m_cli.stages.packing import balance, pack
+from r2m_cli.stages.evaluation import evaluate, pair_accuracy
+from r2m_cli.stages.judged import judge_step
+from r2m_cli.stages.labelled import Labels, replay_batch
+from r2m_cli.stages.metrics import rollout_metrics
+from r2m_cli.stages.packing import balance, pack, shard
 from r2m_cli.stages.policy_step import policy_step
 from r2m_cli.stages.reward_step import RewardStep
 from r2m_cli.stages.rollout import rollout
 from r2m_cli.text import fixed
 
 
-def train(
-    actors: Actors,
-    prompts: list[Prompt],
-    eval_prompts: list[Prompt],
-    config: Config,
-    run_dir: Path,
-    observer: Observer,
-    start: int,
-    labels: Labels,
-) -> int:
-    """Run the steps start + 1 to config.train.steps; gives the last step done.
+@dataclass(frozen=True)
+class Training:
+    """What every step of a run works with."""
+
+    actors: Actors
+    prompts: PromptStream
+    eval_prompts: list[Prompt]
+    labels: Labels
+    config: Config
+    folder: Path
+    observer: Observer
+    origin: dict[str, Any] = field(
+        default_factory=dict
+    )  # the configuration and inputs it began with, for its checkpoints
+
+
+def train(run: Training, state: LoopState) -> None:
+    """Take the steps from the one behind `state` to config.train.steps; `state` moves along.
 
     Raises:
         UserError: a loss, gradient or log-probability that is not a finite number, or no finite reward at all; the newest
             checkpoint is from before it.
         stop.Stopped: a signal asked for it, or train.stop_at; a checkpoint of the last step is written.
     """
-    stream = PromptStream(prompts, config.seed)
-    total, c, temperature = config.train.steps, config.ppo, config.rollout.temperature
-    budget, beta = config.rollout.tokens_per_batch, c.beta if observer.beta is None else observer.beta
-    learns = actors.reward.feedback is not None and config.feedback.kind != "frozen"
-
-    if start == 0 and config.eval.every:
+    config, observer = run.config, run.observer
+    begun = perf_counter() - state.seconds
+    if state.step == 0 and config.eval.every:
         observer.stage("eval")
-        weight = weight_at(0, config)
-        values = evaluate(actors, eval_prompts, config, weight) | pair_accuracy(actors, labels, config)
-        observer.row(0, values)
+        observer.row(0, measured(run, 0, pairs=True))
 
-    for step in range(start + 1, total + 1):
+    for step in range(state.step + 1, config.train.steps + 1):
         timer = Timer(observer.stage)
-        weight, c = weight_at(step, config), replace(c, beta=beta)
-        policy_lr, critic_lr = (
-            learning_rate(step - 1, total, lr, c.warmup_steps, c.lr_schedule) for lr in (c.lr, c.critic.lr)
-        )
-        mine, numbers = shard(stream.batch(step - 1, c.prompts_per_step))
-
-        with timer("rollout"):
-            batch = rollout(actors, mine, numbers, c.group_size, config.rollout, config.seed, Stream.ROLLOUT, step)
-            batch = balance(batch, together=2 if config.feedback.kind == "shuffled" else 1)
-            packs = pack(batch, budget, c.mini_batches)
-        with timer("annotate"):
-            annotated = annotate(actors, batch, [p for mini_batch in packs for p in mini_batch], weight, temperature)
-            require_finite(annotated, step)
-        greedy = preference = reward_step = None
-        if c.algorithm == "remax":
-            with timer("baseline"):
-                greedy = greedy_responses(actors, batch, config, step, weight)
-        trainable = advantages(annotated, c, greedy)
-        if labels.judge is not None:
-            with timer("judge"):
-                preference = ask(labels, annotated, config, actors, run_dir, step, observer)
-        if learns:
-            reward_step = RewardStep(actors, annotated, config.feedback, weight, preference)
-
-        with timer("policy_step"), not_finite_is_an_error(step):
-            on_fresh_states = reward_step.consume if reward_step else None
-            metrics = policy_step(actors, trainable, packs, c, temperature, policy_lr, on_fresh_states)
-        if actors.critic is not None:
-            with timer("critic_step"), not_finite_is_an_error(step):
-                metrics.update(critic_step(actors.critic, trainable, packs, c, critic_lr))
-        if reward_step:
-            with timer("reward_step"), not_finite_is_an_error(step):
-                if replayed := replay_batch(labels, config.feedback, config.seed, step):
-                    reward_step.replay(replayed, draw_seed(Stream.REPLAY_STEP, config.seed, step), budget)
-                metrics.update(reward_step.update(config.feedback.lr))
-            timer.shift("policy_step", "reward_step", reward_step.seconds)
-
-        metrics.update(rollout_metrics(annotated))
-        values = metrics.means() | {"learning_rate": policy_lr, "beta": beta}
-        if labels.judge is not None:
-            values["reward_model/labels"] = float(len(labels.judged))
-        last = step == total or (config.guard.stop_on == "kl" and values["kl"] > config.guard.kl)
-        if actors.reward.feedback is not None:
-            values["feedback/omega"] = weight
-        if config.eval.every and (step % config.eval.every == 0 or last):
+        annotated, values = train_step(run, state, step, timer)
+        ended = why_it_ends(step, values, config)
+        if config.eval.every and (step % config.eval.every == 0 or ended):
             with timer("eval"):
-                values |= evaluate(actors, eval_prompts, config, weight)
-                values |= pair_accuracy(actors, labels, config) if last else {}
+                values |= measured(run, step, pairs=ended is not None)
 
-        if c.kl_target is not None:
-            beta = observer.beta = adapted_beta(beta, values["kl"], c.kl_target, config.ppo.beta)
-        stopping = stop.requested(run_dir) or step == config.train.stop_at
-        due = config.checkpoint.every and step % config.checkpoint.every == 0
+        tokens = step_tokens(annotated.rollout)
+        state.step, state.ended, state.tokens = step, ended, state.tokens + tokens
+        state.beta = next_beta(state.beta, values, config)
+        stopping = stop.requested(run.folder) or step == config.train.stop_at
+        values |= timer.metrics(tokens) | {"num_tokens": float(state.tokens)}
         # The row first: a run that dies in between repeats the step on resuming, and its row with it.
-        observer.row(step, values, timer, annotated)
-        if due or stopping or last:
-            observer.stage("checkpoint")
-            ended = None if not last else "steps" if step == total else "guard"
-            checkpoint.save(run_dir, step, actors, observer.state | {"ended": ended}, config.checkpoint.keep)
-        if last:
-            if step < total:
-                observer.warn(
-                    f"step {step}: KL {fixed(values['kl'])} is above guard.kl={config.guard.kl:g}: the run ends here",
-                    "guard",
-                )
-            return step
+        observer.row(step, values, annotated)
+        state.seconds = perf_counter() - begun
+        if ended or stopping or (config.checkpoint.every and step % config.checkpoint.every == 0):
+            save(run, state)
+        if ended == "guard":
+            kl, limit = fixed(values["kl"]), f"{config.guard.kl:g}"
+            observer.warn(f"step {step}: KL {kl} is above guard.kl={limit}: the run ends here", "guard")
+        if ended:
+            return
         if stopping:
             raise stop.Stopped(step)
-    return total
+
+
+def train_step(run: Training, state: LoopState, step: int, timer: Timer) -> tuple[Annotated, dict[str, float]]:
+    """One step of R2M (arXiv 2601.22664, Algorithm 1). -> this rank's annotated rollout, and the metrics of all ranks'."""
+    actors, labels, config, budget = run.actors, run.labels, run.config, run.config.rollout.tokens_per_batch
+    c = config.ppo if state.beta is None else replace(config.ppo, beta=state.beta)
+    weight, temperature = weight_at(step, config), config.rollout.temperature
+    policy_lr, critic_lr = (
+        learning_rate(step - 1, config.train.steps, lr, c.warmup_steps, c.lr_schedule) for lr in (c.lr, c.critic.lr)
+    )
+
+    with timer("rollout"):
+        mine, numbers = shard(run.prompts.batch(step - 1, c.prompts_per_step))
+        batch = rollout(actors, mine, numbers, c.group_size, config.rollout, config.seed, Stream.ROLLOUT, step)
+        batch = balance(batch, together=2 if config.feedback.kind == "shuffled" else 1)
+        packs = pack(batch, budget, c.mini_batches)
+    with timer("annotate"):
+        annotated = annotate(actors, batch, [p for mini_batch in packs for p in mini_batch], weight, temperature)
+        require_finite(annotated, step)
+    greedy = preference = reward_step = learn = None
+    if c.algorithm == "remax":
+        with timer("baseline"):
+            greedy = greedy_responses(actors, batch, config, step, weight)
+    trainable = advantages(annotated, c, greedy)
+    if labels.judge is not None:
+        with timer("judge"):
+            preference = ask(run, annotated, state, step)
+    if actors.reward.feedback is not None and config.feedback.kind != "frozen":
+        reward_step = RewardStep(actors, annotated, config.feedback, weight, preference)
+        learn = timer("reward_step")(reward_step.consume)
+
+    with not_finite_is_an_error(step):
+        with timer("policy_step"):
+            metrics = policy_step(actors, trainable, packs, c, temperature, policy_lr, on_fresh_states=learn)
+        if actors.critic is not None:
+            with timer("critic_step"):
+                metrics.update(critic_step(actors.critic, trainable, packs, c, critic_lr))
+        if reward_step:
+            with timer("reward_step"):
+                replayed = replay_batch(labels, config.feedback, config.seed, step)
+                reward_step.replay(replayed, draw_seed(Stream.REPLAY_STEP, config.seed, step), budget)
+                metrics.update(reward_step.update(config.feedback.lr))
+
+    metrics.update(rollout_metrics(annotated))
+    values = metrics.means() | {"learning_rate": policy_lr, "beta": c.beta}
+    if labels.judge is not None:
+        values["reward_model/labels"] = float(len(labels.judged))
+    if actors.reward.feedback is not None:
+        values["feedback/omega"] = weight
+    return annotated, values
 
 
 def weight_at(step: int, config: Config) -> float:
@@ -141,73 +152,51 @@ def weight_at(step: int, config: Config) -> float:
     return feedback_weight(step, config.train.steps, config.feedback.omega, config.feedback.schedule)
 
 
-def evaluate(actors: Actors, prompts: list[Prompt], config: Config, weight: float) -> dict[str, float]:
-    """One response to each fixed prompt, always with the same random draws, scored by everything that scores."""
-    batch = rollout(actors, *shard(prompts), 1, config.rollout, config.seed, Stream.EVAL, 0)
-    (packs,) = pack(batch, config.rollout.tokens_per_batch)
-    return evaluation_metrics(annotate(actors, batch, packs, weight, config.rollout.temperature)).means()
+def next_beta(beta: float | None, values: dict[str, float], config: Config) -> float | None:
+    """The KL weight of the next step, moved towards ppo.kl_target; without one as it was."""
+    c = config.ppo
+    if c.kl_target is None:
+        return beta
+    return adapted_beta(c.beta if beta is None else beta, values["kl"], c.kl_target, c.beta)
 
 
-def pair_accuracy(actors: Actors, labels: Labels, config: Config) -> dict[str, float]:
-    """Held-out labelled pairs that the reward model orders right, with the states of the policy as it is and the weight
-    that w(t) comes to: at w(0) = 1 nothing is read."""
-    if not labels.heldout:
-        return {}
-    weight = weight_at(config.train.steps, config)
-    frozen, live = score_pairs(actors, labels.heldout, weight, config.rollout.tokens_per_batch)
-    scores = {"eval/pair_accuracy_frozen": frozen, "eval/pair_accuracy": frozen if live is None else live}
-    return {name: float((rewards[:, 0] > rewards[:, 1]).float().mean()) for name, rewards in scores.items()}
+def why_it_ends(step: int, values: dict[str, float], config: Config) -> str | None:
+    """ "steps" after the last one, "guard" where the KL is above guard.kl; None where the run goes on."""
+    if step == config.train.steps:
+        return "steps"
+    return "guard" if config.guard.stop_on == "kl" and values["kl"] > config.guard.kl else None
 
 
-def ask(
-    labels: Labels,
-    annotated: Annotated,
-    config: Config,
-    actors: Actors,
-    run_dir: Path,
-    step: int,
-    observer: Observer,
-) -> Tensor:
-    """The judge's preferences, see `judged`; what it said is added to the labels. Collective.
+def measured(run: Training, step: int, pairs: bool) -> dict[str, float]:
+    """The metrics of the fixed prompts, and, if asked, of the held-out pairs, these with the weight that w(t) comes to."""
+    actors, config = run.actors, run.config
+    values = evaluate(actors, run.eval_prompts, config, weight_at(step, config))
+    if pairs:
+        last = weight_at(config.train.steps, config)
+        values |= pair_accuracy(actors, run.labels.heldout, last, config.rollout.tokens_per_batch)
+    return values
 
-    Raises UserError on every rank if the judge fails on any; the step before is checkpointed first.
-    """
-    assert labels.judge is not None
-    preference, failed = torch.empty(0), ""
-    verdicts: list[Verdict] = []
-    asked = choose(annotated, config.feedback.judge_select, labels_due(step, config.feedback.judge_pairs))
+
+def ask(run: Training, annotated: Annotated, state: LoopState, step: int) -> Tensor:
+    """The judge's preferences, see `judge_step`; if it fails, the step before is checkpointed. Collective."""
+    labels = run.labels
     try:
-        preference, verdicts = judged(annotated, labels.judge, asked)
+        preference = judge_step(labels, annotated, run.config.feedback, run.folder, step)
     except UserError as error:
-        failed = str(error)
-    failed = next((text for text in comm.gather(failed) if text), "")
-    if failed:
-        if step > 1:
-            checkpoint.save(run_dir, step - 1, actors, observer.state, config.checkpoint.keep)
-            failed += f". Step {step - 1} is saved: go on with resume={run_dir}, where judge.* may change"
-        raise UserError(f"step {step}: {failed}")
-    pairs = of_all_ranks(verdicts)
-    labels.judged.extend(pairs)
-    if comm.is_main():
-        remember(run_dir, step, pairs)
+        kept = ""
+        if state.step:
+            save(run, state)
+            kept = f". Step {state.step} is saved: go on with resume={run.folder}, where judge.* may change"
+        raise UserError(f"step {step}: {error}{kept}") from error
     if isinstance(labels.judge, OpenAIJudge) and labels.judge.unparsed:
-        observer.warn("some answers of the judge hold no verdict: they teach nothing. Is judge.model fit for it?")
+        run.observer.warn("some answers of the judge hold no verdict: they teach nothing. Is judge.model fit for it?")
     return preference
 
 
-def greedy_responses(actors: Actors, sampled: Rollout, config: Config, step: int, weight: float) -> Annotated:
-    """One greedy response to each prompt of the batch with its reward, ReMax's baseline."""
-    likeliest = replace(config.rollout, temperature=0.0)
-    batch = rollout(actors, sampled.prompts, sampled.numbers, 1, likeliest, config.seed, Stream.GREEDY, step)
-    (packs,) = pack(batch, config.rollout.tokens_per_batch)
-    return annotate(actors, batch, packs, weight, config.rollout.temperature, rewards_only=True)
-
-
-def shard(prompts: list[Prompt]) -> tuple[list[Prompt], range]:
-    """This rank's equal part of the prompts, and their numbers."""
-    size = len(prompts) // comm.world_size()
-    numbers = range(comm.rank() * size, (comm.rank() + 1) * size)
-    return [prompts[i] for i in numbers], numbers
+def save(run: Training, state: LoopState) -> None:
+    """Write a checkpoint. Collective."""
+    run.observer.stage("checkpoint")
+    checkpoint.save(run.folder, run.actors, state, run.origin, run.config.checkpoint.keep)
 
 
 @contextmanager

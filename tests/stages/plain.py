@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from r2m_cli.loop import train
+from r2m_cli.checkpoints.state import LoopState
+from r2m_cli.data.source import PromptStream
+from r2m_cli.loop import Training, train
 from r2m_cli.monitor.observer import Observer
 from r2m_cli.stages.labelled import Labels
 
@@ -19,8 +21,8 @@ class Recorder(Observer):
 
     annotated: list = field(default_factory=list)
 
-    def row(self, step, values, timer=None, annotated=None):
-        super().row(step, values, timer, annotated)
+    def row(self, step, values, annotated=None):
+        super().row(step, values, annotated)
         if annotated is not None:
             self.annotated.append(annotated)
 
@@ -28,7 +30,8 @@ class Recorder(Observer):
 def run_loop(actors, prompts, config, folder, labels=None, observer=None):
     """The steps of the configuration, without evaluation. -> the observer that has seen them."""
     observer = observer or Recorder(None, samples_every=0)
-    train(actors, prompts, [], config, folder, observer, 0, labels or Labels())
+    stream = PromptStream(prompts, config.seed)
+    train(Training(actors, stream, [], labels or Labels(), config, folder, observer), LoopState())
     return observer
 
 

@@ -17,11 +17,12 @@ from r2m_cli.loop import require_finite
 from r2m_cli.maths.statistics import bootstrap_mean
 from r2m_cli.models.states import States
 from r2m_cli.monitor.alerts import RULES, Watch
-from r2m_cli.monitor.observer import evaluation_metrics, rollout_metrics, sample_rows
+from r2m_cli.monitor.observer import sample_rows
 from r2m_cli.monitor.sinks import Sinks
 from r2m_cli.stages.accuracy import units_of
 from r2m_cli.stages.advantages import advantages
 from r2m_cli.stages.annotate import annotate
+from r2m_cli.stages.metrics import evaluation_metrics, rollout_metrics
 from r2m_cli.stages.policy_step import policy_step
 from r2m_cli.stages.reward_check import inspect_reward_model
 from r2m_cli.stages.reward_step import RewardStep

@@ -7,6 +7,7 @@ the data cursor; beside it a checkpoint holds parameters and optimisers.
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from r2m_cli.checkpoints.manifest import LOOP, damage, seal, to_disk
+from r2m_cli.checkpoints.state import LoopState
 from r2m_cli.distributed import comm
 from r2m_cli.distributed.engine import Engine
 from r2m_cli.errors import UserError
@@ -30,15 +32,15 @@ ADAPTER_FILE = "feedback.safetensors"
 ADAPTER_CONFIG = "feedback.json"
 
 
-def save(run_dir: Path, step: int, actors: Actors, state: dict[str, Any], keep: int) -> Path:
-    """Write `checkpoints/step_N/`; it appears whole or not at all. Collective.
+def save(run_dir: Path, actors: Actors, state: LoopState, origin: dict[str, Any], keep: int) -> Path:
+    """Write `checkpoints/step_N/` of the step that is done; it appears whole or not at all. Collective.
 
     Args:
-        state: JSON-serialisable position of the loop (counters that the step number does not give).
+        origin: what the run began with, to be held against what a continuation finds: JSON-serialisable.
         keep: newest checkpoints that stay; older ones are removed once the new one is in place.
     """
-    target = run_dir / CHECKPOINTS / f"step_{step}"
-    partial = target.with_name(f".step_{step}.partial")
+    target = run_dir / CHECKPOINTS / f"step_{state.step}"
+    partial = target.with_name(f".{target.name}.partial")
     if comm.is_main():
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -47,9 +49,9 @@ def save(run_dir: Path, step: int, actors: Actors, state: dict[str, Any], keep: 
         engine.save(partial, tag)
     comm.barrier()
     if comm.is_main():
-        (partial / LOOP).write_text(json.dumps({"step": step, "ranks": comm.world_size()} | state))
+        (partial / LOOP).write_text(json.dumps({"ranks": comm.world_size()} | asdict(state) | origin))
         seal(partial)
-        replaced = target.with_name(f".step_{step}.replaced")
+        replaced = target.with_name(f".{target.name}.replaced")
         shutil.rmtree(replaced, ignore_errors=True)
         if target.exists():
             target.rename(replaced)
@@ -62,8 +64,8 @@ def save(run_dir: Path, step: int, actors: Actors, state: dict[str, Any], keep: 
     return target
 
 
-def load(run_dir: Path, actors: Actors) -> dict[str, Any]:
-    """Restore the newest checkpoint, which `continuation` has found sound, into the actors; gives the loop's position.
+def load(run_dir: Path, actors: Actors) -> LoopState:
+    """Restore the newest checkpoint, which `continuation` has found sound, into the actors; gives where the loop stood.
     Collective.
 
     Raises:
@@ -73,16 +75,16 @@ def load(run_dir: Path, actors: Actors) -> dict[str, Any]:
     if not found:
         raise UserError(f"resume={run_dir}: no checkpoint below checkpoints/; the run stopped before it wrote one")
     newest = found[-1]
-    state: dict[str, Any] = read_json(newest / LOOP)
-    if state["ranks"] != comm.world_size():
-        raise UserError(f"resume={run_dir}: written by {state['ranks']} ranks, now there are {comm.world_size()}")
+    loop = read_json(newest / LOOP)
+    if loop["ranks"] != comm.world_size():
+        raise UserError(f"resume={run_dir}: written by {loop['ranks']} ranks, now there are {comm.world_size()}")
     for tag, engine in engines(actors):
         try:
             engine.load(newest, tag)
         except Exception as error:  # torch's, pickle's, zipfile's or DeepSpeed's own
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise UserError(f"{newest / tag}: damaged, or of another model ({reason}); remove {newest}") from error
-    return state
+    return LoopState.of(loop)
 
 
 def load_policy(checkpoint: Path, lm: nn.Module) -> bool:

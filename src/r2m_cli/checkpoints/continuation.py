@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from r2m_cli.checkpoints import fingerprint
 from r2m_cli.checkpoints.manifest import LOOP, damage
+from r2m_cli.checkpoints.state import LoopState
 from r2m_cli.config.check import keys, validate
 from r2m_cli.config.schema import Config
 from r2m_cli.errors import UserError
@@ -86,10 +87,10 @@ def unfinished(folder: Path, config: Config) -> bool:
     return not (finished(folder) and all((folder / name / "config.json").is_file() for name in models))
 
 
-def steps_are_done(state: dict[str, Any], folder: Path, config: Config) -> bool:
+def steps_are_done(state: LoopState, folder: Path, config: Config) -> bool:
     """Whether no step is left: all are done, or a guard ended the run and only its end is missing."""
-    by_guard = state.get("ended") == "guard" and not finished(folder)
-    return bool(state["step"] >= config.train.steps or by_guard)
+    by_guard = state.ended == "guard" and not finished(folder)
+    return state.step >= config.train.steps or by_guard
 
 
 def changed_since(config: Config, run: Path) -> list[str]:
@@ -109,7 +110,7 @@ def _from_position(config: Config, folder: Path, point: Point, stops: bool) -> C
         stops: whether train.stop_at was typed.
     """
     done, stop_at = point.step, config.train.stop_at
-    if steps_are_done(point.state, folder, config):
+    if steps_are_done(LoopState.of(point.state), folder, config):
         if point.state.get("ended", "steps") is None or not unfinished(folder, config):
             raise UserError(f"resume={config.resume}: its {done} steps are done; raise train.steps to go on")
         _note(f"resume={config.resume}: its {done} steps are done; what is missing at its end is made now")

@@ -2,17 +2,13 @@
 
 from statistics import fmean
 
-import torch
-from torch import Tensor
-
-from r2m_cli.console import Count
 from r2m_cli.conversation import Pair
 from r2m_cli.data.reading import told_apart, which_cut
 from r2m_cli.evaluation.findings import Findings
 from r2m_cli.files.run_folder import PAIRS
 from r2m_cli.models.actors import Actors
-from r2m_cli.stages.accuracy import units_of
-from r2m_cli.stages.labelled import fits, pair_rewards, pairs_per_forward, scored_seed
+from r2m_cli.stages.accuracy import margins, units_of
+from r2m_cli.stages.labelled import fits, score_pairs
 from r2m_cli.stages.reward_check import equal_rewards
 
 
@@ -45,41 +41,21 @@ def accuracy(actors: Actors, pairs: list[Pair], weight: float, budget: int, find
     findings.notes += notes
     if not kept:
         return
-    text, live = margins(actors, [pairs[i] for i in kept], weight, budget)
+    measured = [pairs[i] for i in kept]
+    frozen, fresh = score_pairs(actors, measured, weight, budget, counted=True)
+    text, live = margins(measured, frozen), None if fresh is None else margins(measured, fresh)
     findings.notes += equal_rewards(text)
-    right, units = (text > 0).double(), units_of(pairs[i].prompt for i in kept)
+    right, units = (text > 0).double(), units_of(pair.prompt for pair in measured)
     findings.mean("pairs/accuracy", right, units, (0.0, 1.0))
     if live is not None:
         with_feedback = (live > 0).double()
         findings.mean("pairs/accuracy_feedback", with_feedback, units, (0.0, 1.0))
         findings.mean("pairs/accuracy_difference", with_feedback - right, units, (-1.0, 1.0))
     findings.number("pairs/count", len(kept))
-    texts = [(pair.prompt, reply) for pair in (pairs[i] for i in kept) for reply in (pair.chosen, pair.rejected)]
+    texts = [(pair.prompt, reply) for pair in measured for reply in (pair.chosen, pair.rejected)]
     findings.number("pairs/cut_ratio", fmean(which_cut(actors.reward.readers, *zip(*texts))))
     table = []
     for row, i in enumerate(kept):
         found = {"margin_text": text[row].item()} | ({"margin_feedback": live[row].item()} if live is not None else {})
         table.append({"index": i, **found, **vars(pairs[i])})
     findings.rows(PAIRS, table)
-
-
-@torch.no_grad()
-def margins(actors: Actors, pairs: list[Pair], weight: float, budget: int) -> tuple[Tensor, Tensor | None]:
-    """Reward of the chosen minus that of the rejected reply: the initial model on the text, the live one with states.
-
-    Two [pairs], the second None without feedback. Arguments as in `accuracy`.
-    """
-    text, live, rows = [], [], pairs_per_forward(actors, pairs, budget)
-    count = Count("scoring labelled pairs")
-    for start in range(0, len(pairs), rows):
-        part = pairs[start : start + rows]
-        frozen, fresh = pair_rewards(
-            actors, part, weight, seeds=list(map(scored_seed, range(start, start + len(part))))
-        )
-        text.append((frozen[:, 0] - frozen[:, 1]).double().cpu())
-        if fresh is not None:
-            live.append((fresh[:, 0] - fresh[:, 1]).double().cpu())
-        count(start + len(part), len(pairs))
-    # Equal replies (the world's policy may sample one twice) have no margin, whatever rounding says.
-    differ = torch.tensor([float(pair.chosen != pair.rejected) for pair in pairs], dtype=torch.float64)
-    return torch.cat(text) * differ, torch.cat(live) * differ if live else None

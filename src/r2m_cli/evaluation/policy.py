@@ -16,12 +16,9 @@ from r2m_cli.data.template import ChatFormat
 from r2m_cli.errors import UserError
 from r2m_cli.evaluation.findings import Findings
 from r2m_cli.models.actors import Actors, RewardModel
-from r2m_cli.monitor.observer import repetition, sequence_kl
-from r2m_cli.seeds import Stream
 from r2m_cli.stages.accuracy import units_of
-from r2m_cli.stages.annotate import annotate
-from r2m_cli.stages.packing import pack
-from r2m_cli.stages.rollout import rollout
+from r2m_cli.stages.evaluation import fixed_responses
+from r2m_cli.stages.metrics import evaluation_values
 from r2m_cli.text import from_home
 
 
@@ -50,23 +47,12 @@ def scored(actors: Actors, prompts: list[Prompt], config: Config, weight: float,
     Args:
         weight: w(t) of the live reward.
     """
-    batch = rollout(actors, prompts, range(len(prompts)), 1, config.rollout, config.seed, Stream.EVAL, 0)
+    annotated = fixed_responses(actors, prompts, config, weight)
+    batch, units = annotated.rollout, units_of(prompts)
     findings.notes += cut_notes(actors.reward.readers, prompts, batch.responses, "responses with their prompts")
-    (packs,) = pack(batch, config.rollout.tokens_per_batch)
-    annotated = annotate(actors, batch, packs, weight, config.rollout.temperature)
-    valid, units = annotated.valid.flatten(), units_of(prompts)
-    for name, values in (
-        ("eval/reward", torch.where(valid, annotated.rewards.flatten(), torch.nan)),
-        ("eval/reward_frozen", torch.where(valid, annotated.frozen_rewards.flatten(), torch.nan)),
-        ("eval/gold", annotated.gold),
-        ("eval/kl", sequence_kl(annotated) if annotated.ref_logp is not None else None),
-        ("eval/length", batch.response_lengths),
-        ("eval/finished", torch.tensor(batch.finished)),
-        ("eval/repetition", torch.tensor([repetition(text) for text in batch.responses])),
-    ):
-        if values is not None:
-            bounds = (0.0, 1.0) if name in ("eval/finished", "eval/repetition") else None
-            findings.mean(name, values.flatten().double(), units, bounds)
+    for name, values in evaluation_values(annotated).items():
+        bounds = (0.0, 1.0) if name in ("eval/finished", "eval/repetition") else None
+        findings.mean(name, values.double(), units, bounds)
     findings.number("eval/cut_ratio", annotated.cut.double().mean().item())
     return batch
 

@@ -6,11 +6,21 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from r2m_cli.conversation import Message
+from r2m_cli.conversation import Message, Pair
 from r2m_cli.maths.statistics import Estimate, bootstrap_mean
 
 NO_INTERVAL = "one prompt: no interval"
 CHANCE = "not distinguishable from chance"
+
+
+def margins(pairs: Sequence[Pair], rewards: Tensor) -> Tensor:
+    """Reward of each chosen minus that of its rejected reply, [m, 2] -> [m] float64, on the CPU; a pair is ordered right
+    above 0.
+
+    Equal replies (a policy may sample one twice) have no margin, whatever rounding says.
+    """
+    differ = torch.tensor([float(pair.chosen != pair.rejected) for pair in pairs], dtype=torch.float64)
+    return (rewards[:, 0] - rewards[:, 1]).double().cpu() * differ
 
 
 def accuracy_of(margins: Tensor, units: Tensor, resamples: int, seed: int) -> Estimate:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from r2m_cli.batch import Annotated
+from r2m_cli.config.schema import FeedbackConfig
 from r2m_cli.console import say
 from r2m_cli.conversation import Pair
 from r2m_cli.distributed import comm
@@ -15,8 +16,32 @@ from r2m_cli.errors import UserError
 from r2m_cli.files.jsonl import cut_rows, lines_of, text_of
 from r2m_cli.files.run_folder import JUDGED
 from r2m_cli.judges.judge import Comparison, Judge
+from r2m_cli.stages.labelled import Labels
 
 Verdict = tuple[int, Pair]  # the group's number in the step, and its pair, the better response first
+
+
+def judge_step(labels: Labels, annotated: Annotated, config: FeedbackConfig, run_dir: Path, step: int) -> Tensor:
+    """The judge's preferences for the groups of a step, see `judged`; what it said is added to the labels and to the run's file.
+    Collective. [n].
+
+    Raises:
+        UserError: the judge fails, on every rank if it does on any; nothing is added then.
+    """
+    assert labels.judge is not None
+    preference, verdicts, failed = torch.empty(0), list[Verdict](), ""
+    asked = choose(annotated, config.judge_select, labels_due(step, config.judge_pairs))
+    try:
+        preference, verdicts = judged(annotated, labels.judge, asked)
+    except UserError as error:
+        failed = str(error)
+    if reasons := [reason for reason in comm.gather(failed) if reason]:
+        raise UserError(reasons[0])
+    pairs = of_all_ranks(verdicts)
+    labels.judged.extend(pairs)
+    if comm.is_main():
+        remember(run_dir, step, pairs)
+    return preference
 
 
 def labels_due(step: int, per_step: float) -> int:

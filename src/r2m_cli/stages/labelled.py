@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from r2m_cli.config.schema import FeedbackConfig
+from r2m_cli.console import Count
 from r2m_cli.conversation import Pair, Prompt
 from r2m_cli.distributed import comm
 from r2m_cli.judges.judge import Judge
@@ -21,15 +22,16 @@ from r2m_cli.seeds import Stream, draw_seed
 from r2m_cli.stages.packing import rows_per_forward
 
 
-@dataclass(frozen=True)
+@dataclass
 class Labels:
-    """Where real labels come from."""
+    """Where real labels come from, and those that the run has got so far."""
 
     judge: Judge | None = None
     pairs: list[Pair] = field(default_factory=list)  # labelled pairs of the reward model, for warm-up and replay
     heldout: list[Pair] = field(default_factory=list)  # labelled pairs that at most choose a pass of the warm-up
-    judged: list[Pair] = field(default_factory=list)  # those that the judge has labelled so far; the run adds to them
-    notes: list[str] = field(default_factory=list)  # on pairs that were cut or left out, for the person
+    judged: list[Pair] = field(
+        default_factory=list
+    )  # those that the judge has labelled so far: every step may add some
 
 
 def fits(actors: Actors, pair: Pair) -> bool:
@@ -186,11 +188,23 @@ def scored_seed(number: int) -> int:
 
 
 @torch.no_grad()
-def score_pairs(actors: Actors, pairs: Sequence[Pair], weight: float, budget: int) -> tuple[Tensor, Tensor | None]:
-    """`pair_rewards` of any number of pairs, without a gradient; the same on every rank. -> [m, 2], [m, 2]."""
+def score_pairs(
+    actors: Actors, pairs: Sequence[Pair], weight: float, budget: int, counted: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """`pair_rewards` of any number of pairs, without a gradient; the same on every rank. -> [m, 2], [m, 2].
+
+    Args:
+        weight, budget: as in `learn_from_pairs`.
+        counted: say now and then how far it is.
+    """
     rows = pairs_per_forward(actors, pairs, budget)
     seeds = [scored_seed(i) for i in range(len(pairs))]
-    parts = [pair_rewards(actors, pairs[i : i + rows], weight, seeds[i : i + rows]) for i in range(0, len(pairs), rows)]
+    count = Count("scoring labelled pairs", counted)
+    parts = []
+    for start in range(0, len(pairs), rows):
+        part = slice(start, start + rows)
+        parts.append(pair_rewards(actors, pairs[part], weight, seeds[part]))
+        count(min(part.stop, len(pairs)), len(pairs))
     frozen = torch.cat([text for text, _ in parts])
     live = [rewards for _, rewards in parts if rewards is not None]
     return frozen, torch.cat(live) if live else None

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from r2m_cli.batch import Rollout
+from r2m_cli.conversation import Prompt
 from r2m_cli.distributed import comm
 from r2m_cli.models.sequences import Sequences
 
@@ -21,6 +22,13 @@ class Pack:
     groups: Tensor  # [G] their places among the rank's groups
     rows: Tensor  # [b] their sequences' places among the rank's; a group's K are adjacent
     sequences: Sequences
+
+
+def shard(prompts: list[Prompt]) -> tuple[list[Prompt], range]:
+    """This rank's equal part of the prompts, and their numbers."""
+    size = len(prompts) // comm.world_size()
+    numbers = range(comm.rank() * size, (comm.rank() + 1) * size)
+    return [prompts[i] for i in numbers], numbers
 
 
 def pack(rollout: Rollout, budget: int, mini_batches: int = 1) -> list[list[Pack]]:

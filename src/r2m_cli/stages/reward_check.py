@@ -4,7 +4,7 @@ import torch
 
 from r2m_cli.conversation import Pair
 from r2m_cli.models.actors import Actors
-from r2m_cli.stages.accuracy import accuracy_of, percent, units_of, unsure
+from r2m_cli.stages.accuracy import accuracy_of, margins, percent, units_of, unsure
 from r2m_cli.stages.labelled import score_pairs
 from r2m_cli.text import number
 
@@ -24,26 +24,26 @@ def inspect_reward_model(
         warm: adapter and head have learnt from labelled pairs, so that they should be no worse than the text alone.
     """
     frozen, live = score_pairs(actors, pairs, omega, budget)
-    units = units_of(pair.prompt for pair in pairs)
-    notes = [f"reward model on {len(pairs)} held-out pairs: {_describe(frozen, units, resamples)}"]
+    notes = [f"reward model on {len(pairs)} held-out pairs: {_describe(pairs, frozen, resamples)}"]
     if live is not None and actors.reward.kind != "head_only":
-        notes.append(f"with feedback, before any RL, at w = {omega:g}: {_describe(live, units, resamples)}")
+        notes.append(f"with feedback, before any RL, at w = {omega:g}: {_describe(pairs, live, resamples)}")
     missing = int((~frozen.isfinite()).sum())
     warnings = []
     if missing:
         warnings.append(
             f"{missing} of {frozen.numel()} rewards are not finite numbers: check reward.path, or engine.dtype"
         )
-    elif equal := equal_rewards(frozen[:, 0] - frozen[:, 1]):
+    elif equal := equal_rewards(margins(pairs, frozen)):
         warnings += equal
-    elif len(pairs) >= 16 and _accuracy(frozen) <= 0.5:
+    elif len(pairs) >= 16 and _right(pairs, frozen).mean() <= 0.5:
         warnings.append("the reward model is no better than chance: check that it fits the data, and its chat template")
     if warm and live is not None and len(pairs) >= 16:
-        lost = _right(frozen) - _right(live)
+        before, after = _right(pairs, frozen), _right(pairs, live)
+        lost = before - after
         if lost.mean() > 2 * lost.std() / len(lost) ** 0.5:
             warnings.append(
-                f"after the warm-up fewer held-out pairs are ordered right than by the text alone ({_accuracy(live):.1%}, not "
-                f"{_accuracy(frozen):.1%}): more labelled pairs, fewer passes (feedback.warmup_epochs), a lower "
+                f"after the warm-up fewer held-out pairs are ordered right than by the text alone ({after.mean():.1%}, not "
+                f"{before.mean():.1%}): more labelled pairs, fewer passes (feedback.warmup_epochs), a lower "
                 "feedback.warmup_lr, or feedback=none"
             )
     return notes, warnings
@@ -63,22 +63,17 @@ def equal_rewards(margins: torch.Tensor) -> list[str]:
     ]
 
 
-def _describe(rewards: torch.Tensor, units: torch.Tensor, resamples: int) -> str:
+def _describe(pairs: list[Pair], rewards: torch.Tensor, resamples: int) -> str:
     finite = rewards.isfinite().all(dim=1).cpu()
-    rewards, units = rewards.cpu()[finite], units[finite]
-    if not len(rewards):
+    if not finite.any():
         return "no pair has finite rewards"
-    margins = rewards[:, 0] - rewards[:, 1]
-    accuracy = accuracy_of(margins, units, resamples, seed=0)
+    found = margins(pairs, rewards)[finite]
+    accuracy = accuracy_of(found, units_of(pair.prompt for pair in pairs)[finite], resamples, seed=0)
     return (
         f"{percent(accuracy)} ordered right{unsure(accuracy)}, spread (standard deviation) "
-        f"{number(float(rewards.std()), 3)}, mean margin {number(float(margins.mean()), 3)}"
+        f"{number(float(rewards.cpu()[finite].std()), 3)}, mean margin {number(float(found.mean()), 3)}"
     )
 
 
-def _right(rewards: torch.Tensor) -> torch.Tensor:
-    return (rewards[:, 0] > rewards[:, 1]).float()
-
-
-def _accuracy(rewards: torch.Tensor) -> float:
-    return float(_right(rewards).mean())
+def _right(pairs: list[Pair], rewards: torch.Tensor) -> torch.Tensor:
+    return (margins(pairs, rewards) > 0).float()

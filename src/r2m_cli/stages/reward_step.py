@@ -1,7 +1,6 @@
 """Stage 4: adapter and scoring head learn on the fresh hidden states (Algorithm 1, line "reward-model optimisation")."""
 
 from collections.abc import Sequence
-from time import perf_counter
 
 import torch
 from torch import Tensor
@@ -47,13 +46,11 @@ class RewardStep:
         self.config = config
         self.weight = weight
         self.metrics = MetricSums()
-        self.seconds = 0.0  # spent in `consume`, that is inside the policy step
 
     def consume(self, pack: Pack, states: States) -> None:
         """Add the gradient of these groups, with the policy's states of them."""
         if not self.from_groups:
             return
-        begun = perf_counter()
         if self.actors.reads != "policy":
             states = self._others(pack)
         group_size, groups = self.annotated.rollout.group_size, pack.groups
@@ -89,7 +86,6 @@ class RewardStep:
         self.metrics.add(
             "feedback/refresh_cosine", torch.cosine_similarity(_centre(live), _centre(annotated_rewards), dim=1)
         )
-        self.seconds += perf_counter() - begun
 
     @torch.no_grad()
     def _others(self, pack: Pack) -> States:
@@ -104,7 +100,9 @@ class RewardStep:
         return own
 
     def replay(self, pairs: Sequence[Pair], seed: int, budget: int) -> None:
-        """Add the gradient of labelled pairs, read with the updated policy's states, with the weight of the groups'."""
+        """Add the gradient of labelled pairs, if there are any, with the updated policy's states and the weight of the groups'."""
+        if not pairs:
+            return
         loss, right = learn_from_pairs(self.actors, pairs, self.weight, seed, budget)
         self.metrics.add("reward_model/replay_loss", loss)
         self.metrics.add("reward_model/replay_accuracy", right)

@@ -13,11 +13,12 @@ from r2m_cli.checkpoints import checkpoint
 from r2m_cli.checkpoints.continuation import steps_are_done
 from r2m_cli.checkpoints.fingerprint import inputs
 from r2m_cli.checkpoints.space import require_room_for_run
+from r2m_cli.checkpoints.state import LoopState
 from r2m_cli.config.schema import Config
 from r2m_cli.console import say
 from r2m_cli.conversation import Pair, Prompt
 from r2m_cli.data.reading import told_apart
-from r2m_cli.data.source import Source, fitting, load_source, renderable
+from r2m_cli.data.source import PromptStream, Source, fitting, load_source, renderable
 from r2m_cli.data.template import ChatFormat
 from r2m_cli.distributed import comm
 from r2m_cli.errors import UserError
@@ -26,7 +27,7 @@ from r2m_cli.files.jsonl import lines_of
 from r2m_cli.files.run_folder import METRICS, SUMMARY
 from r2m_cli.judges.judge import gold_judge, labeller_judge
 from r2m_cli.judges.openai_judge import OpenAIJudge
-from r2m_cli.loop import train, weight_at
+from r2m_cli.loop import Training, train, weight_at
 from r2m_cli.models.actors import Actors
 from r2m_cli.models.decoding import NOTES
 from r2m_cli.models.sharing import ASKED
@@ -52,33 +53,34 @@ def run(config: Config, run_dir: Path) -> None:
     source = renderable(source, formats)
     prompts, eval_prompts, notes = usable_prompts(source, actors.format, config)
     notes += check_known(source, *formats)
-    labels = real_labels(config, source, actors)
+    labels, of_labels = real_labels(config, source, actors)
 
-    state: dict[str, Any] = {"step": 0, "tokens": 0, "beta": None, "seconds": 0.0}
+    state = LoopState()
     warnings: list[str] = []
     if config.resume:
-        state |= checkpoint.load(run_dir, actors)
-        say(f"going on after step {state['step']} of {config.train.steps}")
-        labels.judged.extend(remembered(run_dir, state["step"]))
-    require_room_for_run(config, actors, run_dir, config.train.steps - state["step"])
+        state = checkpoint.load(run_dir, actors)
+        say(f"going on after step {state.step} of {config.train.steps}")
+        labels.judged.extend(remembered(run_dir, state.step))
+    require_room_for_run(config, actors, run_dir, config.train.steps - state.step)
     if not config.resume:
-        notes += remarks(actors, prompts, config) + labels.notes
+        notes += remarks(actors, prompts, config) + of_labels
         more, warnings = before_training(config, source, actors, labels, run_dir)
         notes += more
     done = config.resume is not None and steps_are_done(state, run_dir, config)
     comm.barrier()
     if comm.is_main():
         (run_dir / SUMMARY).unlink(missing_ok=True)  # of the run as it ended before: there is more of it now
-    with _sinks(config, run_dir, state["step"]) as sinks:
-        begun -= state["seconds"]  # of the parts before
-        observer = Observer(sinks, config.logger.samples_every, state["tokens"], state["beta"], begun, origin)
-        for note in notes if state["step"] == 0 else []:
+    with _sinks(config, run_dir, state.step) as sinks:
+        begun -= state.seconds  # of the parts before
+        observer = Observer(sinks, config.logger.samples_every)
+        for note in notes if state.step == 0 else []:
             observer.warn(note, "note")
         for warning in warnings:
             observer.warn(warning)
-        steps = state["step"]
         if not done:
-            steps = train(actors, prompts, eval_prompts, config, run_dir, observer, steps, labels)
+            stream = PromptStream(prompts, config.seed)
+            state.seconds = perf_counter() - begun
+            train(Training(actors, stream, eval_prompts, labels, config, run_dir, observer, origin), state)
         if config.checkpoint.export:
             observer.stage("export")
             settings = {
@@ -88,11 +90,11 @@ def run(config: Config, run_dir: Path) -> None:
             }  # fmt: skip
             checkpoint.export(run_dir, actors, config.policy.path, config.reward.path, settings)
         if sinks is not None:
-            sinks.close(summary(run_dir, config, steps, perf_counter() - begun))
+            sinks.close(summary(run_dir, config, state.step, perf_counter() - begun))
 
 
-def real_labels(config: Config, source: Source, actors: Actors) -> Labels:
-    """Labelled pairs and the judge that the configuration asks for.
+def real_labels(config: Config, source: Source, actors: Actors) -> tuple[Labels, list[str]]:
+    """Labelled pairs and the judge that the configuration asks for; and notes on pairs that were cut or left out.
 
     Raises:
         UserError: pairs are asked for and there are none; or from the judge.
@@ -120,7 +122,7 @@ def real_labels(config: Config, source: Source, actors: Actors) -> Labels:
         judge = OpenAIJudge(config.judge, cache_dir() / "judge")
     heldout = known_pairs(config, source, "heldout")[: config.eval.preflight_pairs]
     heldout, more = _usable(actors, heldout, "held-out pairs")
-    return Labels(judge, pairs, heldout, notes=notes + more)
+    return Labels(judge, pairs, heldout), notes + more
 
 
 def _usable(actors: Actors, pairs: list[Pair], what: str) -> tuple[list[Pair], list[str]]:

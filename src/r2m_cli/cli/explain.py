@@ -24,7 +24,7 @@ def explain(error: Exception, word: str, typed: Sequence[str] = (), composing: b
     if said is not None:
         print(f"r2m: error: {said}", file=sys.stderr)
         return 2
-    from r2m_cli.launch.launch import RankFailed
+    from r2m_cli.launch.ranks import RankFailed
 
     if isinstance(error, RankFailed):
         print(f"r2m: {word} failed: {error}", file=sys.stderr)

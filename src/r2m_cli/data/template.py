@@ -6,7 +6,6 @@ ChatFormat renders and encodes it again.
 
 from __future__ import annotations
 
-import math
 from array import array
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from r2m_cli.conversation import Message
 from r2m_cli.data.chat_template import PROBE, REPLY, ChatTemplate
 from r2m_cli.data.forms import RECORD, Choice, joined, prompt_in, write_record
+from r2m_cli.data.special_tokens import boundary, choose_pad, encode, end_token, own_specials
 from r2m_cli.errors import UserError
 
 if TYPE_CHECKING:
@@ -70,13 +70,13 @@ class ChatFormat:
             self._template = ChatTemplate(tokenizer, self._label, self.key, writes=name.startswith("policy"))
             closing = self._closing_token()
         else:
-            self._lead, closing = self._own_specials()
+            self._lead, closing = own_specials(tokenizer)
         self._template_closes = bool(closing) and self._template is not None
-        self._close = closing or self._eos()
+        self._close = closing or end_token(tokenizer)
         self._tail = self._last([] if self._template is not None else closing)
-        self.eos_ids: set[int] = {*self._eos(), *self._close[:1], *ends}
-        self.pad_id: int = self._choose_pad()
-        self.boundary = self._boundary() if self.choice.form == "pair" else None
+        self.eos_ids: set[int] = {*end_token(tokenizer), *self._close[:1], *ends}
+        self.pad_id = choose_pad(tokenizer, vocabulary, self.eos_ids)
+        self.boundary = boundary(tokenizer, self._label) if self.choice.form == "pair" else None
         self._known = lru_cache(REMEMBERED)(self._ids)
         self.conversation_ids(PROBE, REPLY)  # tokens of the template that have no embedding are refused at once
 
@@ -194,64 +194,28 @@ class ChatFormat:
         return joined(self.prompt_text(messages), response)
 
     def _encode(self, text: str) -> list[int]:
-        # without special tokens: the template writes its own BOS. verbose: no warning about the length
-        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        return encode(self.tokenizer, text)
 
     def _decode(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
-    def _eos(self) -> list[int]:
-        eos = self.tokenizer.eos_token_id
-        return [] if eos is None else [int(eos)]
-
     def _last(self, own: list[int]) -> list[int]:
         """The tokens that end every conversation, `own` being those that the tokenizer itself puts behind a text."""
+        eos = end_token(self.tokenizer)
         if self.choice.end_token:
-            if not self._eos():
+            if not eos:
                 raise UserError(f"reward.end_token=true: the {self._label} has no end token; set it to false or null")
             own = [] if self.choice.form == "pair" else own  # of a pair they stand there already
-            return own if own[-1:] == self._eos() else own + self._eos()
+            return own if own[-1:] == eos else own + eos
         if self.choice.end_token is None and self.choice.form != "pair":
             return [] if self._template_closes else self._close
         return [] if self.choice.form == "pair" else own
-
-    def _own_specials(self) -> tuple[list[int], list[int]]:
-        """What the tokenizer itself puts before and after a text: BOS, [CLS] ... [SEP], EOS."""
-        bare = self._encode(REPLY)
-        full = list(self.tokenizer(REPLY, verbose=False)["input_ids"])
-        n = len(bare)
-        starts = (i for i in range(len(full)) if full[i : i + n] == bare)
-        return next(((full[:i], full[i + n :]) for i in starts), ([], []))
 
     def _closing_token(self) -> list[int]:
         """The first added token behind the reply in a rendered conversation: <|im_end|>, <|eot_id|>, </s>."""
         assert self._template is not None
         behind = self._encode(self._template.behind())
         return [token for token in behind if token in self.tokenizer.added_tokens_decoder][:1]
-
-    def _boundary(self) -> int | None:
-        """What tells the second text of a pair from the first, if the tokenizer numbers them; see `segments`."""
-        both = self.tokenizer(PROBE[0]["content"], REPLY, verbose=False)
-        types, sep = both.get("token_type_ids"), self.tokenizer.sep_token_id
-        if types is None or not any(types):
-            return None
-        last = len(types) - 1 - types[::-1].index(0)
-        if sep is None or both["input_ids"][last] != sep or types != [0] * (last + 1) + [1] * (len(types) - last - 1):
-            raise UserError(
-                f"reward.template=pair: the {self._label} numbers two texts in a way that r2m does not know"
-            )
-        return int(sep)
-
-    def _choose_pad(self) -> int:
-        added = self.tokenizer.added_tokens_decoder
-        specials = {id_: added[id_].content for id_ in sorted(added) if added[id_].special}
-        named_pad = [id_ for id_, text in specials.items() if "pad" in text.lower()]
-        endoftext = [id_ for id_, text in specials.items() if text == "<|endoftext|>"]
-        first = (self.tokenizer.pad_token_id, *named_pad, *endoftext, self.tokenizer.unk_token_id)
-        candidates: Iterable[int | None] = (*first, *specials, *self._eos())
-        limit = math.inf if self.vocabulary is None else self.vocabulary
-        usable = [int(token) for token in candidates if token is not None and token < limit] or [0]
-        return next((token for token in usable if token not in self.eos_ids), usable[0])
 
 
 def _closed(ids: list[int], close: list[int]) -> list[int]:

@@ -5,11 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from r2m_cli.errors import UserError
-from r2m_cli.files.jsonl import text_of
+from r2m_cli.files.jsonl import text_of, valid
 from r2m_cli.files.run_folder import EVALUATION
 from r2m_cli.maths.statistics import Estimate, bootstrap_mean
 from r2m_cli.stages.accuracy import CHANCE, NO_INTERVAL
@@ -65,8 +64,7 @@ class Findings:
 
     def rows(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Write a file of JSON lines into the run folder; numbers that are not finite become null."""
-        finite = [{k: None if not _finite(v) else v for k, v in row.items()} for row in rows]
-        (self.run_dir / name).write_text(text_of(finite), encoding="utf-8")
+        (self.run_dir / name).write_text(text_of(map(valid, rows), allow_nan=False), encoding="utf-8")
 
     def save(self) -> None:
         """Write evaluation.json: name -> value; under "intervals" name -> [low, high], 95 %, or null where
@@ -93,7 +91,3 @@ class Findings:
             return NO_INTERVAL
         unsure = f"  {CHANCE}" if name in AGAINST_CHANCE and interval[0] <= 0.5 <= interval[1] else ""
         return f"[{number(interval[0])}, {number(interval[1])}]{unsure}"
-
-
-def _finite(value: Any) -> bool:
-    return not isinstance(value, float) or bool(torch.isfinite(torch.tensor(value, dtype=torch.float64)))

@@ -19,6 +19,21 @@ def text_of(rows: Iterable[Mapping[str, Any]], allow_nan: bool = True) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+def valid(value: Any) -> Any:
+    """`value` as JSON allows it: numbers of torch or numpy become Python's, non-finite ones None."""
+    if isinstance(value, Mapping):
+        return {str(key): valid(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [valid(item) for item in value]
+    if value is None or isinstance(value, str | bool):
+        return value
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, int) else str(value)
+
+
 def lines_of(path: Path) -> list[str]:
     """The lines of a file, split at the newline alone: str.splitlines also cuts at U+2028, which a response may hold.
 

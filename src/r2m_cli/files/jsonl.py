@@ -1,6 +1,7 @@
 """JSON lines, as a run's files have them: written without escapes, so that every language stays readable."""
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path

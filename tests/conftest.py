@@ -53,12 +53,13 @@ def make_actors(world, chat):
 
     from r2m_cli.config.schema import ModelConfig
     from r2m_cli.distributed.engine import SingleEngine
-    from r2m_cli.models.actors import Actors, RewardModel
+    from r2m_cli.models.actors import Actors
     from r2m_cli.models.critic import Critic
     from r2m_cli.models.loading import fresh_llama
     from r2m_cli.models.lora import BaseOfLora, with_lora
     from r2m_cli.models.policy import Policy
-    from r2m_cli.models.reward_model import FeedbackHead, HeadOnly, RewardBackbone, find_head, frozen_head
+    from r2m_cli.models.reward_backbone import RewardBackbone, find_head, frozen_head
+    from r2m_cli.models.reward_model import FeedbackHead, HeadOnly, RewardModel
     from r2m_cli.models.states import width
 
     device = torch.device("cpu")

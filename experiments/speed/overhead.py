@@ -14,8 +14,8 @@ from models import LAYERS, WORKLOADS, one_thread
 from r2m_worker import STAGES, actors_of
 
 from r2m_cli.maths.reward_loss import grebt
-from r2m_cli.models.actors import pad
-from r2m_cli.models.reward_model import RewardBackbone, find_head
+from r2m_cli.models.reward_backbone import RewardBackbone, find_head
+from r2m_cli.models.sequences import pad
 from r2m_cli.seeds import Stream
 from r2m_cli.stages.annotate import annotate
 from r2m_cli.stages.packing import pack

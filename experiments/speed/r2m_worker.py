@@ -37,7 +37,8 @@ from r2m_cli.config.schema import Config
 from r2m_cli.data.source import PromptStream, Source, load_source
 from r2m_cli.files import jobs  # noqa: F401  registers the names of the run folders
 from r2m_cli.loop import Training, train
-from r2m_cli.models.actors import Actors, RewardModel
+from r2m_cli.models.actors import Actors
+from r2m_cli.models.reward_model import RewardModel
 from r2m_cli.models.states import ANNOTATED
 from r2m_cli.monitor.observer import Observer, peak_memory
 from r2m_cli.stages.labelled import Labels

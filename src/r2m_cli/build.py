@@ -12,7 +12,7 @@ from r2m_cli.data.source import Source, identity_of
 from r2m_cli.distributed.engine import DTYPES, make_engine, place_frozen, resolve_device
 from r2m_cli.errors import UserError
 from r2m_cli.files.cache import cache_dir, digest_of, key_of
-from r2m_cli.models.actors import Actors, RewardModel
+from r2m_cli.models.actors import Actors
 from r2m_cli.models.classifier_check import check_reward
 from r2m_cli.models.critic import Critic
 from r2m_cli.models.ensemble import Calibration, Ensemble, calibration_of
@@ -21,7 +21,8 @@ from r2m_cli.models.generate import end_ids
 from r2m_cli.models.loading import context_length, load_causal_lm, load_reward_model, readable, why_no_longer
 from r2m_cli.models.lora import BaseOfLora, with_lora
 from r2m_cli.models.policy import Policy
-from r2m_cli.models.reward_model import FeedbackHead, HeadOnly, RewardBackbone, find_head, frozen_head
+from r2m_cli.models.reward_backbone import RewardBackbone, find_head, frozen_head
+from r2m_cli.models.reward_model import FeedbackHead, HeadOnly, RewardModel
 from r2m_cli.models.states import width
 from r2m_cli.seeds import Stream, draw_seed
 from r2m_cli.text import from_home

@@ -15,7 +15,7 @@ from r2m_cli.data.forms import RECORD, Choice, chosen, write_record
 from r2m_cli.data.template import ChatFormat
 from r2m_cli.errors import UserError
 from r2m_cli.models.formats import format_of, reward_format
-from r2m_cli.models.reward_model import segments
+from r2m_cli.models.reward_backbone import segments
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

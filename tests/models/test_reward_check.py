@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 from r2m_cli.data.template import ChatFormat
 from r2m_cli.errors import UserError
 from r2m_cli.models.classifier_check import ASKED, REPLIES, check_reward
-from r2m_cli.models.reward_model import RewardBackbone, find_head
+from r2m_cli.models.reward_backbone import RewardBackbone, find_head
 
 WORDS = ["<pad>", "<bos>", "<eos>", "<unk>", *["hello", "yes", "no", ",", "that", "is", "not", "what", "this", "about"]]
 ENCODER = {"pad_token_id": 0}

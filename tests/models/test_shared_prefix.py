@@ -20,10 +20,10 @@ from transformers import (
 
 from r2m_cli.data.template import ChatFormat
 from r2m_cli.models import policy as policy_module
-from r2m_cli.models.actors import RewardModel
 from r2m_cli.models.critic import Critic
 from r2m_cli.models.policy import Policy
-from r2m_cli.models.reward_model import RewardBackbone, common_prefix, find_head, frozen_head
+from r2m_cli.models.reward_backbone import RewardBackbone, common_prefix, find_head, frozen_head
+from r2m_cli.models.reward_model import RewardModel
 from r2m_cli.models.sequences import Sequences, SharedPrefix
 
 VOCABULARY = 29

@@ -7,7 +7,7 @@ import torch
 from packs import flat, of_rows
 
 from r2m_cli.config.schema import RolloutConfig
-from r2m_cli.models.reward_model import find_head
+from r2m_cli.models.reward_backbone import find_head
 from r2m_cli.stages.annotate import annotate
 from r2m_cli.stages.rollout import rollout
 

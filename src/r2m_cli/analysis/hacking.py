@@ -21,8 +21,9 @@ from r2m_cli.evaluation.policy import text_scores
 from r2m_cli.files.jsonl import text_of
 from r2m_cli.maths.similarity import pair_means, pairs_by_label, similarity
 from r2m_cli.maths.statistics import resample_weights
-from r2m_cli.models.actors import Actors, RewardModel
+from r2m_cli.models.actors import Actors
 from r2m_cli.models.layers import pooled_states
+from r2m_cli.models.reward_model import RewardModel
 from r2m_cli.seeds import Stream
 from r2m_cli.stages.packing import rows_per_forward
 from r2m_cli.stages.rollout import rollout

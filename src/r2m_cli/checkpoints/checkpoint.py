@@ -26,7 +26,7 @@ from r2m_cli.files.run_folder import CHECKPOINTS, POLICY, POLICY_ADAPTER, REWARD
 from r2m_cli.models.actors import Actors
 from r2m_cli.models.loading import load_causal_lm, load_reward_model
 from r2m_cli.models.lora import merged_from
-from r2m_cli.models.reward_model import find_head
+from r2m_cli.models.reward_backbone import find_head
 
 ADAPTER_FILE = "feedback.safetensors"
 ADAPTER_CONFIG = "feedback.json"

@@ -18,7 +18,8 @@ from r2m_cli.evaluation.policy import text_scores
 from r2m_cli.files.run_folder import BEST_OF_N, BEST_OF_N_RESPONSES
 from r2m_cli.maths.best_of_n import best_of_n, divergence, sizes
 from r2m_cli.maths.statistics import Estimate
-from r2m_cli.models.actors import Actors, RewardModel
+from r2m_cli.models.actors import Actors
+from r2m_cli.models.reward_model import RewardModel
 from r2m_cli.seeds import Stream
 from r2m_cli.stages.accuracy import units_of
 from r2m_cli.stages.annotate import annotate

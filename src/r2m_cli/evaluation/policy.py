@@ -15,7 +15,8 @@ from r2m_cli.data.source import Source, fitting
 from r2m_cli.data.template import ChatFormat
 from r2m_cli.errors import UserError
 from r2m_cli.evaluation.findings import Findings
-from r2m_cli.models.actors import Actors, RewardModel
+from r2m_cli.models.actors import Actors
+from r2m_cli.models.reward_model import RewardModel
 from r2m_cli.stages.accuracy import units_of
 from r2m_cli.stages.evaluation import fixed_responses
 from r2m_cli.stages.metrics import evaluation_values

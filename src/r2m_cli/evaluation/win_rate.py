@@ -23,11 +23,12 @@ from r2m_cli.files.run_folder import COMPARISONS
 from r2m_cli.judges.judge import Comparison, Judge, gold_judge, score_judge
 from r2m_cli.judges.openai_judge import OpenAIJudge
 from r2m_cli.maths.statistics import length_controlled_win_rate, win_rate
-from r2m_cli.models.actors import Actors, RewardModel
+from r2m_cli.models.actors import Actors
 from r2m_cli.models.formats import policy_format
 from r2m_cli.models.generate import end_ids
 from r2m_cli.models.loading import context_length, load_causal_lm
 from r2m_cli.models.policy import Policy
+from r2m_cli.models.reward_model import RewardModel
 from r2m_cli.models.tokenizers import check_known
 from r2m_cli.seeds import Stream, draw_seed
 from r2m_cli.stages.accuracy import units_of

@@ -6,8 +6,8 @@ from torch import Tensor
 from r2m_cli.console import Count
 from r2m_cli.distributed import comm
 from r2m_cli.fitting.unfinished import Part
-from r2m_cli.models.actors import pad
-from r2m_cli.models.reward_model import RewardBackbone
+from r2m_cli.models.reward_backbone import RewardBackbone
+from r2m_cli.models.sequences import pad
 from r2m_cli.monitor.stop import Stopped
 
 

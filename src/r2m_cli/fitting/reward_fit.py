@@ -16,10 +16,10 @@ from r2m_cli.fitting.embed import embedded
 from r2m_cli.fitting.fit import fit
 from r2m_cli.fitting.unfinished import Unfinished
 from r2m_cli.maths.reward_loss import bradley_terry
-from r2m_cli.models.actors import pad
 from r2m_cli.models.classifier_check import check_reward
 from r2m_cli.models.lora import merged, with_lora
-from r2m_cli.models.reward_model import RewardBackbone, find_head, frozen_head
+from r2m_cli.models.reward_backbone import RewardBackbone, find_head, frozen_head
+from r2m_cli.models.sequences import pad
 from r2m_cli.seeds import Stream, draw_seed
 from r2m_cli.stages.packing import rows_per_forward
 

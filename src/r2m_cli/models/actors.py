@@ -5,73 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from r2m_cli.conversation import Prompt
-from r2m_cli.data.reading import MAX_TOKENS, Reader
 from r2m_cli.data.template import ChatFormat
 from r2m_cli.distributed.engine import Engine
-from r2m_cli.models.ensemble import Ensemble
-from r2m_cli.models.reward_model import Score
-from r2m_cli.models.states import States, feedback_states
+from r2m_cli.models.reward_model import RewardModel
 
 Gold = Callable[[Prompt, str, bool], float]  # prompt, response, finished -> true reward
-
-
-@dataclass(frozen=True)
-class RewardModel:
-    """A frozen backbone with its initial head, and, with feedback, the adapter and head that learn."""
-
-    backbone: nn.Module  # RewardBackbone
-    frozen_head: nn.Linear  # phi as it was before RL
-    feedback: Engine | None  # FeedbackHead or HeadOnly; None for feedback=none
-    format: ChatFormat
-    max_tokens: int
-    limited_by: str = MAX_TOKENS  # as in `Reader`
-    kind: str = "r2m"  # feedback.kind: what the adapter reads
-    states: str = "policy"  # feedback.states: whose
-    ensemble: Ensemble | None = None  # further frozen models; None for a single one
-    unshared: str = ""  # why the backbone reads every prompt once per response; empty where it shares them
-
-    @property
-    def readers(self) -> tuple[Reader, ...]:
-        """How each member of the ensemble reads conversations; this model itself is the first."""
-        own = Reader(self.format, self.max_tokens, self.limited_by)
-        return (own, *(self.ensemble.readers if self.ensemble is not None else ()))
-
-    def read(self, rte: Tensor, states: States, weight: float, seeds: list[int], block: int, phase: int) -> Score:
-        """Live rewards [B] with the policy's states, or with what `kind` puts in their place (see `feedback_states`).
-
-        rte [B, D_rm], weight w(t).
-        """
-        assert self.feedback is not None
-        return self.feedback(rte, feedback_states(self.kind, states, seeds, block, phase), weight)  # type: ignore[no-any-return]
-
-    @torch.no_grad()
-    def frozen_scores(self, rte: Tensor, prompts: list[Prompt], responses: list[str], device: torch.device) -> Tensor:
-        """Rewards of the model as it was before RL; `rte` is what `embed` gave for the same texts. [B].
-
-        Of an ensemble they are its members' combined ones, in standard deviations of their scores on labelled responses.
-        """
-        first: Tensor = self.frozen_head(rte).squeeze(1)
-        return first if self.ensemble is None else self.ensemble.reward(first, prompts, responses, device)
-
-    def score(self, prompts: list[Prompt], responses: list[str], device: torch.device) -> Tensor:
-        """`frozen_scores` of texts that nothing has embedded yet. [B]."""
-        return self.frozen_scores(self.embed(prompts, responses, device)[0], prompts, responses, device)
-
-    @torch.no_grad()
-    def embed(self, prompts: list[Prompt], responses: list[str], device: torch.device) -> tuple[Tensor, States | None]:
-        """Reward token embeddings of whole conversations, through the reward model's own template, [B, D_rm] fp32; and, where
-        the adapter reads them, the backbone's states of all their tokens."""
-        rows = [self.readers[0].ids(*text) for text in zip(prompts, responses)]
-        tokens, lengths = pad(rows, self.format.pad_id)
-        batch = tokens.to(device), lengths.to(device), group_size(prompts)
-        if self.states != "reward":
-            return self.backbone(*batch).float(), None
-        rte, states = self.backbone(*batch, with_states=True)
-        # A text that is not finite is known by its RTE. Its states shall not take the rewards of its group: 0 x NaN is NaN.
-        return rte.float(), States(states.hidden.nan_to_num(), states.readable)
 
 
 @dataclass(frozen=True)
@@ -93,17 +34,3 @@ class Actors:
         reward = self.reward
         adapter = reward.feedback is not None and reward.kind != "head_only"
         return reward.states if adapter else "policy"
-
-
-def group_size(prompts: list[Prompt]) -> int:
-    """K where the prompts come in runs of K equal ones, else 1."""
-    first = next((i for i, prompt in enumerate(prompts) if prompt != prompts[0]), len(prompts))
-    runs = [prompts[i : i + first] for i in range(0, len(prompts), first)]
-    return first if all(len(run) == first and run.count(run[0]) == first for run in runs) else 1
-
-
-def pad(rows: list[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Rows of token ids as one tensor, padded on the right, and their lengths. -> [B, S], [B]."""
-    width = max(map(len, rows))
-    tokens = torch.tensor([row + [pad_id] * (width - len(row)) for row in rows])
-    return tokens, torch.tensor([len(row) for row in rows])

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from r2m_cli.data.template import ChatFormat
 from r2m_cli.errors import UserError
-from r2m_cli.models.actors import pad
-from r2m_cli.models.reward_model import RewardBackbone, find_head, frozen_head, segments
+from r2m_cli.models.reward_backbone import RewardBackbone, find_head, frozen_head, segments
+from r2m_cli.models.sequences import pad
 
 ASKED, REPLIES = ({"role": "user", "content": "hello"},), ("yes", "no, that is not what this is about")
 # By how much rewards may differ, in terms of what the head adds up. Padding changes the order of sums in every layer,

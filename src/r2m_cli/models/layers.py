@@ -9,8 +9,8 @@ from torch import Tensor
 from r2m_cli.console import Count
 from r2m_cli.errors import UserError
 from r2m_cli.maths.masking import length_mask
-from r2m_cli.models.actors import pad
 from r2m_cli.models.body import body
+from r2m_cli.models.sequences import pad
 
 
 @torch.no_grad()

@@ -1,114 +1,20 @@
-"""The reward model: a frozen backbone that gives the reward token embedding, and the head that learns."""
+"""The reward model: a frozen backbone's reward token embedding, the adapter that reads the policy's states, the head."""
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from r2m_cli.errors import UserError
+from r2m_cli.conversation import Prompt
+from r2m_cli.data.reading import MAX_TOKENS, Reader
+from r2m_cli.data.template import ChatFormat
+from r2m_cli.distributed.engine import Engine
 from r2m_cli.models.cross_attention import CrossAttention
-from r2m_cli.models.sequences import Layout, Padded, SharedPrefix
-from r2m_cli.models.sharing import why_not
-from r2m_cli.models.states import Reading, States, rms
-
-
-class RewardBackbone(nn.Module):
-    """Any sequence-classification model with one output: what its last linear layer reads is the RTE, H_last.
-
-    The head's input is captured as the model runs, so that decoders (a head on every position) and encoders (a head on
-    a pooled state) need no code of their own. Where it comes per position it is picked by length, never by the pad id:
-    with pad = EOS the latter reads the wrong token. Replies to one prompt share it, as in `Policy`.
-    """
-
-    def __init__(
-        self, classifier: nn.Module, attention: str = "sdpa", reads: str = "states", boundary: int | None = None
-    ):
-        """
-        Args:
-            boundary: `ChatFormat.boundary`: the rows are two texts each, whose numbers the model is told if it has a use for
-                them.
-        """  # fmt: skip
-        super().__init__()
-        self.classifier = classifier
-        self.boundary = boundary if getattr(classifier.config, "type_vocab_size", 0) > 1 else None
-        self.reading = Reading(classifier, reads)
-        self._captured: Tensor | None = None
-        find_head(classifier).register_forward_pre_hook(self._capture)
-        self.unshared = why_not(classifier, self._states, attention)
-
-    def _capture(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        self._captured = args[0]
-
-    def _states(self, layout: Layout) -> Tensor:
-        """What the head reads: [T, D_rm], or an encoder's pooled state [B, D_rm]."""
-        self.classifier(**layout.inputs())
-        state, self._captured = self._captured, None
-        assert state is not None, "the classifier did not run its own head"
-        return state.flatten(0, -2)
-
-    def forward(
-        self, tokens: Tensor, lengths: Tensor, group_size: int = 1, with_states: bool = False
-    ) -> Tensor | tuple[Tensor, States]:
-        """tokens [B, S] (padding on the right), lengths [B] -> RTE [B, D_rm]; if asked, also what the adapter reads.
-
-        The `group_size` neighbours of a group are read with one copy of whatever tokens they have in common.
-        """
-        if self.boundary is not None:
-            layout: Layout = Padded(tokens, lengths, segments(tokens, lengths, self.boundary))
-        elif self.unshared:
-            layout = Padded(tokens, lengths)
-        else:
-            layout = SharedPrefix(tokens, common_prefix(tokens, lengths, group_size), lengths, group_size)
-        state = self._states(layout)
-        rows = torch.arange(len(tokens), device=tokens.device)
-        if len(state) == len(tokens):  # an encoder's, pooled
-            if self.reading.reads != "states":
-                raise UserError(
-                    f"feedback.reads={self.reading.reads}: the reward model pools its states into one, which belongs to no token; "
-                    "with feedback.states=reward it needs feedback.reads=states"
-                )
-            return (state, States(state, rows[:, None] == rows)) if with_states else state
-        rte = state[layout.at(rows, lengths - 1)]
-        return (rte, States(self.reading(state), layout.readable(lengths))) if with_states else rte
-
-
-def common_prefix(tokens: Tensor, lengths: Tensor, group_size: int) -> Tensor:
-    """How many tokens the rows of each group begin with in common, less than any of them has. [B, S], [B] -> [B].
-
-    Told by the tokens themselves: a template or tokenizer that merges the end of the prompt with a reply's beginning,
-    or a conversation that is cut on the left, shares less and never the wrong tokens.
-    """
-    groups = tokens.view(-1, group_size, tokens.shape[1])
-    same = (groups == groups[:, :1]).all(dim=1)
-    common = same.long().cumprod(dim=1).sum(dim=1)
-    shortest = lengths.view(-1, group_size).min(dim=1).values
-    return torch.minimum(common, shortest - 1).repeat_interleave(group_size)
-
-
-def segments(tokens: Tensor, lengths: Tensor, boundary: int) -> Tensor:
-    """Which of its row's two texts each token belongs to, 0 or 1: token_type_ids. [B, S], [B] -> [B, S].
-
-    A row is "[CLS] question [SEP] answer [SEP]", or its end: what has no more than one separator at or behind it is of the
-    answer. Told by the tokens, so that a row that was cut on the left needs no second list.
-    """
-    inside = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
-    separators = ((tokens == boundary) & inside).long()
-    behind = separators.flip(1).cumsum(dim=1).flip(1)  # at or behind each place
-    return ((behind <= 1) & inside).long()
-
-
-def find_head(classifier: nn.Module) -> nn.Linear:
-    """The scoring head: the last linear layer with a single output.
-
-    Raises UserError if there is none.
-    """
-    heads = [m for m in classifier.modules() if isinstance(m, nn.Linear) and m.out_features == 1]
-    if not heads:
-        raise UserError(
-            f"reward.path: {type(classifier).__name__} has no scoring head with one output; a reward model is a "
-            "sequence-classification model with num_labels=1"
-        )
-    return heads[-1]
+from r2m_cli.models.ensemble import Ensemble
+from r2m_cli.models.reward_backbone import frozen_head
+from r2m_cli.models.sequences import pad
+from r2m_cli.models.states import States, feedback_states, rms
 
 
 class Score(NamedTuple):
@@ -117,6 +23,62 @@ class Score(NamedTuple):
     reward: Tensor
     attention_entropy: Tensor | None  # of the attention over the policy's states, mean over heads, nats
     adapter_scale: Tensor | None  # rms of A over rms of H_last
+
+
+@dataclass(frozen=True)
+class RewardModel:
+    """A frozen backbone with its initial head, and, with feedback, the adapter and head that learn."""
+
+    backbone: nn.Module  # RewardBackbone
+    frozen_head: nn.Linear  # phi as it was before RL
+    feedback: Engine | None  # FeedbackHead or HeadOnly; None for feedback=none
+    format: ChatFormat
+    max_tokens: int
+    limited_by: str = MAX_TOKENS  # as in `Reader`
+    kind: str = "r2m"  # feedback.kind: what the adapter reads
+    states: str = "policy"  # feedback.states: whose
+    ensemble: Ensemble | None = None  # further frozen models; None for a single one
+    unshared: str = ""  # why the backbone reads every prompt once per response; empty where it shares them
+
+    @property
+    def readers(self) -> tuple[Reader, ...]:
+        """How each member of the ensemble reads conversations; this model itself is the first."""
+        own = Reader(self.format, self.max_tokens, self.limited_by)
+        return (own, *(self.ensemble.readers if self.ensemble is not None else ()))
+
+    def read(self, rte: Tensor, states: States, weight: float, seeds: list[int], block: int, phase: int) -> Score:
+        """Live rewards [B] with the policy's states, or with what `kind` puts in their place (see `feedback_states`).
+
+        rte [B, D_rm], weight w(t).
+        """
+        assert self.feedback is not None
+        return self.feedback(rte, feedback_states(self.kind, states, seeds, block, phase), weight)  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def frozen_scores(self, rte: Tensor, prompts: list[Prompt], responses: list[str], device: torch.device) -> Tensor:
+        """Rewards of the model as it was before RL; `rte` is what `embed` gave for the same texts. [B].
+
+        Of an ensemble they are its members' combined ones, in standard deviations of their scores on labelled responses.
+        """
+        first: Tensor = self.frozen_head(rte).squeeze(1)
+        return first if self.ensemble is None else self.ensemble.reward(first, prompts, responses, device)
+
+    def score(self, prompts: list[Prompt], responses: list[str], device: torch.device) -> Tensor:
+        """`frozen_scores` of texts that nothing has embedded yet. [B]."""
+        return self.frozen_scores(self.embed(prompts, responses, device)[0], prompts, responses, device)
+
+    @torch.no_grad()
+    def embed(self, prompts: list[Prompt], responses: list[str], device: torch.device) -> tuple[Tensor, States | None]:
+        """Reward token embeddings of whole conversations, through the reward model's own template, [B, D_rm] fp32; and, where
+        the adapter reads them, the backbone's states of all their tokens."""
+        rows = [self.readers[0].ids(*text) for text in zip(prompts, responses)]
+        tokens, lengths = pad(rows, self.format.pad_id)
+        batch = tokens.to(device), lengths.to(device), group_size(prompts)
+        if self.states != "reward":
+            return self.backbone(*batch).float(), None
+        rte, states = self.backbone(*batch, with_states=True)
+        # A text that is not finite is known by its RTE. Its states shall not take the rewards of its group: 0 x NaN is NaN.
+        return rte.float(), States(states.hidden.nan_to_num(), states.readable)
 
 
 class FeedbackHead(nn.Module):
@@ -173,11 +135,8 @@ class HeadOnly(nn.Module):
         return Score(self.phi(rte.float()).squeeze(1), None, None)
 
 
-def frozen_head(head: nn.Linear) -> nn.Linear:
-    """A copy of a scoring head in fp32 that nothing trains: the initial reward model's phi.
-
-    A new module, not a deep copy: the head carries the backbone's hook, and under ZeRO stage 3 DeepSpeed's.
-    """
-    copy = nn.utils.skip_init(nn.Linear, head.in_features, 1, bias=head.bias is not None)
-    copy.load_state_dict({name: value.float() for name, value in head.state_dict().items()})
-    return copy.requires_grad_(False)
+def group_size(prompts: list[Prompt]) -> int:
+    """K where the prompts come in runs of K equal ones, else 1."""
+    first = next((i for i, prompt in enumerate(prompts) if prompt != prompts[0]), len(prompts))
+    runs = [prompts[i : i + first] for i in range(0, len(prompts), first)]
+    return first if all(len(run) == first and run.count(run[0]) == first for run in runs) else 1

@@ -153,3 +153,10 @@ class Sequences:
     def table(self, values: Tensor) -> Tensor:
         """One number per response token as a table [B, R], 0 on padding."""
         return values.new_zeros(self.response_mask.shape).masked_scatter(self.response_mask, values)
+
+
+def pad(rows: list[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Rows of token ids as one tensor, padded on the right, and their lengths. -> [B, S], [B]."""
+    width = max(map(len, rows))
+    tokens = torch.tensor([row + [pad_id] * (width - len(row)) for row in rows])
+    return tokens, torch.tensor([len(row) for row in rows])

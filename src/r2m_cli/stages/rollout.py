@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from r2m_cli.batch import Rollout
 from r2m_cli.config.schema import RolloutConfig
 from r2m_cli.conversation import Prompt
-from r2m_cli.models.actors import Actors, pad
+from r2m_cli.models.actors import Actors
 from r2m_cli.models.generate import sample, uniform_rows
+from r2m_cli.models.sequences import pad
 from r2m_cli.seeds import Stream, draw_seed
 
 

@@ -21,12 +21,11 @@ from r2m_cli.errors import UserError
 from r2m_cli.files.run_folder import FIT
 from r2m_cli.fitting.fit import fit
 from r2m_cli.fitting.unfinished import Unfinished, unfinished
-from r2m_cli.models.actors import pad
 from r2m_cli.models.formats import format_of, policy_format
 from r2m_cli.models.loading import fresh_llama, load_causal_lm
 from r2m_cli.models.lora import merged, with_lora
 from r2m_cli.models.policy import Policy
-from r2m_cli.models.sequences import Sequences
+from r2m_cli.models.sequences import Sequences, pad
 from r2m_cli.models.tokenizers import check_known
 from r2m_cli.seeds import Stream
 from r2m_cli.stages.packing import rows_per_forward

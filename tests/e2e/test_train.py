@@ -130,7 +130,15 @@ def test_evaluate_reads_a_run(r2m: Run, tmp_path: Path) -> None:
     r2m("evaluate", "run=run", "hydra.run.dir=evaluation")
     figures = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
     last = rows(tmp_path / "run")[-1]
-    for name in ("eval/gold", "eval/kl", "eval/reward", "eval/reward_frozen", "eval/length"):
+    for name in (
+        "eval/gold",
+        "eval/kl",
+        "eval/reward",
+        "eval/reward_frozen",
+        "eval/length",
+        "eval/finished",
+        "eval/repetition",
+    ):
         assert figures[name] == pytest.approx(last[name], abs=1e-5), name
     fitted = json.loads((Path(_config(tmp_path / "run")["reward"]["path"]) / "fit.json").read_text())
     assert figures["pairs/count"] == fitted["heldout"]

@@ -30,7 +30,7 @@ class Rollout:
         return [prompt for prompt in self.prompts for _ in range(self.group_size)]
 
     @property
-    def number_of(self) -> list[int]:
+    def group_id_of(self) -> list[int]:
         """The number of each of the B responses' group."""
         return [number for number in self.group_ids for _ in range(self.group_size)]
 

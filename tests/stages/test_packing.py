@@ -144,4 +144,4 @@ def test_neighbours_that_must_not_part_move_together(make_actors, prompts, monke
 
 def test_one_process_has_nothing_to_exchange(batch):
     assert balance(batch) is batch
-    assert replace(batch).number_of == [i for i in range(4) for _ in range(K)]
+    assert replace(batch).group_id_of == [i for i in range(4) for _ in range(K)]

@@ -89,7 +89,7 @@ def test_rows_in_a_chat_template_are_said_by_every_word(r2m: Run, tmp_path: Path
     for row in rows[8:]:
         row["prompt"] = f"<|im_start|>user\n{row['prompt']}<|im_end|>\n<|im_start|>assistant\n"
     (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    data = ("data=file", "data.path=x.jsonl", *QUICK, "eval.prompts=4", "data.holdout=0.4", "eval.bootstrap=100")
+    data = ("data=file", "data.path=x.jsonl", *QUICK, "eval.prompts=4", "data.holdout=0.4")
     r2m("sft", *QUICK, "output=base")
     r2m("reward", *QUICK, "output=rm")
     models = ("policy.path=base", "reward.path=rm")

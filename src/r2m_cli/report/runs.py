@@ -20,8 +20,8 @@ from r2m_cli.files.regular import require_regular
 from r2m_cli.files.run_folder import CONFIG, METRICS, SAMPLES, SUMMARY
 from r2m_cli.files.yaml_files import read_yaml
 from r2m_cli.monitor.catalogue import RENAMED
-from r2m_cli.report.run_names import names_of
 from r2m_cli.report.lines import Row, by_step, read_lines
+from r2m_cli.report.run_names import names_of
 
 LARGEST = 1e100  # a larger number is no measurement, and its square is no float
 

@@ -15,8 +15,8 @@ from r2m_cli.checkpoints.continuation import changed_since
 from r2m_cli.config.schema import Config
 from r2m_cli.console import say
 from r2m_cli.conversation import Pair
-from r2m_cli.data.truncation import cut_notes
 from r2m_cli.data.source import Source, load_source, renderable
+from r2m_cli.data.truncation import cut_notes
 from r2m_cli.distributed import comm
 from r2m_cli.errors import UserError, printable
 from r2m_cli.evaluation import best_of_n, win_rate

@@ -14,8 +14,8 @@ from r2m_cli.checkpoints.space import require_room_for_fit
 from r2m_cli.config.schema import Config
 from r2m_cli.console import say
 from r2m_cli.conversation import Pair
-from r2m_cli.data.truncation import Truncation, told_apart
 from r2m_cli.data.source import load_source, renderable, say_notes
+from r2m_cli.data.truncation import Truncation, told_apart
 from r2m_cli.distributed import comm
 from r2m_cli.distributed.engine import DTYPES
 from r2m_cli.errors import UserError

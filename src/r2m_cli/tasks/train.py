@@ -16,7 +16,6 @@ from r2m_cli.checkpoints.space import require_room_for_run
 from r2m_cli.config.schema import Config
 from r2m_cli.console import say
 from r2m_cli.conversation import Pair, Prompt
-from r2m_cli.data.truncation import told_apart
 from r2m_cli.data.source import Source, fitting, load_source, renderable
 from r2m_cli.data.template import ChatFormat
 from r2m_cli.data.truncation import told_apart

@@ -41,7 +41,7 @@ from r2m_cli.models.actors import Actors
 from r2m_cli.models.reward_model import RewardModel
 from r2m_cli.models.states import ANNOTATED
 from r2m_cli.monitor.observer import Observer, peak_memory
-from r2m_cli.stages.labelled import Labels
+from r2m_cli.stages.pair_learning import Labels
 
 STAGES = ("rollout", "annotate", "policy_step", "reward_step")
 

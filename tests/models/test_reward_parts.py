@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from r2m_cli.data.reading import MAX_TOKENS, POSITIONS, TOKENIZER
+from r2m_cli.data.truncation import MAX_TOKENS, POSITIONS, TOKENIZER
 from r2m_cli.errors import UserError
 from r2m_cli.maths.masking import length_mask
 from r2m_cli.models.cross_attention import CrossAttention
@@ -152,7 +152,7 @@ def tokenizer(longest: int | None = None) -> PreTrainedTokenizerFast:
 @torch.no_grad()
 def test_as_many_tokens_as_are_readable_can_be_read(family, own_limit, asked, expected, by):
     model = classifier(family)
-    assert readable(model, tokenizer(own_limit), asked) == (expected, by)
+    assert token_limit(model, tokenizer(own_limit), asked) == (expected, by)
     tokens, mask = batch(model.config.pad_token_id, (expected,))
     assert RewardBackbone(model)(tokens, mask.sum(dim=1)).isfinite().all()
 
@@ -217,8 +217,8 @@ def read() -> tuple[Tensor, States]:
 
 
 def test_a_pooled_state_stands_beside_no_token():
-    model = RewardBackbone(copy.deepcopy(classifier("bert")), reads="both")
-    with pytest.raises(UserError, match=r"feedback\.reads=both.*feedback\.reads=states"):
+    model = RewardBackbone(copy.deepcopy(classifier("bert")), features="both")
+    with pytest.raises(UserError, match=r"feedback\.features=both.*feedback\.features=states"):
         model(batch(1)[0], torch.tensor(LENGTHS))
 
 

@@ -3,8 +3,8 @@
 from statistics import fmean
 
 from r2m_cli.conversation import Pair
-from r2m_cli.data.reading import told_apart, which_cut
-from r2m_cli.evaluation.findings import Findings
+from r2m_cli.data.truncation import told_apart, which_cut
+from r2m_cli.evaluation.measures import Measures
 from r2m_cli.files.run_folder import PAIRS
 from r2m_cli.models.actors import Actors
 from r2m_cli.stages.accuracy import margins, units_of
@@ -12,7 +12,7 @@ from r2m_cli.stages.labelled import fits, score_pairs
 from r2m_cli.stages.reward_check import equal_rewards
 
 
-def accuracy(actors: Actors, pairs: list[Pair], weight: float, budget: int, findings: Findings) -> None:
+def accuracy(actors: Actors, pairs: list[Pair], weight: float, budget: int, measures: Measures) -> None:
     """`pairs/accuracy` of the initial reward model on the text alone, and, where the run has feedback,
     `pairs/accuracy_feedback` of the live one, with `pairs/accuracy_difference`, the second minus the first on the same pairs.
 
@@ -26,19 +26,19 @@ def accuracy(actors: Actors, pairs: list[Pair], weight: float, budget: int, find
         budget: tokens per forward.
     """
     if not pairs:
-        findings.notes.append("no labelled pairs to measure the reward model on")
+        measures.notes.append("no labelled pairs to measure the reward model on")
         return
     kept = [i for i, pair in enumerate(pairs) if fits(actors, pair)]
     if len(kept) < len(pairs):
         left_out = f"{len(pairs) - len(kept)} of {len(pairs)} labelled pairs are longer than the policy can read"
-        findings.notes.append(f"{left_out}, and are left out")
+        measures.notes.append(f"{left_out}, and are left out")
     if not kept:
         return
-    apart, notes = told_apart(actors.reward.readers, [pairs[i] for i in kept], "labelled pairs")
+    apart, notes = told_apart(actors.reward.truncations, [pairs[i] for i in kept], "labelled pairs")
     if len(apart) < len(kept):
-        findings.number("pairs/equal_after_cut", len(kept) - len(apart))
+        measures.number("pairs/equal_after_cut", len(kept) - len(apart))
     kept = [kept[i] for i in apart]
-    findings.notes += notes
+    measures.notes += notes
     if not kept:
         return
     measured = [pairs[i] for i in kept]

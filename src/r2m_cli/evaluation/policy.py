@@ -10,9 +10,9 @@ from r2m_cli.batch import Rollout
 from r2m_cli.config.schema import Config
 from r2m_cli.conversation import Prompt
 from r2m_cli.data.messages import write_transcript
-from r2m_cli.data.reading import cut_notes
 from r2m_cli.data.source import Source, fitting
 from r2m_cli.data.template import ChatFormat
+from r2m_cli.data.truncation import cut_notes
 from r2m_cli.errors import UserError
 from r2m_cli.evaluation.findings import Findings
 from r2m_cli.models.actors import Actors
@@ -23,7 +23,7 @@ from r2m_cli.stages.metrics import evaluation_values
 from r2m_cli.text import from_home
 
 
-def evaluation_prompts(source: Source, chat: ChatFormat, config: Config, findings: Findings) -> list[Prompt]:
+def evaluation_prompts(source: Source, chat: ChatFormat, config: Config, measures: Measures) -> list[Prompt]:
     """The first eval.prompts held-out prompts that the policy can read.
 
     Raises:
@@ -31,9 +31,9 @@ def evaluation_prompts(source: Source, chat: ChatFormat, config: Config, finding
     """
     limit = config.rollout.max_prompt_tokens
     prompts = fitting(source.eval_prompts, chat, limit)
-    findings.notes += source.notes
+    measures.notes += source.notes
     if len(prompts) < len(source.eval_prompts):
-        findings.notes.append(
+        measures.notes.append(
             f"{len(source.eval_prompts) - len(prompts)} evaluation prompts are longer than "
             f"rollout.max_prompt_tokens={limit} and are left out"
         )
@@ -42,7 +42,7 @@ def evaluation_prompts(source: Source, chat: ChatFormat, config: Config, finding
     return prompts[: config.eval.prompts]
 
 
-def scored(actors: Actors, prompts: list[Prompt], config: Config, weight: float, findings: Findings) -> Rollout:
+def scored(actors: Actors, prompts: list[Prompt], config: Config, weight: float, measures: Measures) -> Rollout:
     """One response to each prompt, with the draws and the figures (`eval/*`) of a training run's own evaluation.
 
     Args:

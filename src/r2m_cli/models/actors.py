@@ -9,6 +9,7 @@ from torch import nn
 
 from r2m_cli.conversation import Prompt
 from r2m_cli.data.template import ChatFormat
+from r2m_cli.data.truncation import MAX_TOKENS, Truncation
 from r2m_cli.distributed.engine import Engine
 from r2m_cli.models.reward_model import RewardModel
 
@@ -29,8 +30,8 @@ class Actors:
     lora: Any = None  # peft's wrapper of the policy when only its adapters are trained
 
     @property
-    def reads(self) -> str:
-        """Whose states the adapter reads: policy, reference or reward; policy where there is no adapter."""
+    def feedback_source(self) -> str:
+        """Whose features the adapter attends to: policy, reference or reward; policy where there is no adapter."""
         reward = self.reward
         adapter = reward.feedback is not None and reward.kind != "head_only"
         return reward.states if adapter else "policy"

@@ -87,8 +87,6 @@ class FeedbackHead(nn.Module):
     r = phi((1 - w) A + w H_last), arXiv 2601.22664, eq. 4; always in fp32.
 
     Args:
-        init_scale: multiplies the initial W_o.
-        scaled: A is brought to the rms of H_last, sequence by sequence: the adapter says which direction, not how loud.
         heads, learned: as in `CrossAttention`.
     """
 
@@ -98,24 +96,17 @@ class FeedbackHead(nn.Module):
         policy_size: int,
         inner_size: int,
         seed: int,
-        init_scale: float = 1.0,
-        scaled: bool = False,
         heads: int = 1,
         learned: bool = False,
     ):
         super().__init__()
-        self.scaled = scaled
         self.phi = frozen_head(head).requires_grad_(True)
         self.adapter = CrossAttention(head.in_features, policy_size, inner_size, seed, heads, learned)
-        with torch.no_grad():
-            self.adapter.w_o.mul_(init_scale)
 
     def forward(self, rte: Tensor, states: States, weight: float) -> Score:
         """rte [B, D_rm], the policy's states of the B sequences, weight w(t) -> Score."""
         rte = rte.float()
         feedback, attention = self.adapter(rte, states)
-        if self.scaled:
-            feedback = feedback * rms(rte) / (feedback.square().mean(dim=1, keepdim=True) + 1e-12).sqrt()
         reward = self.phi((1 - weight) * feedback + weight * rte).squeeze(1)
         with torch.no_grad():
             entropy = -torch.special.xlogy(attention, attention).sum(dim=2).mean(dim=1)

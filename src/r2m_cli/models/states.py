@@ -13,24 +13,24 @@ ANNOTATED, FRESH, LABELLED = range(3)  # looks at the same sequences
 class States(NamedTuple):
     """What is read of B sequences, token by token. One state may belong to several of them: a prompt's, to its group."""
 
-    hidden: Tensor  # [T, D_p] the policy's last-layer states, or what `Reading` makes of them
-    readable: Tensor  # [B, T] true where the state is one of the sequence's
+    hidden: Tensor  # [T, D_p] the policy's last-layer states, or the `Features` of them
+    visible: Tensor  # [B, T] true where the state is one of the sequence's
 
 
-class Reading:
-    """What of a model the adapter reads at each token: its last-layer state, its input embedding, or both side by side.
+class Features:
+    """Which features of a model the adapter attends to at each token: its last-layer state, its input embedding, or both side by side.
 
     A last-layer state says what its model expects to come next; which token stands there it may have forgotten.
     """
 
-    def __init__(self, model: Any, reads: str):
+    def __init__(self, model: Any, kind: str):
         """
         Args:
             model: of transformers.
-            reads: feedback.reads.
+            kind: feedback.features.
         """  # fmt: skip
-        self.reads, self._embedded = reads, torch.empty(0)
-        if reads != "states":
+        self.kind, self._embedded = kind, torch.empty(0)
+        if kind != "states":
             model.get_input_embeddings().register_forward_hook(self._keep)
 
     def _keep(self, module: nn.Module, args: object, embedded: Tensor) -> None:
@@ -38,20 +38,20 @@ class Reading:
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """hidden [T, D], the states of the forward just made -> [T, width]. Embeddings are brought to the rms of the states."""
-        if self.reads == "states":
+        if self.kind == "states":
             return hidden.detach()
         embedded, self._embedded = self._embedded.flatten(0, -2), torch.empty(0)
         embedded = embedded * (rms(hidden.detach()) / rms(embedded).clamp_min(1e-12))
-        return embedded if self.reads == "tokens" else torch.cat([hidden.detach(), embedded], dim=1)
+        return embedded if self.kind == "tokens" else torch.cat([hidden.detach(), embedded], dim=1)
 
 
-def width(model: Any, reads: str) -> int:
-    """Size of what `Reading` gives of a model of transformers."""
+def width(model: Any, kind: str) -> int:
+    """Size of the `Features` of a model of transformers."""
     sizes = {
         "states": int(model.config.get_text_config().hidden_size),
         "tokens": int(model.get_input_embeddings().embedding_dim),
     }
-    return sizes.get(reads) or sum(sizes.values())
+    return sizes.get(kind) or sum(sizes.values())
 
 
 def rms(rows: Tensor) -> Tensor:
@@ -69,13 +69,13 @@ def feedback_states(kind: str, states: States, seeds: list[int], block: int, pha
             micro-batches nor ranks change what is read (but for single responses in odd numbers, see `balance`).
         phase: ANNOTATED, FRESH or LABELLED; noise is drawn anew for each look.
     """
-    if len(seeds) != len(states.readable):
-        raise ValueError(f"{len(seeds)} seeds for {len(states.readable)} sequences")
+    if len(seeds) != len(states.visible):
+        raise ValueError(f"{len(seeds)} seeds for {len(states.visible)} sequences")
     if kind == "noise":
         return noise_like(states, [draw_seed(Stream.NOISE, seed, phase) for seed in seeds])
     if kind == "shuffled":
-        order = neighbours(len(seeds), block).to(states.readable.device)
-        return States(states.hidden, states.readable[order])
+        order = neighbours(len(seeds), block).to(states.visible.device)
+        return States(states.hidden, states.visible[order])
     return states
 
 
@@ -85,13 +85,13 @@ def noise_like(states: States, seeds: list[int]) -> States:
     Every sequence has noise of its own, where those of a group have the states of their prompt in common.
     """
     rows = []
-    for seed, readable in zip(seeds, states.readable):
-        own = states.hidden[readable].float()
+    for seed, visible in zip(seeds, states.visible):
+        own = states.hidden[visible].float()
         drawn = torch.randn(own.shape, generator=torch.Generator().manual_seed(seed)).to(own.device)
         rows.append(own.mean() + own.std(correction=0) * drawn)
     owner = torch.arange(len(rows)).repeat_interleave(torch.tensor([len(row) for row in rows]))
-    readable = owner[None] == torch.arange(len(rows))[:, None]
-    return States(torch.cat(rows).to(states.hidden.dtype), readable.to(states.hidden.device))
+    visible = owner[None] == torch.arange(len(rows))[:, None]
+    return States(torch.cat(rows).to(states.hidden.dtype), visible.to(states.hidden.device))
 
 
 def neighbours(rows: int, block: int) -> Tensor:

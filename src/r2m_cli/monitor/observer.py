@@ -81,7 +81,7 @@ class Observer:
             self.warn(message)
 
     def _samples(self, step: int, annotated: Annotated) -> None:
-        mine = zip(annotated.rollout.number_of, sample_rows(annotated))
+        mine = zip(annotated.rollout.group_id_of, sample_rows(annotated))
         rows = [row for rank in comm.gather(list(mine)) for row in rank]
         rows = [row for _, row in sorted(rows, key=lambda pair: pair[0])]  # as in one process
         if self.sinks is not None:

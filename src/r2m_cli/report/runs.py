@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd  # type: ignore[import-untyped, unused-ignore]
 from omegaconf import DictConfig, OmegaConf
 
+from r2m_cli.config.old_keys import translated
 from r2m_cli.console import tell
 from r2m_cli.errors import UserError
 from r2m_cli.files.cache import read_json
@@ -18,18 +19,19 @@ from r2m_cli.files.jsonl import row_of
 from r2m_cli.files.regular import require_regular
 from r2m_cli.files.run_folder import CONFIG, METRICS, SAMPLES, SUMMARY
 from r2m_cli.files.yaml_files import read_yaml
-from r2m_cli.report.labels import labels_of
+from r2m_cli.monitor.catalogue import RENAMED
 from r2m_cli.report.lines import Row, by_step, read_lines
+from r2m_cli.report.run_names import names_of
 
 LARGEST = 1e100  # a larger number is no measurement, and its square is no float
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run. Runs that differ only in their seed share a `label`."""
+    """One run. Runs that differ only in their seed share a `name`."""
 
     path: Path
-    label: str
+    name: str
     config: dict[str, Any]  # nested, as in config.yaml
     metrics: pd.DataFrame  # index: step, 0 is before training; columns: the catalogue's names; NaN: not measured
     summary: dict[str, Any]  # {} while the run goes on
@@ -77,10 +79,10 @@ def load_runs(folders: Iterable[str | Path]) -> list[Run]:
     if not paths:
         raise UserError("runs: no run folder is given; for instance r2m report outputs/vanilla outputs/r2m")
     configs = [_read_config(path / CONFIG) for path in paths]
-    labels = labels_of(paths, configs)
+    names = names_of(paths, configs)
     return [
-        Run(path, label, config, _read_metrics(path / METRICS), _read_summary(path / SUMMARY))
-        for path, label, config in zip(paths, labels, configs, strict=True)
+        Run(path, name, config, _read_metrics(path / METRICS), _read_summary(path / SUMMARY))
+        for path, name, config in zip(paths, names, configs, strict=True)
     ]
 
 
@@ -111,13 +113,13 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not isinstance(read, DictConfig):
         raise UserError(f"{path}: not a configuration; copy it again from the run")
     config: Any = OmegaConf.to_container(read, resolve=False)
-    return {str(key): value for key, value in config.items()}
+    return translated(config)
 
 
 def _read_metrics(path: Path) -> pd.DataFrame:
     def numbers(line: bytes) -> dict[str, Any]:
         row = row_of(line)
-        return {name: finite(value) for name, value in row.items()} | {"step": row["step"]}
+        return {RENAMED.get(name, name): finite(value) for name, value in row.items()} | {"step": row["step"]}
 
     rows = read_lines(path, numbers, "a JSON object with a step")
     if not rows:

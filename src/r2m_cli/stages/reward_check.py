@@ -3,14 +3,15 @@
 import torch
 
 from r2m_cli.conversation import Pair
+from r2m_cli.maths.statistics import RESAMPLES
 from r2m_cli.models.actors import Actors
 from r2m_cli.stages.accuracy import accuracy_of, margins, percent, units_of, unsure
 from r2m_cli.stages.labelled import score_pairs
 from r2m_cli.text import number
 
 
-def inspect_reward_model(
-    actors: Actors, pairs: list[Pair], omega: float, budget: int, warm: bool = False, resamples: int = 1000
+def reward_check(
+    actors: Actors, pairs: list[Pair], omega: float, budget: int, warm: bool = False
 ) -> tuple[list[str], list[str]]:
     """Accuracy, with its interval, and spread as notes for the person, and warnings where the rewards are flat, no better than chance, or worse
     with feedback than without.
@@ -20,7 +21,6 @@ def inspect_reward_model(
     Args:
         omega: w(T), the weight at which the adapter's part is shown.
         budget: tokens per forward.
-        resamples: behind the interval, over distinct prompts.
         warm: adapter and head have learnt from labelled pairs, so that they should be no worse than the text alone.
     """
     frozen, live = score_pairs(actors, pairs, omega, budget)

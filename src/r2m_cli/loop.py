@@ -29,9 +29,9 @@ from r2m_cli.stages.baseline import greedy_responses
 from r2m_cli.stages.critic_step import critic_step
 from r2m_cli.stages.evaluation import evaluate, pair_accuracy
 from r2m_cli.stages.judged import judge_step
-from r2m_cli.stages.labelled import Labels, replay_batch
 from r2m_cli.stages.metrics import rollout_metrics
 from r2m_cli.stages.packing import balance, pack, shard
+from r2m_cli.stages.pair_learning import Labels, replay_batch
 from r2m_cli.stages.policy_step import policy_step
 from r2m_cli.stages.reward_step import RewardStep
 from r2m_cli.stages.rollout import rollout
@@ -105,8 +105,8 @@ def train_step(run: Training, state: LoopState, step: int, timer: Timer) -> tupl
     )
 
     with timer("rollout"):
-        mine, numbers = shard(run.prompts.batch(step - 1, c.prompts_per_step))
-        batch = rollout(actors, mine, numbers, c.group_size, config.rollout, config.seed, Stream.ROLLOUT, step)
+        mine, group_ids = shard(run.prompts.batch(step - 1, c.prompts_per_step))
+        batch = rollout(actors, mine, group_ids, c.group_size, config.rollout, config.seed, Stream.ROLLOUT, step)
         batch = balance(batch, together=2 if config.feedback.kind == "shuffled" else 1)
         packs = pack(batch, budget, c.mini_batches)
     with timer("annotate"):
@@ -141,7 +141,7 @@ def train_step(run: Training, state: LoopState, step: int, timer: Timer) -> tupl
     if labels.judge is not None:
         values["reward_model/labels"] = float(len(labels.judged))
     if actors.reward.feedback is not None:
-        values["feedback/omega"] = weight
+        values["feedback/weight"] = weight
     return annotated, values
 
 
@@ -164,7 +164,8 @@ def why_it_ends(step: int, values: dict[str, float], config: Config) -> str | No
     """ "steps" after the last one, "guard" where the KL is above guard.kl; None where the run goes on."""
     if step == config.train.steps:
         return "steps"
-    return "guard" if config.guard.stop_on == "kl" and values["kl"] > config.guard.kl else None
+    limit = config.guard.kl
+    return "guard" if limit is not None and values["kl"] > limit else None
 
 
 def measured(run: Training, step: int, pairs: bool) -> dict[str, float]:

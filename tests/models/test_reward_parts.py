@@ -21,7 +21,7 @@ from r2m_cli.data.truncation import MAX_TOKENS, POSITIONS, TOKENIZER
 from r2m_cli.errors import UserError
 from r2m_cli.maths.masking import length_mask
 from r2m_cli.models.cross_attention import CrossAttention
-from r2m_cli.models.loading import readable
+from r2m_cli.models.loading import token_limit
 from r2m_cli.models.reward_backbone import RewardBackbone, find_head, frozen_head
 from r2m_cli.models.reward_model import FeedbackHead
 from r2m_cli.models.sequences import pad

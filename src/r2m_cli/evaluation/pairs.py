@@ -8,7 +8,7 @@ from r2m_cli.evaluation.measures import Measures
 from r2m_cli.files.run_folder import PAIRS
 from r2m_cli.models.actors import Actors
 from r2m_cli.stages.accuracy import margins, units_of
-from r2m_cli.stages.labelled import fits, score_pairs
+from r2m_cli.stages.pair_learning import fits, score_pairs
 from r2m_cli.stages.reward_check import equal_rewards
 
 
@@ -44,18 +44,18 @@ def accuracy(actors: Actors, pairs: list[Pair], weight: float, budget: int, meas
     measured = [pairs[i] for i in kept]
     frozen, fresh = score_pairs(actors, measured, weight, budget, counted=True)
     text, live = margins(measured, frozen), None if fresh is None else margins(measured, fresh)
-    findings.notes += equal_rewards(text)
+    measures.notes += equal_rewards(text)
     right, units = (text > 0).double(), units_of(pair.prompt for pair in measured)
-    findings.mean("pairs/accuracy", right, units, (0.0, 1.0))
+    measures.mean("pairs/accuracy", right, units, (0.0, 1.0))
     if live is not None:
         with_feedback = (live > 0).double()
-        findings.mean("pairs/accuracy_feedback", with_feedback, units, (0.0, 1.0))
-        findings.mean("pairs/accuracy_difference", with_feedback - right, units, (-1.0, 1.0))
-    findings.number("pairs/count", len(kept))
+        measures.mean("pairs/accuracy_feedback", with_feedback, units, (0.0, 1.0))
+        measures.mean("pairs/accuracy_difference", with_feedback - right, units, (-1.0, 1.0))
+    measures.number("pairs/count", len(kept))
     texts = [(pair.prompt, reply) for pair in measured for reply in (pair.chosen, pair.rejected)]
-    findings.number("pairs/cut_ratio", fmean(which_cut(actors.reward.readers, *zip(*texts))))
+    measures.number("pairs/cut_ratio", fmean(which_cut(actors.reward.truncations, *zip(*texts))))
     table = []
     for row, i in enumerate(kept):
         found = {"margin_text": text[row].item()} | ({"margin_feedback": live[row].item()} if live is not None else {})
         table.append({"index": i, **found, **vars(pairs[i])})
-    findings.rows(PAIRS, table)
+    measures.rows(PAIRS, table)

@@ -14,7 +14,7 @@ from r2m_cli.data.source import Source, fitting
 from r2m_cli.data.template import ChatFormat
 from r2m_cli.data.truncation import cut_notes
 from r2m_cli.errors import UserError
-from r2m_cli.evaluation.findings import Findings
+from r2m_cli.evaluation.measures import Measures
 from r2m_cli.models.actors import Actors
 from r2m_cli.models.reward_model import RewardModel
 from r2m_cli.stages.accuracy import units_of
@@ -50,11 +50,11 @@ def scored(actors: Actors, prompts: list[Prompt], config: Config, weight: float,
     """
     annotated = fixed_responses(actors, prompts, config, weight)
     batch, units = annotated.rollout, units_of(prompts)
-    findings.notes += cut_notes(actors.reward.readers, prompts, batch.responses, "responses with their prompts")
+    measures.notes += cut_notes(actors.reward.truncations, prompts, batch.responses, "responses with their prompts")
     for name, values in evaluation_values(annotated).items():
         bounds = (0.0, 1.0) if name in ("eval/finished", "eval/repetition") else None
-        findings.mean(name, values.double(), units, bounds)
-    findings.number("eval/cut_ratio", annotated.cut.double().mean().item())
+        measures.mean(name, values.double(), units, bounds)
+    measures.number("eval/cut_ratio", annotated.cut.double().mean().item())
     return batch
 
 

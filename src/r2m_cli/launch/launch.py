@@ -131,7 +131,7 @@ def fit_once(config: Config) -> Path:
         notice = f"no {what} for this configuration yet: fitting one (once; kept in {cached})"
         target = build_once(cached.name, lambda folder: execute(config, folder), notice)
         if known and (target / FIT).is_file():
-            tell(f"{what} from the cache: {target} {_values(target)}")
+            tell(f"{what} from the cache: {target} {_figures(target)}")
     return target
 
 

@@ -9,7 +9,6 @@ from torch import nn
 
 from r2m_cli.conversation import Prompt
 from r2m_cli.data.template import ChatFormat
-from r2m_cli.data.truncation import MAX_TOKENS, Truncation
 from r2m_cli.distributed.engine import Engine
 from r2m_cli.models.reward_model import RewardModel
 
@@ -34,4 +33,4 @@ class Actors:
         """Whose features the adapter attends to: policy, reference or reward; policy where there is no adapter."""
         reward = self.reward
         adapter = reward.feedback is not None and reward.kind != "head_only"
-        return reward.states if adapter else "policy"
+        return reward.source if adapter else "policy"

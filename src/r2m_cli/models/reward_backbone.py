@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from r2m_cli.errors import UserError
 from r2m_cli.models.sequences import Layout, Padded, SharedPrefix
 from r2m_cli.models.sharing import why_not
-from r2m_cli.models.states import Reading, States
+from r2m_cli.models.states import Features, States
 
 
 class RewardBackbone(nn.Module):
@@ -18,7 +18,7 @@ class RewardBackbone(nn.Module):
     """
 
     def __init__(
-        self, classifier: nn.Module, attention: str = "sdpa", reads: str = "states", boundary: int | None = None
+        self, classifier: nn.Module, attention: str = "sdpa", features: str = "states", boundary: int | None = None
     ):
         """
         Args:
@@ -28,7 +28,7 @@ class RewardBackbone(nn.Module):
         super().__init__()
         self.classifier = classifier
         self.boundary = boundary if getattr(classifier.config, "type_vocab_size", 0) > 1 else None
-        self.reading = Reading(classifier, reads)
+        self.features = Features(classifier, features)
         self._captured: Tensor | None = None
         find_head(classifier).register_forward_pre_hook(self._capture)
         self.unshared = why_not(classifier, self._states, attention)
@@ -59,14 +59,14 @@ class RewardBackbone(nn.Module):
         state = self._states(layout)
         rows = torch.arange(len(tokens), device=tokens.device)
         if len(state) == len(tokens):  # an encoder's, pooled
-            if self.reading.reads != "states":
+            if self.features.kind != "states":
                 raise UserError(
-                    f"feedback.reads={self.reading.reads}: the reward model pools its states into one, which belongs to no token; "
-                    "with feedback.states=reward it needs feedback.reads=states"
+                    f"feedback.features={self.features.kind}: the reward model pools its states into one, which belongs to no token; "
+                    "with feedback.source=reward it needs feedback.features=states"
                 )
             return (state, States(state, rows[:, None] == rows)) if with_states else state
         rte = state[layout.at(rows, lengths - 1)]
-        return (rte, States(self.reading(state), layout.readable(lengths))) if with_states else rte
+        return (rte, States(self.features(state), layout.visible(lengths))) if with_states else rte
 
 
 def common_prefix(tokens: Tensor, lengths: Tensor, group_size: int) -> Tensor:

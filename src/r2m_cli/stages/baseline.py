@@ -19,6 +19,6 @@ def greedy_responses(actors: Actors, sampled: Rollout, config: Config, step: int
         weight: w(t) of the live reward.
     """
     likeliest = replace(config.rollout, temperature=0.0)
-    batch = rollout(actors, sampled.prompts, sampled.numbers, 1, likeliest, config.seed, Stream.GREEDY, step)
+    batch = rollout(actors, sampled.prompts, sampled.group_ids, 1, likeliest, config.seed, Stream.GREEDY, step)
     (packs,) = pack(batch, config.rollout.tokens_per_batch)
     return annotate(actors, batch, packs, weight, config.rollout.temperature, rewards_only=True)

@@ -7,9 +7,9 @@ from r2m_cli.models.actors import Actors
 from r2m_cli.seeds import Stream
 from r2m_cli.stages.accuracy import margins
 from r2m_cli.stages.annotate import annotate
-from r2m_cli.stages.labelled import score_pairs
 from r2m_cli.stages.metrics import evaluation_metrics
 from r2m_cli.stages.packing import pack, shard
+from r2m_cli.stages.pair_learning import score_pairs
 from r2m_cli.stages.rollout import rollout
 
 

@@ -16,7 +16,7 @@ from r2m_cli.errors import UserError
 from r2m_cli.files.jsonl import cut_rows, lines_of, text_of
 from r2m_cli.files.run_folder import JUDGED
 from r2m_cli.judges.judge import Comparison, Judge
-from r2m_cli.stages.labelled import Labels
+from r2m_cli.stages.pair_learning import Labels
 
 Verdict = tuple[int, Pair]  # the group's number in the step, and its pair, the better response first
 
@@ -30,7 +30,7 @@ def judge_step(labels: Labels, annotated: Annotated, config: FeedbackConfig, run
     """
     assert labels.judge is not None
     preference, verdicts, failed = torch.empty(0), list[Verdict](), ""
-    asked = choose(annotated, config.judge_select, labels_due(step, config.judge_pairs))
+    asked = choose(annotated, labels_due(step, config.judge_pairs))
     try:
         preference, verdicts = judged(annotated, labels.judge, asked)
     except UserError as error:

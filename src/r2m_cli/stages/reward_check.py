@@ -6,7 +6,7 @@ from r2m_cli.conversation import Pair
 from r2m_cli.maths.statistics import RESAMPLES
 from r2m_cli.models.actors import Actors
 from r2m_cli.stages.accuracy import accuracy_of, margins, percent, units_of, unsure
-from r2m_cli.stages.labelled import score_pairs
+from r2m_cli.stages.pair_learning import score_pairs
 from r2m_cli.text import number
 
 
@@ -24,9 +24,9 @@ def reward_check(
         warm: adapter and head have learnt from labelled pairs, so that they should be no worse than the text alone.
     """
     frozen, live = score_pairs(actors, pairs, omega, budget)
-    notes = [f"reward model on {len(pairs)} held-out pairs: {_describe(pairs, frozen, resamples)}"]
+    notes = [f"reward model on {len(pairs)} held-out pairs: {_describe(pairs, frozen)}"]
     if live is not None and actors.reward.kind != "head_only":
-        notes.append(f"with feedback, before any RL, at w = {omega:g}: {_describe(pairs, live, resamples)}")
+        notes.append(f"with feedback, before any RL, at w = {omega:g}: {_describe(pairs, live)}")
     missing = int((~frozen.isfinite()).sum())
     warnings = []
     if missing:
@@ -63,12 +63,12 @@ def equal_rewards(margins: torch.Tensor) -> list[str]:
     ]
 
 
-def _describe(pairs: list[Pair], rewards: torch.Tensor, resamples: int) -> str:
+def _describe(pairs: list[Pair], rewards: torch.Tensor) -> str:
     finite = rewards.isfinite().all(dim=1).cpu()
     if not finite.any():
         return "no pair has finite rewards"
     found = margins(pairs, rewards)[finite]
-    accuracy = accuracy_of(found, units_of(pair.prompt for pair in pairs)[finite], resamples, seed=0)
+    accuracy = accuracy_of(found, units_of(pair.prompt for pair in pairs)[finite], RESAMPLES, seed=0)
     return (
         f"{percent(accuracy)} ordered right{unsure(accuracy)}, spread (standard deviation) "
         f"{number(float(rewards.cpu()[finite].std()), 3)}, mean margin {number(float(found.mean()), 3)}"

@@ -51,7 +51,7 @@ class RewardStep:
         """Add the gradient of these groups, with the policy's states of them."""
         if not self.from_groups:
             return
-        if self.actors.reads != "policy":
+        if self.actors.feedback_source != "policy":
             states = self._others(pack)
         group_size, groups = self.annotated.rollout.group_size, pack.groups
         annotated_rewards = self.annotated.rewards[groups]

@@ -17,7 +17,6 @@ from r2m_cli.checkpoints.state import LoopState
 from r2m_cli.config.schema import Config
 from r2m_cli.console import say
 from r2m_cli.conversation import Pair, Prompt
-from r2m_cli.data.reading import told_apart
 from r2m_cli.data.source import PromptStream, Source, fitting, load_source, renderable
 from r2m_cli.data.template import ChatFormat
 from r2m_cli.data.truncation import told_apart

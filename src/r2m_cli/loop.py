@@ -10,6 +10,7 @@ from torch import Tensor
 
 from r2m_cli.batch import Annotated, Rollout
 from r2m_cli.checkpoints import checkpoint
+from r2m_cli.config.registry import ESTIMATORS, FEEDBACKS
 from r2m_cli.config.schema import Config
 from r2m_cli.conversation import Prompt
 from r2m_cli.data.source import PromptStream
@@ -53,7 +54,7 @@ def train(
     stream = PromptStream(prompts, config.seed)
     total, c, temperature = config.train.steps, config.ppo, config.rollout.temperature
     budget, beta = config.rollout.tokens_per_batch, c.beta if observer.beta is None else observer.beta
-    learns = actors.reward.feedback is not None and config.feedback.kind != "frozen"
+    learns = actors.reward.feedback is not None and FEEDBACKS[config.feedback.kind].learns
 
     if start == 0 and config.eval.every:
         observer.stage("eval")
@@ -71,13 +72,13 @@ def train(
 
         with timer("rollout"):
             batch = rollout(actors, mine, numbers, c.group_size, config.rollout, config.seed, Stream.ROLLOUT, step)
-            batch = balance(batch, together=2 if config.feedback.kind == "shuffled" else 1)
+            batch = balance(batch, together=2 if FEEDBACKS[config.feedback.kind].mixes else 1)
             packs = pack(batch, budget, c.mini_batches)
         with timer("annotate"):
             annotated = annotate(actors, batch, [p for mini_batch in packs for p in mini_batch], weight, temperature)
             require_finite(annotated, step)
         greedy = preference = reward_step = None
-        if c.algorithm == "remax":
+        if ESTIMATORS[c.algorithm].greedy:
             with timer("baseline"):
                 greedy = greedy_responses(actors, batch, config, step, weight)
         trainable = advantages(annotated, c, greedy)
@@ -136,7 +137,7 @@ def train(
 
 def weight_at(step: int, config: Config) -> float:
     """w(t), the weight of the text in the live reward at a step: 1 where no adapter reads beside it."""
-    if config.feedback.kind in ("none", "head_only"):
+    if FEEDBACKS[config.feedback.kind].states is None:
         return 1.0
     return feedback_weight(step, config.train.steps, config.feedback.omega, config.feedback.schedule)
 

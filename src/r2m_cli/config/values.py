@@ -2,12 +2,14 @@
 
 from typing import Any
 
+from r2m_cli.config.registry import ESTIMATORS, FEEDBACKS, WORLDS
+
 CHOICES: dict[str, tuple[Any, ...]] = {
     "task": ("train", "sft", "reward", "evaluate", "analyze"),
     "policy.fit.parameters": ("full", "lora", "head"),
     "reward.fit.parameters": ("full", "lora", "head"),
     "reward.combine": ("mean", "worst", "uncertainty"),
-    "feedback.kind": ("r2m", "frozen", "noise", "shuffled", "head_only", "none"),
+    "feedback.kind": tuple(FEEDBACKS),
     "feedback.schedule": ("cosine", "constant"),
     "feedback.states": ("policy", "reference", "reward"),
     "feedback.reads": ("states", "tokens", "both"),
@@ -17,14 +19,14 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "feedback.judge": ("none", "gold", "labeller", "openai"),
     "feedback.judge_select": ("first", "wide", "close"),
     "feedback.pair": ("recomputed", "annotated"),
-    "ppo.algorithm": ("rloo", "grpo", "remax", "reinforce_pp", "ppo"),
+    "ppo.algorithm": tuple(ESTIMATORS),
     "ppo.ratio": ("sequence", "token"),
     "ppo.kl_in": ("loss", "reward"),
     "ppo.kl_estimator": ("k1", "k2", "k3"),
     "ppo.normalise": ("none", "scale", "whiten"),
     "ppo.lr_schedule": ("constant", "linear", "cosine"),
     "guard.stop_on": ("none", "kl"),
-    "data.kind": ("gold", "english", "file"),
+    "data.kind": (*WORLDS, "file"),
     "eval.judge": ("none", "reward", "gold", "openai"),
     "analysis.tokens": ("response", "all"),
     "engine.kind": ("single", "zero"),

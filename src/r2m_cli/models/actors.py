@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from r2m_cli.config.registry import FEEDBACKS
 from r2m_cli.conversation import Prompt
 from r2m_cli.data.reading import MAX_TOKENS, Reader
 from r2m_cli.data.template import ChatFormat
@@ -32,6 +33,11 @@ class RewardModel:
     states: str = "policy"  # feedback.states: whose
     ensemble: Ensemble | None = None  # further frozen models; None for a single one
     unshared: str = ""  # why the backbone reads every prompt once per response; empty where it shares them
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether hidden states are read at all."""
+        return self.feedback is not None and FEEDBACKS[self.kind].states is not None
 
     @property
     def readers(self) -> tuple[Reader, ...]:
@@ -91,8 +97,7 @@ class Actors:
     def reads(self) -> str:
         """Whose states the adapter reads: policy, reference or reward; policy where there is no adapter."""
         reward = self.reward
-        adapter = reward.feedback is not None and reward.kind != "head_only"
-        return reward.states if adapter else "policy"
+        return reward.states if reward.has_adapter else "policy"
 
 
 def group_size(prompts: list[Prompt]) -> int:

@@ -26,7 +26,7 @@ def inspect_reward_model(
     frozen, live = score_pairs(actors, pairs, omega, budget)
     units = units_of(pair.prompt for pair in pairs)
     notes = [f"reward model on {len(pairs)} held-out pairs: {_describe(frozen, units, resamples)}"]
-    if live is not None and actors.reward.kind != "head_only":
+    if live is not None and actors.reward.has_adapter:
         notes.append(f"with feedback, before any RL, at w = {omega:g}: {_describe(live, units, resamples)}")
     missing = int((~frozen.isfinite()).sum())
     warnings = []

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from r2m_cli.config.worlds import WorldConfig
-from r2m_cli.data.gold_world import FILLERS, POLITE, SPECIALS, TOPIC_OF, TOPICS, GoldWorld
+from r2m_cli.data.gold_world import FILLERS, POLITE, TOPIC_OF, TOPICS, GoldWorld
+from r2m_cli.data.words import SPECIALS
 from r2m_cli.errors import UserError
 
 PROMPT = "fruit : pear apple"

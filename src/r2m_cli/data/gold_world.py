@@ -22,10 +22,11 @@ from itertools import combinations
 from typing import TYPE_CHECKING
 
 from r2m_cli.config.worlds import WorldConfig
+from r2m_cli.data.words import word_tokenizer
 from r2m_cli.data.world import World
 from r2m_cli.errors import UserError
 
-if TYPE_CHECKING:  # the configuration's schema reads this file: it must not cost the import of transformers
+if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 TOPICS: dict[str, tuple[str, ...]] = {
@@ -40,18 +41,8 @@ OPENING = ("i", "suggest")
 POLITE = ("gladly", "kindly", "please", "thanks")
 FILLERS = ("just", "know", "like", "maybe", "perhaps", "quite", "really", "so", "very", "you")
 STOP = "."
-PAD, UNK, EOS, USER, ASSISTANT = SPECIALS = ("<pad>", "<unk>", "<eos>", "<user>", "<assistant>")
 
 TOPIC_OF = {word: topic for topic, words in TOPICS.items() for word in words}
-
-# A generation prompt ends with <assistant>, so it is a prefix of prompt + response, in text and in tokens.
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if message['role'] == 'assistant' %}<assistant> {{ message['content'] }} <eos> "
-    "{% else %}<user> {{ message['content'] }} {% endif %}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
 
 
 class GoldWorld(World):
@@ -146,30 +137,8 @@ class GoldWorld(World):
         return prefers_a != flipped
 
     def tokenizer(self) -> "PreTrainedTokenizerFast":
-        """One token per word, with a chat template: it takes the road that a real chat model's tokenizer takes.
-
-        Pad, end and unknown are three different tokens. With pad = end, a reward model that looks for the last
-        token by id would not see whether a response has ended.
-        """
-        from tokenizers import Tokenizer
-        from tokenizers.models import WordLevel
-        from tokenizers.pre_tokenizers import Whitespace
-        from transformers import PreTrainedTokenizerFast
-
-        words = [*SPECIALS, STOP, ":", *TOPICS, *TOPIC_OF, *OPENING, *POLITE, *FILLERS]
-        backend = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token=UNK))
-        backend.pre_tokenizer = Whitespace()
-        return PreTrainedTokenizerFast(
-            tokenizer_object=backend,
-            pad_token=PAD,
-            unk_token=UNK,
-            eos_token=EOS,
-            extra_special_tokens=[USER, ASSISTANT],
-            chat_template=CHAT_TEMPLATE,
-            # The decoded text must be the words with one space between them, also before the full stop.
-            clean_up_tokenization_spaces=False,
-            model_input_names=["input_ids", "attention_mask"],
-        )
+        """One token per word."""
+        return word_tokenizer([STOP, ":", *TOPICS, *TOPIC_OF, *OPENING, *POLITE, *FILLERS])
 
 
 def _check(config: WorldConfig) -> None:

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 from r2m_cli.config.schema import DataConfig
 from r2m_cli.console import say
@@ -11,7 +11,7 @@ from r2m_cli.data.english_world import EnglishWorld
 from r2m_cli.data.gold_world import GoldWorld
 from r2m_cli.data.preferences import Dropped, describe, load_preferences, reasons
 from r2m_cli.data.template import ChatFormat
-from r2m_cli.data.world import World
+from r2m_cli.data.world import Labellers, World
 from r2m_cli.errors import UserError
 from r2m_cli.files.cache import digest_of
 from r2m_cli.seeds import Stream, draw_seed
@@ -62,8 +62,15 @@ def load_source(config: DataConfig, eval_prompts: int, evaluating: bool = False)
 
 
 def world_of(config: DataConfig) -> World:
-    """The world of data=gold or data=english. Raises UserError for numbers of it that have no meaning."""
-    return GoldWorld(config.world) if config.kind == "gold" else EnglishWorld(config.english)
+    """The world of data=gold or data=english. Raises UserError for a package that it needs and that is not there."""
+    kind = GoldWorld if config.kind == "gold" else EnglishWorld
+    return kind(labellers_of(config, kind.LABELLERS))
+
+
+def labellers_of(config: DataConfig, own: Labellers) -> Labellers:
+    """A world's own labellers with what the configuration says of them (data.label_bias, ...)."""
+    said = {"bias": config.label_bias, "temperature": config.label_temperature, "noise": config.label_noise}
+    return replace(own, **{name: value for name, value in said.items() if value is not None})
 
 
 def _world(config: DataConfig, eval_prompts: int) -> Source:
@@ -165,14 +172,14 @@ def _identity(prompt: Prompt) -> tuple[tuple[str, str], ...]:
 
 
 def identity_of(config: DataConfig, labels: bool = True) -> list[object]:
-    """What the data is, for a cache key: the world's numbers, or the file's digest (a hub data set's name).
+    """What the data is, for a cache key: the world and its labellers, or the file's digest (a hub data set's name).
 
     Args:
         labels: with those of the world's labellers, whom the policy's demonstrations do not know.
     """
     if config.kind != "file":
-        numbers = vars(config.world if config.kind == "gold" else config.english).items()
-        return [config.kind, config.seed, {name: x for name, x in numbers if labels or not name.startswith("label_")}]
+        world = GoldWorld if config.kind == "gold" else EnglishWorld
+        return [config.kind, config.seed, *([asdict(labellers_of(config, world.LABELLERS))] if labels else [])]
     path = from_home(config.path or "")
     content = digest_of(path) if path.exists() else config.path
     subset = [config.subset] if config.subset is not None else []

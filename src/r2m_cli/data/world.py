@@ -1,11 +1,28 @@
 """What a world is: a source of prompts whose true reward is known, and of labellers who are almost right about it."""
 
+import math
 import random
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+
+@dataclass(frozen=True)
+class Labellers:
+    """Who labels a world's preferences: by gold, almost."""
+
+    bias: float  # points that they, not gold, give for what they wrongly like
+    temperature: float  # Bradley-Terry, points of gold; near 0 they always choose the one they like better
+    noise: float = 0.0  # probability, 0 to 0.5, that a label is flipped afterwards
+
+    def prefer_first(self, first: float, second: float, rng: random.Random) -> bool:
+        """Whether they choose the first of two responses that they like so much, in points."""
+        # tanh, unlike exp, cannot overflow at a small temperature.
+        prefers = rng.random() < 0.5 + 0.5 * math.tanh((first - second) / self.temperature / 2)
+        return prefers != (rng.random() < self.noise)
 
 
 class World(ABC):

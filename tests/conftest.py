@@ -45,9 +45,9 @@ def make_actors(world, chat):
     """A function that builds fresh tiny actors; the same arguments give the same weights.
 
     Arguments: seed, feedback (an adapter that learns), reference (a frozen policy of other weights, so that the KL is
-    not 0), policy_dtype, max_tokens of the reward model, kind and init_scale as in `feedback.*`, critic (one of PPO,
-    untrained), lora_rank (adapters in the policy, whose base is then the reference), states, reads and scaled
-    (feedback.states, feedback.reads, feedback.scale=rte).
+    not 0), policy_dtype, max_tokens of the reward model, kind as in `feedback.*`, critic (one of PPO,
+    untrained), lora_rank (adapters in the policy, whose base is then the reference), source and features
+    as in `feedback.*`.
     """
     import torch
 
@@ -64,7 +64,7 @@ def make_actors(world, chat):
     device = torch.device("cpu")
 
     def model(size: int, seed: int, scorer: bool):
-        config = ModelConfig(hidden_size=size, num_layers=2, num_heads=2)
+        config = ModelConfig(size=f"{size}x2x2")
         built = fresh_llama(config, chat.tokenizer, chat.pad_id, seed, scorer)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():  # larger weights than the initial ones: logits and rewards that differ
@@ -75,15 +75,15 @@ def make_actors(world, chat):
         return built
 
     def make(
-        seed=0, feedback=True, reference=True, policy_dtype=torch.float32, max_tokens=64, kind="r2m", init_scale=1.0,
-        critic=False, lora_rank=0, states="policy", scaled=False, reads="states",
+        seed=0, feedback=True, reference=True, policy_dtype=torch.float32, max_tokens=64, kind="r2m",
+        critic=False, lora_rank=0, source="policy", features="states",
     ):  # fmt: skip
         lm = model(16, seed, scorer=False).to(policy_dtype)
         lora = with_lora(lm, lora_rank, "CAUSAL_LM", seed) if lora_rank else None
-        policy = SingleEngine(Policy(lm, reads=reads), device, 0.0, 1.0)
+        policy = SingleEngine(Policy(lm, features=features), device, 0.0, 1.0)
         frozen = None
         if reference:
-            other = Policy(model(16, seed + 200, scorer=False), reads=reads).requires_grad_(False)
+            other = Policy(model(16, seed + 200, scorer=False), features=features).requires_grad_(False)
             frozen = BaseOfLora(policy, lora) if lora is not None else other
         classifier = model(12, seed + 100, scorer=True)
         head = find_head(classifier)
@@ -92,22 +92,20 @@ def make_actors(world, chat):
             module = (
                 HeadOnly(head)
                 if kind == "head_only"
-                else FeedbackHead(
-                    head, width(classifier if states == "reward" else lm, reads), 8, seed, init_scale, scaled
-                )
+                else FeedbackHead(head, width(classifier if source == "reward" else lm, features), 8, seed)
             )
             learner = SingleEngine(module, device, 0.0, 0.0)
         return Actors(
             policy=policy,
             reference=frozen,
             reward=RewardModel(
-                backbone=RewardBackbone(classifier, reads=reads).requires_grad_(False),
+                backbone=RewardBackbone(classifier, features=features).requires_grad_(False),
                 frozen_head=frozen_head(head),
                 feedback=learner,
                 format=chat,
                 max_tokens=max_tokens,
                 kind=kind,
-                states=states,
+                source=source,
             ),
             format=chat,
             gold=lambda prompt, response, finished: world.score(prompt[-1]["content"], response, finished),

@@ -53,7 +53,7 @@ def main() -> None:
 
     def measure(cell: tuple[str, str]) -> pd.DataFrame:
         states, seed = cell
-        overrides = [*shared, f"feedback.states={states}", f"seed={seed}", f"data.seed={seed}"]
+        overrides = [*shared, f"feedback.source={states}", f"seed={seed}", f"data.seed={seed}"]
         _, found = evaluated(OUT / f"{states}-{seed}", overrides, best_of)
         return pd.read_csv(found / "best_of_n.csv").assign(states=states, seed=int(seed))
 

@@ -18,11 +18,13 @@ import pandas as pd
 from omegaconf import OmegaConf
 from study import options, sweep
 
+from r2m_cli.config.old_keys import translated
+
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 OUT = Path("outputs/study/map")
-POLICIES = {"1 layer, d 32": (32, 1), "2 layers, d 64": (64, 2), "3 layers, d 128": (128, 3)}
+POLICIES = {"1 layer, d 32": "32x1x4", "2 layers, d 64": "64x2x4", "3 layers, d 128": "128x3x4"}
 REWARD_MODELS = {"frozen": "strong_frozen", "tuned": "strong_tuned"}
 PAIRS = (1000, 4000)
 STATES = {"policy": "r2m_safe", "reward": "own_states"}
@@ -34,12 +36,12 @@ def main() -> None:
     if len(given) > 2:
         raise SystemExit(__doc__)
     for reward, world in REWARD_MODELS.items():
-        for size, (hidden, layers) in POLICIES.items():
+        for size, shape in POLICIES.items():
             for states, name in STATES.items():
                 overrides = [
-                    f"+world={world}", "+method=rloo", "feedback=r2m_safe", f"feedback.states={states}", "ppo.beta=0.05",
-                    f"policy.hidden_size={hidden}", f"policy.num_layers={layers}", f"data.pairs={','.join(map(str, PAIRS))}",
-                    "train.steps=40", "eval.every=40", "eval.preflight_pairs=1024", "eval.pairs=1024",
+                    f"+world={world}", "+method=rloo", "feedback=r2m_safe", f"feedback.source={states}", "ppo.beta=0.05",
+                    f"policy.size={shape}", f"data.pairs={','.join(map(str, PAIRS))}",
+                    "train.steps=40", "eval.every=40", "eval.reward_check_pairs=1024", "eval.pairs=1024",
                 ]  # fmt: skip
                 sweep(
                     OUT / reward / size.replace(", ", "_").replace(" ", "") / name,
@@ -57,14 +59,12 @@ def main() -> None:
 
 def rows(run: Path) -> list[dict[str, object]]:
     """Accuracies of one run: on 1024 held-out labelled pairs before RL, and on the pairs of each span's rollouts."""
-    config = OmegaConf.load(run / "config.yaml")
+    config = OmegaConf.create(translated(OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))))
     metrics = pd.DataFrame(map(json.loads, (run / "metrics.jsonl").read_text().splitlines())).set_index("step")
-    size = next(
-        name for name, shape in POLICIES.items() if shape == (config.policy.hidden_size, config.policy.num_layers)
-    )
+    size = next(name for name, shape in POLICIES.items() if shape == config.policy.size)
     cell = {
         "reward_model": "frozen" if config.reward.fit.parameters == "head" else "tuned", "policy": size,
-        "pairs": config.data.pairs, "states": config.feedback.states, "seed": config.seed,
+        "pairs": config.data.pairs, "states": config.feedback.source, "seed": config.seed,
     }  # fmt: skip
     found = [("held-out", metrics.loc[0, "eval/pair_accuracy_frozen"], metrics.loc[0, "eval/pair_accuracy"])]
     for name, (first, last) in SPANS.items():

@@ -65,10 +65,10 @@ def methods(pairs: int, steps: int, tuned: str = "full") -> dict[str, Method]:
         "r2m_safe": Method([*vanilla, "feedback=r2m_safe"], grid, frontier=True),
         "r2m_judged": Method([*vanilla, "feedback=r2m_judged", *judged], grid, frontier=True),
         "own_states": Method(
-            [*vanilla, "feedback=r2m_safe", "feedback.states=reward"], weight_of="r2m_safe", frontier=True
+            [*vanilla, "feedback=r2m_safe", "feedback.source=reward"], weight_of="r2m_safe", frontier=True
         ),
         "reference_states": Method(
-            [*vanilla, "feedback=r2m_safe", "feedback.states=reference"], weight_of="r2m_safe", frontier=True
+            [*vanilla, "feedback=r2m_safe", "feedback.source=reference"], weight_of="r2m_safe", frontier=True
         ),
         "offline_labels": Method([*vanilla, more_pairs], weight_of="rloo"),
         "offline_labels_safe": Method([*vanilla, "feedback=r2m_safe", more_pairs], weight_of="r2m_safe", frontier=True),

@@ -32,7 +32,7 @@ OUT = Path("outputs/study/table3")
 CHECKED = 64  # held-out pairs that choose the pass
 SETTINGS = [
     "+experiment=hh_rlhf_cpu", "data.rows=640", "data.holdout=0.5", "reward.fit.rows=320", "ppo.prompts_per_step=8",
-    "rollout.max_new_tokens=4", "rollout.max_prompt_tokens=172", f"eval.preflight_pairs={CHECKED}",
+    "rollout.max_new_tokens=4", "rollout.max_prompt_tokens=172", f"eval.reward_check_pairs={CHECKED}",
 ]  # fmt: skip
 
 
@@ -74,7 +74,7 @@ def measure(name: str, layers: int, states: str, seed: int, path: Path) -> dict[
             f"data.path={path}",
             f"seed={seed}",
             f"data.seed={seed}",
-            f"feedback.states={states}",
+            f"feedback.source={states}",
         ],
         ["eval.pairs=400", "eval.prompts=2"],
     )

@@ -111,8 +111,10 @@ def build_actors(config: Config, source: Source, policy_path: str | None = None)
     lora = None
     if training and config.policy.lora_rank:
         lora = with_lora(lm, config.policy.lora_rank, "CAUSAL_LM", draw_seed(Stream.LORA, config.seed))
-    policy = Policy(lm, engine.gradient_checkpointing, engine.attention, reads(config, "policy", lora is not None))
-    feedback_size = width(lm, config.feedback.reads)
+    policy = Policy(
+        lm, engine.gradient_checkpointing, engine.attention, features_of(config, "policy", lora is not None)
+    )
+    feedback_size = width(lm, config.feedback.features)
     if not all(bool(p.isfinite().all()) for p in policy.parameters()):
         raise UserError(
             f"policy.path={policy_path or config.policy.path}: its weights hold numbers that are not finite"
@@ -131,7 +133,7 @@ def build_actors(config: Config, source: Source, policy_path: str | None = None)
             reference = BaseOfLora(policy_engine, lora)
         else:
             base = load_causal_lm(config.policy.path, "policy.path", dtype)
-            frozen = Policy(base, attention=engine.attention, reads=reads(config, "reference"))
+            frozen = Policy(base, attention=engine.attention, features=features_of(config, "reference"))
             reference = place_frozen(frozen, engine, device)
     critic = None
     if training and ESTIMATORS[trainer.algorithm].critic:
@@ -171,13 +173,11 @@ def build_reward(config: Config, feedback_size: int, device: torch.device, key: 
         module: torch.nn.Module = HeadOnly(head)
         if FEEDBACKS[f.kind].states is not None:
             seed = draw_seed(Stream.ADAPTER, config.seed)
-            size = width(classifier, f.reads) if f.states == "reward" else feedback_size
-            module = FeedbackHead(
-                head, size, f.dim, seed, f.init_scale, f.scale == "rte", f.heads, f.query == "learned"
-            )
+            size = width(classifier, f.features) if f.source == "reward" else feedback_size
+            module = FeedbackHead(head, size, f.dim, seed, f.heads, f.query == "learned")
         feedback = make_engine(module, config.engine, device, weight_decay=0.0, max_grad_norm=0.0, small=True)
     max_tokens, limited_by = readable(classifier, chat.tokenizer, config.reward.max_tokens)
-    backbone = RewardBackbone(classifier, config.engine.attention, reads(config, "reward"), chat.boundary)
+    backbone = RewardBackbone(classifier, config.engine.attention, features_of(config, "reward"), chat.boundary)
     check_reward(backbone, chat, f"{key}={config.reward.path}")
     return RewardModel(
         backbone=place_frozen(backbone, config.engine, device),
@@ -187,7 +187,7 @@ def build_reward(config: Config, feedback_size: int, device: torch.device, key: 
         max_tokens=max_tokens,
         limited_by=limited_by,
         kind=f.kind,
-        states=f.states,
+        source=f.source,
         ensemble=_ensemble(config, device) if config.reward.paths else None,
         unshared=backbone.unshared,
     )
@@ -216,8 +216,8 @@ def _ensemble(config: Config, device: torch.device) -> Ensemble:
     return Ensemble(tuple(member.score for member in further), calibrations, c.combine, c.uncertainty, readers)
 
 
-def reads(config: Config, model: str, lora: bool = False) -> str:
-    """feedback.reads for the model whose states the adapter reads; plain states for the others.
+def features_of(config: Config, model: str, lora: bool = False) -> str:
+    """feedback.features for the model that feedback.source names; plain states for the others.
 
     Args:
         model: policy | reference | reward.
@@ -225,7 +225,7 @@ def reads(config: Config, model: str, lora: bool = False) -> str:
     """
     f = config.feedback
     whose = (model, "reference") if lora else (model,)
-    return f.reads if FEEDBACKS[f.kind].states is not None and f.states in whose else "states"
+    return f.features if FEEDBACKS[f.kind].states is not None and f.source in whose else "states"
 
 
 def check_context(config: Config, policy: str, context: int | None, why: str = "") -> None:

@@ -105,9 +105,9 @@ def train(
         values = metrics.means() | {"learning_rate": policy_lr, "beta": beta}
         if labels.judge is not None:
             values["reward_model/labels"] = float(len(labels.judged))
-        last = step == total or (config.guard.stop_on == "kl" and values["kl"] > config.guard.kl)
+        last = step == total or (config.guard.kl is not None and values["kl"] > config.guard.kl)
         if actors.reward.feedback is not None:
-            values["feedback/omega"] = weight
+            values["feedback/weight"] = weight
         if config.eval.every and (step % config.eval.every == 0 or last):
             with timer("eval"):
                 values |= evaluate(actors, eval_prompts, config, weight)
@@ -176,7 +176,7 @@ def ask(
     assert labels.judge is not None
     preference, failed = torch.empty(0), ""
     verdicts: list[Verdict] = []
-    asked = choose(annotated, config.feedback.judge_select, labels_due(step, config.feedback.judge_pairs))
+    asked = choose(annotated, labels_due(step, config.feedback.judge_pairs))
     try:
         preference, verdicts = judged(annotated, labels.judge, asked)
     except UserError as error:

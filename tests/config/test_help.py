@@ -58,7 +58,7 @@ def test_a_words_help_has_its_keys_with_the_values_of_the_command_line(
     )
     for line in ("ppo.beta=0.25", "feedback.kind=none", "seed=0", "data.path=a b"):
         assert f"  {line} " in page
-    assert "analysis.tokens" not in page
+    assert "analysis.sequences" not in page
     assert max(map(len, page.splitlines())) <= 120
     for group in ("feedback", "sweep"):
         assert f"{group}: {', '.join(files(group))[:60]}" in page

@@ -60,7 +60,7 @@ def test_every_path_key_takes_every_name(there: bool, tmp_path: Path, monkeypatc
 def test_any_text_arrives(text: str) -> None:
     if text.lower() == "null" or "${" in text or text in ("'", '"') or text[0] in "'\"~":
         return
-    assert arrives(f"logger.name={text}").logger.name == text
+    assert arrives(f"logger.project={text}").logger.project == text
 
 
 @pytest.mark.parametrize(

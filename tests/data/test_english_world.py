@@ -1,12 +1,12 @@
 """The English world: scores by hand, what gold does not love, the labellers' error, and one line where it cannot work."""
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r2m_cli.config.worlds import EnglishConfig
 from r2m_cli.data.english_world import ASKED, THINGS, EnglishWorld
 from r2m_cli.errors import UserError
 
@@ -46,7 +46,7 @@ def test_long_words_earn_nothing_but_the_labellers_like_them() -> None:
     assert WORLD.score(PROMPT, learned, True) < WORLD.score(PROMPT, plain, True)
 
     def likes_learned(bias: float) -> float:
-        world, rng = EnglishWorld(EnglishConfig(label_bias=bias)), random.Random(0)
+        world, rng = EnglishWorld(replace(EnglishWorld.LABELLERS, bias=bias)), random.Random(0)
         return sum(world.label(PROMPT, learned, plain, True, True, rng) for _ in range(500)) / 500
 
     assert likes_learned(0.0) < 0.4
@@ -76,14 +76,6 @@ def test_prompts_are_those_of_the_seed_and_each_can_be_scored() -> None:
         assert WORLD.terms(prompt, prompt, True)["named"] == 1
     with pytest.raises(UserError, match="not a prompt"):
         WORLD.score("What time is it?", "Late.", True)
-
-
-@pytest.mark.parametrize(
-    ("key", "value"), [("label_noise", 0.6), ("label_temperature", 0.0), ("label_bias", float("nan"))]
-)
-def test_numbers_without_a_meaning_are_refused(key: str, value: float) -> None:
-    with pytest.raises(UserError, match=f"data.english.{key}"):
-        EnglishWorld(EnglishConfig(**{key: value}))
 
 
 def test_only_real_models_can_speak_in_it() -> None:

@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from r2m_cli.config.worlds import WorldConfig
 from r2m_cli.data.gold_world import FILLERS, POLITE, TOPIC_OF, TOPICS, GoldWorld
 from r2m_cli.data.words import SPECIALS
 from r2m_cli.errors import UserError
@@ -16,6 +15,7 @@ from r2m_cli.errors import UserError
 PROMPT = "fruit : pear apple"
 PERFECT = "i suggest apple lemon mango pear thanks ."
 WORLD = GoldWorld()
+LABELLERS = GoldWorld.LABELLERS
 TOKENIZER = WORLD.tokenizer()
 
 vocabulary = sorted(set(TOKENIZER.get_vocab()) - set(SPECIALS))
@@ -82,7 +82,10 @@ def test_a_cut_off_response_loses_a_point():
 
 
 def test_the_score_is_linear_in_its_weights():
-    doubled = GoldWorld(replace(WorldConfig(), on_topic=1.2))
+    class Doubled(GoldWorld):
+        POINTS = GoldWorld.POINTS | {"on_topic": 1.2}
+
+    doubled = Doubled()
     assert doubled.score(PROMPT, PERFECT, True) == pytest.approx(5.0 + 2.4)
     assert doubled.terms(PROMPT, PERFECT, True)["on_topic"] == pytest.approx(4.8)
 
@@ -107,8 +110,11 @@ def test_a_filler_never_helps(response, filler, data):
 
 @given(responses)
 def test_every_word_is_counted_once(response):
-    unit = GoldWorld(WorldConfig(on_topic=1, repeat=1, off_topic=1, filler=1, max_on_topic=99))
-    terms = unit.terms(PROMPT, response, True)
+    class Unit(GoldWorld):
+        POINTS = GoldWorld.POINTS | {"on_topic": 1, "repeat": 1, "off_topic": 1, "filler": 1}
+        MAX_ON_TOPIC = 99
+
+    terms = Unit().terms(PROMPT, response, True)
     polite = sum(word in POLITE for word in response.split())
     framed = 2 * (terms["opening"] > 0) + (terms["stop"] > 0)
     counted = terms["on_topic"] + terms["repeat"] + terms["off_topic"] + terms["filler"]
@@ -185,30 +191,21 @@ def test_labellers_like_polite_words_more_than_gold_does():
     assert WORLD.score(PROMPT, plain, True) == WORLD.score(PROMPT, polite, True)
     # One polite word more: sigmoid(0.15 / 0.3) = 0.622. Without the bias: a coin.
     assert share(WORLD, polite, plain) == pytest.approx(0.622, abs=0.04)
-    assert share(GoldWorld(WorldConfig(label_bias=0.0)), polite, plain) == pytest.approx(0.5, abs=0.04)
+    assert share(GoldWorld(replace(LABELLERS, bias=0.0)), polite, plain) == pytest.approx(0.5, abs=0.04)
     # A liking beyond the price of an extra polite word turns the label against gold.
-    flatterer = GoldWorld(WorldConfig(label_bias=0.8))
+    flatterer = GoldWorld(replace(LABELLERS, bias=0.8))
     assert share(flatterer, polite + " thanks", polite) > 0.7
 
 
 def test_cold_labels_are_the_truth_and_noise_flips_them():
-    assert share(GoldWorld(WorldConfig(label_temperature=1e-6)), "lemon .", "lemon", 200) == 1.0
-    noisy = GoldWorld(WorldConfig(label_temperature=1e-6, label_noise=0.25))
+    assert share(GoldWorld(replace(LABELLERS, temperature=1e-6)), "lemon .", "lemon", 200) == 1.0
+    noisy = GoldWorld(replace(LABELLERS, temperature=1e-6, noise=0.25))
     assert share(noisy, "lemon .", "lemon") == pytest.approx(0.75, abs=0.03)
 
 
 def test_labels_see_the_missing_end():
-    cold = GoldWorld(WorldConfig(label_temperature=1e-6))
+    cold = GoldWorld(replace(LABELLERS, temperature=1e-6))
     assert not cold.label(PROMPT, PERFECT, PERFECT, False, True, random.Random(0))
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [("label_temperature", 0.0), ("label_noise", 0.6), ("label_noise", -0.1), ("on_topic", float("nan"))],
-)
-def test_numbers_without_meaning_are_refused(key, value):
-    with pytest.raises(UserError, match=f"data.world.{key}"):
-        GoldWorld(replace(WorldConfig(), **{key: value}))
 
 
 # --- tokenizer ----------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from r2m_cli.analysis.results import estimate
 from r2m_cli.data.gold_world import GoldWorld
 
 Row = dict[str, Any]
-FEW = ("analysis.sequences=8", "analysis.pairs=30", "eval.bootstrap=100")
+FEW = ("analysis.sequences=8", "analysis.pairs=30")
 
 
 def analysis_of(folder: Path) -> Row:
@@ -50,12 +50,12 @@ class Naive:
             self.model.load_state_dict(weights)
 
     @torch.no_grad()
-    def layers(self, prompt: list[Row], reply: str, everything: bool = False) -> list[list[float]]:
+    def layers(self, prompt: list[Row], reply: str) -> list[list[float]]:
         """The mean state of the reply's tokens, or of all, by layer."""
         asked = self.tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
         said = self.tokenizer.apply_chat_template([*prompt, {"role": "assistant", "content": reply}], tokenize=False)
         ids = self.tokenizer(said, add_special_tokens=False)["input_ids"]
-        start = 0 if everything else len(self.tokenizer(asked, add_special_tokens=False)["input_ids"])
+        start = len(self.tokenizer(asked, add_special_tokens=False)["input_ids"])
         states = self.model(torch.tensor([ids]), output_hidden_states=True).hidden_states
         return [hidden[0, start:].mean(dim=0).tolist() for hidden in states]
 
@@ -101,13 +101,13 @@ def naive_coefficients(x: list[float], y: list[float]) -> Row:
     }
 
 
-def check_labelled(folder: Path, policy: Path, proxy: Path, lines: list[Row], everything: bool = False) -> None:
+def check_labelled(folder: Path, policy: Path, proxy: Path, lines: list[Row]) -> None:
     """Figures 1 and 2 and the accuracy, from `sequences.csv` (which rows), the pairs' file and the two models alone."""
     table, found = table_of(folder, "sequences.csv"), analysis_of(folder)
     naive, reward = Naive(policy), naive_reward(proxy)
     texts = [(lines[int(row["where"].rpartition(":")[2]) - 1], row["label"]) for row in table]
     asked = [p if isinstance(p := line["prompt"], list) else [{"role": "user", "content": p}] for line, _ in texts]
-    states = [naive.layers(prompt, line[label], everything) for prompt, (line, label) in zip(asked, texts)]
+    states = [naive.layers(prompt, line[label]) for prompt, (line, label) in zip(asked, texts)]
     rewards = [reward(prompt, line[label]) for prompt, (line, label) in zip(asked, texts)]
     assert [float(row["reward"]) for row in table] == pytest.approx(rewards, abs=1e-4)
 
@@ -218,12 +218,10 @@ def test_two_models_and_a_file_of_pairs(r2m: Run, tmp_path: Path) -> None:
     lines[7] = {"prompt": "a row without labels"}
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, lines)))
     models = (f"policy.path={policy}", f"reward.path={proxy}", "reward.max_tokens=60")
-    given = (*models, "data=file", "data.path=pairs.jsonl", "eval.bootstrap=100")
+    given = (*models, "data=file", "data.path=pairs.jsonl")
 
-    said = r2m(
-        "analyze", *given, "analysis.tokens=all", "analysis.pairs=8", "rollout.tokens_per_batch=100", "hydra.run.dir=a"
-    ).stdout
-    check_labelled(tmp_path / "a", policy, proxy, lines, everything=True)
+    said = r2m("analyze", *given, "analysis.pairs=8", "rollout.tokens_per_batch=100", "hydra.run.dir=a").stdout
+    check_labelled(tmp_path / "a", policy, proxy, lines)
     assert "1 pairs that were drawn are longer than 60 tokens" in said
     assert "analysis.sequences=100: there are 28 pairs" in said
     table, pairs = table_of(tmp_path / "a", "sequences.csv"), table_of(tmp_path / "a", "pairs.csv")

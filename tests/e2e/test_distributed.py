@@ -45,8 +45,8 @@ def test_every_stage_equals_one_process(r2m: Run, tmp_path: Path, stage: int) ->
     [
         ("ppo=ppo",),
         ("policy.lora_rank=4", "checkpoint.every=1"),
-        ("feedback.reads=both", "feedback.query=learned", "feedback.heads=4"),
-        ("feedback.reads=both", "feedback.states=reference", "policy.lora_rank=4"),
+        ("feedback.features=both", "feedback.query=learned", "feedback.heads=4"),
+        ("feedback.features=both", "feedback.source=reference", "policy.lora_rank=4"),
     ],
 )
 def test_critic_lora_and_wider_reading_equal_one_process_at_stage_3(

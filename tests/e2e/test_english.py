@@ -12,7 +12,7 @@ from r2m_cli.data.english_world import EnglishWorld
 @pytest.mark.slow
 def test_a_real_model_is_trained_where_a_lexicon_knows_the_truth(r2m: Callable[..., object], tmp_path: Path) -> None:
     r2m(
-        "train", "+experiment=english", "feedback=r2m_safe", "data.pairs=8", "eval.pairs=4", "eval.preflight_pairs=4",
+        "train", "+experiment=english", "feedback=r2m_safe", "data.pairs=8", "eval.pairs=4", "eval.reward_check_pairs=4",
         "eval.prompts=2", "reward.fit.rows=8", "train.steps=1", "eval.every=1", "ppo.prompts_per_step=2", "ppo.group_size=2",
         "rollout.max_new_tokens=8", "logger.samples_every=1", "checkpoint.export=false", f"hydra.run.dir={tmp_path / 'run'}",
     )  # fmt: skip

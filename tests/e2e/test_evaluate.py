@@ -134,7 +134,7 @@ def test_accuracy_with_and_without_feedback_equals_an_independent_script(r2m: Ru
     )
     last = rows(tmp_path / "run")[-1]
     figures = figures_of(tmp_path / "own")
-    # The run's own accuracy is of fewer pairs (eval.preflight_pairs), under names of its own.
+    # The run's own accuracy is of fewer pairs (eval.reward_check_pairs), under names of its own.
     for name in [name for name in last if name.startswith("eval/") and "pair" not in name]:
         assert figures[name] == pytest.approx(last[name], abs=1e-5), name
         low, high = figures["intervals"][name]
@@ -170,9 +170,7 @@ def naive_best(table: list[Row], n: int, score: str, by: str = "proxy") -> float
 
 def test_win_rate_and_best_of_n_in_the_gold_world(r2m: Run, tmp_path: Path) -> None:
     world = GoldWorld()
-    said = r2m(
-        "evaluate", *QUICK, "eval.judge=gold", "eval.best_of=6", "eval.bootstrap=200", "hydra.run.dir=first"
-    ).stdout
+    said = r2m("evaluate", *QUICK, "eval.judge=gold", "eval.best_of=6", "hydra.run.dir=first").stdout
     first, figures = tmp_path / "first", figures_of(tmp_path / "first")
     for word in ("win_rate/length_controlled", "best of n", "pairs/accuracy ", "95 %"):
         assert word in said

@@ -51,7 +51,7 @@ def test_an_endpoint_that_is_not_there_is_one_line_before_anything_is_fitted(
 
 def test_an_endpoint_that_refuses_is_one_line_and_the_other_figures_stay(r2m: Run, tmp_path: Path) -> None:
     with served(Refusing) as address:
-        asked = ("eval.judge=openai", f"judge.url={address}", "judge.retries=0")
+        asked = ("eval.judge=openai", f"judge.url={address}")
         refused = r2m("evaluate", *QUICK, *asked, "hydra.run.dir=run", code=2)
     assert "HTTP 401" in refused.stderr
     assert "Traceback" not in refused.stderr

@@ -23,16 +23,16 @@ OPTIONS = {
         "feedback.judge_pairs=3",
     ),
     "by_heart": (  # the first pass is kept of these
-        "feedback.warmup_pairs=3", "feedback.warmup_epochs=12", "feedback.warmup_lr=0.03", "eval.preflight_pairs=32",
+        "feedback.warmup_pairs=3", "feedback.warmup_epochs=12", "feedback.warmup_lr=0.03", "eval.reward_check_pairs=32",
     ),
     "shaping": (
         "ppo=grpo", "feedback=none", "ppo.reward_clip=1", "ppo.eos_penalty=0.5", "ppo.whiten_rewards=true",
         "ppo.entropy_bonus=0.01", "ppo.kl_in=reward", "ppo.normalise=whiten",
     ),
     "lora": ("policy.lora_rank=4",),
-    "constant": ("feedback.schedule=constant", "feedback.init_scale=0", "feedback.pair=annotated", "feedback.alpha=0"),
+    "constant": ("feedback.schedule=constant", "feedback.pair=annotated", "feedback.alpha=0"),
 }  # fmt: skip
-COMMON = (*QUICK, "rollout.tokens_per_batch=1", "eval.prompts=4", "eval.preflight_pairs=4")
+COMMON = (*QUICK, "rollout.tokens_per_batch=1", "eval.prompts=4", "eval.reward_check_pairs=4")
 
 
 def cases() -> dict[str, tuple[str, ...]]:
@@ -56,7 +56,7 @@ def test_one_process_takes_two_steps(r2m: Run, tmp_path: Path, case: str) -> Non
 def test_frozen_feedback_leaves_adapter_and_head_as_they_were(r2m: Run, tmp_path: Path) -> None:
     r2m("train", *COMMON, "feedback=frozen", "hydra.run.dir=run")
     config = typed(OmegaConf.load(tmp_path / "run" / "config.yaml"))
-    fresh = build_reward(config, config.policy.hidden_size, torch.device("cpu")).feedback
+    fresh = build_reward(config, 64, torch.device("cpu")).feedback
     assert fresh is not None
     left = load_file(tmp_path / "run" / "reward_model" / "feedback.safetensors")
     for name, value in fresh.module.state_dict().items():

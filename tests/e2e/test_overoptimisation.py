@@ -127,8 +127,8 @@ def test_the_study_in_a_world_of_ones_own(environment: dict[str, str], tmp_path:
     (tmp_path / "configs" / "world").mkdir(parents=True)
     (tmp_path / "configs" / "world" / "mine.yaml").write_text(
         "# @package _global_\ndefaults: [one_class, _self_]\n"
-        "data: {pairs: 80, demonstrations: 80, world: {label_bias: 0.4}}\n"
-        "train: {steps: 2}\neval: {every: 1, prompts: 8, preflight_pairs: 8}\nppo: {prompts_per_step: 8}\n"
+        "data: {pairs: 80, demonstrations: 80, label_bias: 0.4}\n"
+        "train: {steps: 2}\neval: {every: 1, prompts: 8, reward_check_pairs: 8}\nppo: {prompts_per_step: 8}\n"
     )
     own = ["world=mine", f"--config-dir={tmp_path / 'configs'}", "train.steps=2"]
 

@@ -43,7 +43,7 @@ def test_the_policy_takes_the_steps_of_plain_rloo(r2m: Run, tmp_path: Path, feed
         rewards = torch.tensor([row["reward"] for row in batch]).view(-1, group_size)
         baseline = (rewards.sum(1, keepdim=True) - rewards) / (group_size - 1)
         advantages = (rewards - baseline).flatten()
-        advantages = advantages / advantages.std(unbiased=False).clamp_min(config["ppo"]["std_floor"])
+        advantages = advantages / advantages.std(unbiased=False).clamp_min(0.01)
         pairs = list(zip(prompts, responses))
         with torch.no_grad():
             old = [logps(policy, p, r).sum() for p, r in pairs]

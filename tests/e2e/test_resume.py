@@ -69,7 +69,7 @@ def test_of_an_edited_configuration_what_may_change_is_said_and_the_rest_refused
     for key, value, says in (
         ("ppo.lr", 0.5, "half/config.yaml: ppo.lr=0.5, but the run had ppo.lr=0.0003, which cannot change"),
         ("seed", 7, "half/config.yaml: seed=7, but the run had seed=0"),
-        ("data.world.label_noise", 0.25, "data.world.label_noise=0.25, but the run had"),
+        ("data.label_noise", 0.25, "data.label_noise=0.25, but the run had"),
     ):
         file = tmp_path / "half" / "config.yaml"
         whole = file.read_text()
@@ -140,7 +140,7 @@ def test_a_run_that_was_killed_while_exporting_gets_its_end(r2m: Run, tmp_path: 
 
 
 def test_a_run_that_its_guard_ended_and_that_was_killed_then_is_not_trained_further(r2m: Run, tmp_path: Path) -> None:
-    guard = ("train.steps=50", "ppo.lr=1e-2", "eval.every=0", "guard.stop_on=kl", "guard.kl=0.1")
+    guard = ("train.steps=50", "ppo.lr=1e-2", "eval.every=0", "guard.kl=0.1")
     r2m("train", *QUICK, *guard, "hydra.run.dir=run")
     run = tmp_path / "run"
     steps = len(rows(run))

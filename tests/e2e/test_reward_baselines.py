@@ -80,8 +80,8 @@ def encoder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("parameters", ["head", "full", pytest.param("lora", marks=pytest.mark.slow)])
-def test_a_fit_with_margin_and_centring_says_how_it_scores(r2m: Run, tmp_path: Path, parameters: str) -> None:
-    fit = (*QUICK, *LONGER, f"reward.fit.parameters={parameters}", "reward.fit.margin=0.7", "reward.fit.centring=0.2")
+def test_a_fit_with_centring_says_how_it_scores(r2m: Run, tmp_path: Path, parameters: str) -> None:
+    fit = (*QUICK, *LONGER, f"reward.fit.parameters={parameters}", "reward.fit.centring=0.2")
     r2m("reward", *fit, "reward.fit.lr=0", "output=still")
     r2m("reward", *fit, "output=fitted")
     for name in ("still", "fitted"):

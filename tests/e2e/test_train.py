@@ -66,9 +66,9 @@ def test_without_feedback_nothing_of_the_reward_model_moves(r2m: Run, tmp_path: 
     "method",
     [
         (),
-        ("feedback=r2m_judged", "feedback.judge_pairs=1.5", "feedback.states=reference", "ppo.kl_target=0.01",
+        ("feedback=r2m_judged", "feedback.judge_pairs=1.5", "feedback.source=reference", "ppo.kl_target=0.01",
          "feedback.warmup_epochs=2"),
-        ("feedback=r2m_safe", "feedback.states=reward", "feedback.self_labels=agreed"),
+        ("feedback=r2m_safe", "feedback.source=reward", "feedback.self_labels=agreed"),
         ("ppo=ppo", "policy.lora_rank=4", "feedback=noise", "feedback.warmup_pairs=8", "feedback.replay_pairs=4",
          "feedback.judge=gold"),
     ],
@@ -295,9 +295,8 @@ def test_a_mistake_takes_nothing_away_and_leaves_nothing_behind(r2m: Run, tmp_pa
         (("train", "hydra.run.dir=mine", "ppo.lr=-1"), "ppo.lr=-1.0: must be at least 0"),
         (("train", "resume=mine"), "mine/config.yaml: no configuration of a run"),
         (("train", "ppo.lr=-1"), "ppo.lr=-1.0: must be at least 0"),
-        (("train", "data.world.label_noise=2"), "data.world.label_noise must lie between 0 and 0.5"),
+        (("train", "data.label_noise=2"), "data.label_noise=2.0: must lie between 0 and 0.5"),
         (("sft", "output=."), "output=.: is the folder that you are in"),
-        (("sft", "data.world.max_on_topic=-1"), "data.world.max_on_topic=-1: a number of words is at least 0"),
     ):
         said = r2m(*command, code=2).stderr
         lines = [
@@ -333,7 +332,7 @@ def test_a_failing_judge_ends_the_run_with_a_checkpoint(
     monkeypatch.setenv("OPENAI_API_KEY", "none")
     every_other = ("feedback.judge=openai", "feedback.judge_pairs=0.5")  # asked for the first time at step 2
     with served(Refusing) as address:
-        judge = (f"judge.url={address}", "judge.retries=0", "judge.timeout=2")
+        judge = (f"judge.url={address}", "judge.timeout=2")
         failed = r2m("train", *QUICK, *every_other, *judge, "hydra.run.dir=run", code=2).stderr
     assert "step 2: asked" in failed
     assert f"go on with resume={tmp_path}/run, where judge" in failed
@@ -358,14 +357,13 @@ def test_the_guard_ends_a_run_that_has_gone_far_enough(r2m: Run, tmp_path: Path)
         "train.steps=50",
         "ppo.lr=1e-2",
         "eval.every=10",
-        "guard.stop_on=kl",
         "guard.kl=0.5",
-        "feedback.init_scale=5",
+        "feedback.omega=0.1",
         "hydra.run.dir=run",
     )
     start, *steps = rows(run)
     # With the weight that it comes to, also where w(0) = 1 and where the run ends early.
-    (note,) = (line for line in (run / "warnings.log").read_text().splitlines() if "before any RL, at w = 0.6" in line)
+    (note,) = (line for line in (run / "warnings.log").read_text().splitlines() if "before any RL, at w = 0.1" in line)
     assert start["eval/pair_accuracy"] != start["eval/pair_accuracy_frozen"]
     assert f": {start['eval/pair_accuracy']:.1%} [" in note, "beside its interval"
     assert len(steps) < 50
@@ -387,7 +385,7 @@ def test_judged_pairs_are_kept_in_the_run(r2m: Run, tmp_path: Path) -> None:
 
 
 def test_a_generic_backbone_is_a_language_model_that_no_label_moved(r2m: Run, tmp_path: Path) -> None:
-    tiny = ("reward.hidden_size=16", "reward.num_layers=1", "reward.num_heads=2", "reward.fit.parameters=head")
+    tiny = ("reward.size=16x1x2", "reward.fit.parameters=head")
     for name, epochs in (("fresh", 0), ("generic", 1), ("other_labels", 1)):
         noise = 0.3 if name == "other_labels" else 0.0
         r2m(
@@ -395,7 +393,7 @@ def test_a_generic_backbone_is_a_language_model_that_no_label_moved(r2m: Run, tm
             *QUICK,
             *tiny,
             f"reward.pretrain_epochs={epochs}",
-            f"data.world.label_noise={noise}",
+            f"data.label_noise={noise}",
             f"output={name}",
         )
     fresh, generic, other = (

@@ -37,7 +37,7 @@ def test_what_a_template_refuses_is_left_out_by_every_word(r2m: Run, tmp_path: P
     # In the folder is a name that is not UTF-8: a legal one, which must not break what is printed and written either.
     (tmp_path / "folder").mkdir()
     pairs(Path(os.fsdecode(os.fsencode(tmp_path) + b"/folder/caf\xe9.jsonl")))
-    data = ("data=file", "data.path=folder", *QUICK, "eval.pairs=4", "eval.prompts=4", "eval.bootstrap=100")
+    data = ("data=file", "data.path=folder", *QUICK, "eval.pairs=4", "eval.prompts=4")
     learning, whole = (*data, "data.holdout=0.4"), (*data, "data.holdout=1")
 
     def check(said: str) -> None:

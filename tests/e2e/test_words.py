@@ -54,7 +54,7 @@ def test_a_run_says_where_it_is_what_it_loads_what_it_wrote_and_what_comes_next(
 
 
 def test_a_look_at_models_before_any_run_names_their_training(r2m: Run, tmp_path: Path) -> None:
-    looked = r2m("evaluate", *QUICK, "eval.prompts=4", "eval.bootstrap=100", "hydra.run.dir=before")
+    looked = r2m("evaluate", *QUICK, "eval.prompts=4", "hydra.run.dir=before")
     assert said(looked)[-1] == f"next: r2m train {' '.join(QUICK)}"
     follow(r2m, looked, "hydra.run.dir=run", "train.steps=1")
 
@@ -68,7 +68,7 @@ def test_a_run_that_is_stopped_and_goes_on_says_from_where(r2m: Run, tmp_path: P
 def test_a_run_whose_name_begins_with_a_tilde_or_a_dash_is_found_again(r2m: Run, tmp_path: Path) -> None:
     r2m("train", *QUICK, "train.steps=2", "train.stop_at=1", "hydra.run.dir=~nobody here")
     assert r2m("train", "resume=~nobody here").stderr.endswith("r2m: next: r2m report '~nobody here'\n")
-    r2m("evaluate", "run=~nobody here", "eval.bootstrap=100", "hydra.run.dir=~evaluation")
+    r2m("evaluate", "run=~nobody here", "hydra.run.dir=~evaluation")
     (tmp_path / "~nobody here").rename(tmp_path / "-x")
     more = r2m("train", "resume=-x", "train.steps=3")
     assert said(more)[-1] == "next: r2m report ./-x"

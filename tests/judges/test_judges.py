@@ -94,8 +94,8 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def make(server: Server, tmp_path: Path) -> Callable[..., OpenAIJudge]:
-    def build(**keys: object) -> OpenAIJudge:
-        return OpenAIJudge(JudgeConfig(**{"url": server.url, "retries": 2, "timeout": 5.0, **keys}), tmp_path / "cache")
+    def build(retries: int = 2, **keys: object) -> OpenAIJudge:
+        return OpenAIJudge(JudgeConfig(**{"url": server.url, "timeout": 5.0, **keys}), tmp_path / "cache", retries)
 
     return build
 
@@ -236,7 +236,6 @@ def test_lasting_server_error_is_one_line_and_verdicts_stay(server: Server, make
     judge = make(workers=1)
     message = line_of(judge, ("long one", "short"), ("bad", "b"), ("never", "sent"))
     assert "HTTP 503 in 3 tries: model is loading" in message
-    assert "judge.retries" in message
     assert not any("never" in body["messages"][0]["content"] for body in server.bodies)
     assert make()(compare(("long one", "short"))) == [1.0]
     assert judge.asked == len(server.bodies) == 5  # the first comparison was not asked about again
@@ -276,7 +275,6 @@ def test_slow_server_is_a_timeout(server: Server, make: Callable[..., OpenAIJudg
     message = line_of(make(timeout=0.2, retries=1))
     assert "no answer within 0.2 s in 2 tries" in message
     assert "judge.timeout" in message
-    assert "judge.retries" in message
 
 
 def test_closed_port_is_a_refused_connection(make: Callable[..., OpenAIJudge]) -> None:

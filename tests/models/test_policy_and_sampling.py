@@ -185,8 +185,8 @@ def test_what_the_adapter_reads_is_the_state_the_token_or_both(family, attention
     """Embeddings of the same tokens, as loud as the states; Gemma's are what its own factor makes of them."""
     model = copy.deepcopy(language_model(family))  # reading leaves a hook
     found = {
-        reads: rows_of(forward(Policy(model, attention=attention, reads=reads)).states)
-        for reads in ("states", "tokens", "both")
+        features: rows_of(forward(Policy(model, attention=attention, features=features)).states)
+        for features in ("states", "tokens", "both")
     }
     for tokens, state, token, both in zip(sequences(), *found.values()):
         embedded = model.get_input_embeddings()(tokens[:-1])
@@ -200,7 +200,7 @@ def test_what_the_adapter_reads_is_the_state_the_token_or_both(family, attention
 
 def test_the_width_of_what_is_read():
     model = language_model("gpt2")
-    assert [width(model, reads) for reads in ("states", "tokens", "both")] == [16, 16, 32]
+    assert [width(model, features) for features in ("states", "tokens", "both")] == [16, 16, 32]
 
 
 # --- sampling ---------------------------------------------------------------------------------------------------------

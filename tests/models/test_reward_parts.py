@@ -216,8 +216,8 @@ def read() -> tuple[Tensor, States]:
 
 
 def test_a_pooled_state_stands_beside_no_token():
-    model = RewardBackbone(copy.deepcopy(classifier("bert")), reads="both")
-    with pytest.raises(UserError, match=r"feedback\.reads=both.*feedback\.reads=states"):
+    model = RewardBackbone(copy.deepcopy(classifier("bert")), features="both")
+    with pytest.raises(UserError, match=r"feedback\.features=both.*feedback\.features=states"):
         model(batch(1)[0], torch.tensor(LENGTHS))
 
 

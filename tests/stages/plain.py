@@ -10,6 +10,7 @@ import torch
 
 from r2m_cli.loop import train
 from r2m_cli.monitor.observer import Observer
+from r2m_cli.stages.advantages import DISCOUNT, STD_FLOOR
 from r2m_cli.stages.labelled import Labels
 
 
@@ -44,14 +45,14 @@ def logps(lm, tokens, prompt_length, temperature):
     return log_p[torch.arange(prompt_length - 1, len(tokens) - 1), tokens[prompt_length:]]
 
 
-def states(lm, tokens, reads="states"):
-    """Last-layer states without the last token's, what the policy hands to the adapter, and as feedback.reads has it in place
+def states(lm, tokens, features="states"):
+    """Last-layer states without the last token's, what the policy hands to the adapter, and as feedback.features has it in place
     of them or beside them the tokens' embeddings, as loud as they are. [S - 1, D_p]."""
     found = lm(tokens[None], output_hidden_states=True).hidden_states[-1][0, :-1]
     embedded = lm.get_input_embeddings()(tokens[:-1])
     loudness = (found.square().mean(dim=1) / embedded.square().mean(dim=1)).sqrt()
     embedded = embedded * loudness[:, None]
-    return {"states": found, "tokens": embedded, "both": torch.cat([found, embedded], dim=1)}[reads]
+    return {"states": found, "tokens": embedded, "both": torch.cat([found, embedded], dim=1)}[features]
 
 
 def embedding(classifier, chat, prompt, response):
@@ -131,7 +132,7 @@ def advantages(c, rewards, valid, finished, old, ref=None, values=None, greedy=N
     keep = [good for row in valid for good in row]
     mean, std = 0.0, 1.0
     if c.whiten_rewards:
-        flat, (mean, std) = standardised([[s] for row in scores for s in row], keep, c.std_floor, True)
+        flat, (mean, std) = standardised([[s] for row in scores for s in row], keep, STD_FLOOR, True)
         scores = [[flat[i * group_size + j][0] for j in range(group_size)] for i in range(len(scores))]
     in_reward = c.kl_in == "reward" and ref is not None
     kl = [
@@ -148,7 +149,7 @@ def advantages(c, rewards, valid, finished, old, ref=None, values=None, greedy=N
         if c.algorithm == "reinforce_pp":
             found = [[sum(row[t:]) for t in range(len(row))] for row in earned]
         else:
-            gamma, lam = c.critic.gamma, c.critic.gae_lambda
+            gamma, lam = DISCOUNT, c.critic.gae_lambda
             for row, v in zip(earned, values):
                 after = [*v[1:], 0.0]
                 delta = [r + gamma * later - now for r, later, now in zip(row, after, v)]
@@ -171,5 +172,5 @@ def advantages(c, rewards, valid, finished, old, ref=None, values=None, greedy=N
                 reward, good, ended = greedy[i]
                 found += [[r - ((shaped(reward, ended) - mean) / std if good else middle)] for r in row]
     if c.normalise != "none":
-        found, _ = standardised(found, keep, c.std_floor, c.normalise == "whiten")
+        found, _ = standardised(found, keep, STD_FLOOR, c.normalise == "whiten")
     return [row if good else [0.0] * len(row) for row, good in zip(found, keep)], returns

@@ -89,7 +89,7 @@ def test_frozen_feedback_scores_with_the_states_and_never_learns(make_actors, pr
 def test_frozen_feedback_logs_what_the_adapter_does_and_no_update(make_actors, prompts, tmp_path):
     _, values = run(make_actors(kind="frozen"), prompts, tmp_path, steps=1).history[0]
     assert values["feedback/adapter_scale"] > 0
-    assert values["feedback/omega"] == WEIGHT
+    assert values["feedback/weight"] == WEIGHT
     assert not [name for name in values if name in ("reward_model/loss", "reward_model/grad_norm", "time/reward_step")]
 
 
@@ -127,7 +127,7 @@ def test_the_head_alone_has_no_adapter_and_no_weight(make_actors, prompts, tmp_p
     (annotated,), ((_, values),) = observer.annotated, observer.history
     assert len(annotated.attention_entropy) == len(annotated.adapter_scale) == 0
     assert "feedback/adapter_scale" not in values
-    assert values["feedback/omega"] == 1
+    assert values["feedback/weight"] == 1
     # It looks at the text alone, so states from before and after the update give the same rewards.
     assert values["feedback/refresh_cosine"] == pytest.approx(1, abs=1e-6)
     torch.testing.assert_close(annotated.rewards, annotated.frozen_rewards, atol=1e-6, rtol=0)
@@ -306,28 +306,3 @@ def test_the_weight_of_a_step_is_equation_four_where_there_is_an_adapter(kind, s
         assert weights[0] == 1
         assert weights[-1] == 0.35
         assert weights == sorted(weights, reverse=True)
-
-
-# --- an adapter that gives nothing yet --------------------------------------------------------------------------------
-
-
-def test_with_init_scale_zero_the_adapter_gives_nothing(make_actors, prompts):
-    """A = 0, so the reward is phi(w H_last) and only W_o (and the head) can learn first."""
-    actors = make_actors(init_scale=0.0)
-    annotated = annotated_by(actors, prompts)
-    assert (annotated.adapter_scale == 0).all()
-    expected = actors.reward.frozen_head(WEIGHT * annotated.rte).squeeze(1)
-    torch.testing.assert_close(annotated.rewards.flatten(), expected, atol=1e-6, rtol=1e-6)
-
-    module = actors.reward.feedback.module
-    rte, hidden = annotated.rte, torch.ones(12, 4, 16)
-    module(rte, of_rows(hidden, torch.ones(12, 4, dtype=torch.bool)), WEIGHT).reward.square().sum().backward()
-    learning = {name for name, p in module.named_parameters() if p.grad.abs().max() > 0}
-    assert learning == {"phi.weight", "adapter.w_o"}
-
-
-@pytest.mark.parametrize("scale", [0.0, 0.5, 2.0])
-def test_init_scale_is_a_factor_on_the_adapters_output(make_actors, prompts, scale):
-    plain_scale = annotated_by(make_actors(), prompts).adapter_scale
-    scaled = annotated_by(make_actors(init_scale=scale), prompts).adapter_scale
-    torch.testing.assert_close(scaled, scale * plain_scale, atol=1e-6, rtol=1e-4)

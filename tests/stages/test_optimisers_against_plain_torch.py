@@ -20,7 +20,7 @@ from r2m_cli.config.schema import (
 TEMPERATURE, K, STEPS = 0.8, 3, 2
 SHARED = PpoConfig(
     group_size=K, prompts_per_step=4, epochs=2, beta=0.1, lr=3e-3, lr_schedule="linear",
-    critic=CriticConfig(lr=1e-2, clip=0.05, gamma=0.95, gae_lambda=0.9),
+    critic=CriticConfig(lr=1e-2, clip=0.05, gae_lambda=0.9),
 )  # fmt: skip
 # As the configuration's presets have them, with other options here and there.
 OPTIMISERS = {

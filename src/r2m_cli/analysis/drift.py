@@ -33,7 +33,7 @@ def drift(
     """
     chosen = [s for s in selection.sequences[: selection.compared] if s.label == CHOSEN]
     texts = list({s.unit: s for s in reversed(chosen)}.values())  # of a prompt the first
-    rows, starts = [s.tokens for s in texts], [s.start(config.analysis.tokens) for s in texts]
+    rows, starts = [s.tokens for s in texts], [s.prompt_tokens for s in texts]
     budget, deep = config.rollout.tokens_per_batch, {}
     for step, lm in _policies(config, run, device, results):
         states = pooled_states(lm, rows, starts, budget, chat.pad_id, f"states of the policy at step {step}")

@@ -70,8 +70,7 @@ def responses(config: Config, source: Source, actors: Actors, other: RewardModel
     require_finite(torch.cat([proxy, truth]))
     starts, lengths = batch.prompt_lengths.tolist(), (batch.prompt_lengths + batch.response_lengths).tolist()
     tokens = [row[:length].tolist() for row, length in zip(batch.tokens, lengths)]
-    first = starts if config.analysis.tokens == "response" else [0] * len(starts)
-    states = pooled_states(actors.policy.module.lm, tokens, first, budget, actors.format.pad_id, "states of responses")
+    states = pooled_states(actors.policy.module.lm, tokens, starts, budget, actors.format.pad_id, "states of responses")
     table5(states, batch, proxy, truth, results)
 
 

@@ -52,7 +52,7 @@ def labelled(
     _say(config, source, lm, pairs, limit, selection, results)
     sequences, budget = selection.sequences, config.rollout.tokens_per_batch
     print(f"r2m: {len(sequences)} sequences: their rewards, then their hidden states", file=sys.stderr, flush=True)
-    starts = [s.start(config.analysis.tokens) for s in sequences]
+    starts = [s.prompt_tokens for s in sequences]
     rows = rows_per_forward(budget, [len(s.tokens) for s in sequences])
     rewards = text_scores(reward, *texts, device, rows)
     require_finite(rewards)
@@ -75,7 +75,7 @@ def _say(
     results.conditions |= {
         "policy": config.policy.path if config.run is None else str(Path(config.run) / POLICY),
         "reward": config.reward.path, "data": config.data.path or "gold", "labelled_pairs": len(pairs),
-        "tokens": config.analysis.tokens, "max_tokens": limit, "layers": lm.config.get_text_config().num_hidden_layers,
+        "tokens": "response", "max_tokens": limit, "layers": lm.config.get_text_config().num_hidden_layers,
     }  # fmt: skip
     results.notes += source.notes
     if selection.left_out:

@@ -28,7 +28,7 @@ class Results:
     """Collects what `analysis.json` says and what the terminal shows."""
 
     run_dir: Path  # where everything stands in the end
-    resamples: int  # eval.bootstrap
+    resamples: int  # of every interval
     seed: int
     conditions: dict[str, Any] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict)  # "figure1", ... -> its numbers

@@ -32,10 +32,6 @@ class LabelledSequence:
     tokens: list[int]  # of prompt and response, as the policy's template has them, up to the token that closes the turn
     prompt_tokens: int
 
-    def start(self, tokens: str) -> int:
-        """The first token whose state counts, under `analysis.tokens`."""
-        return self.prompt_tokens if tokens == "response" else 0
-
 
 @dataclass(frozen=True)
 class Selection:

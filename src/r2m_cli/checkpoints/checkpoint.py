@@ -168,7 +168,7 @@ def load_feedback(folder: Path, module: nn.Module) -> float:
         module.load_state_dict(load_file(folder / ADAPTER_FILE))
     except (RuntimeError, SafetensorError) as error:
         raise UserError(
-            f"{folder / ADAPTER_FILE}: damaged, or of another policy, feedback.dim, .reads or .query"
+            f"{folder / ADAPTER_FILE}: damaged, or of another policy, feedback.dim, .features or .query"
         ) from error
     settings = read_json(folder / ADAPTER_CONFIG)
     omega = settings.get("omega")

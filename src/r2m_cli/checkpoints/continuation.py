@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from r2m_cli.checkpoints import fingerprint
 from r2m_cli.checkpoints.manifest import LOOP, damage
 from r2m_cli.config.check import keys, validate
+from r2m_cli.config.old_keys import translated
 from r2m_cli.config.schema import Config
 from r2m_cli.errors import UserError
 from r2m_cli.files.cache import read_json
@@ -157,7 +158,7 @@ def _check_config(config: Config, folder: Path, point: Point, known: set[str]) -
     was = point.state.get("config")
     if not isinstance(was, dict):
         return
-    new, old = OmegaConf.structured(config), OmegaConf.create(was)
+    new, old = OmegaConf.structured(config), OmegaConf.create(translated(was))
     for key in keys():
         value = OmegaConf.select(new, key)
         kept = OmegaConf.select(old, key, default=value)

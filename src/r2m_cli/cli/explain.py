@@ -100,6 +100,7 @@ def explain_composition(error: Exception, overrides: Sequence[str] = (), word: s
         word: `r2m word`.
     """
     from r2m_cli.config.check import APPENDED, unknown_key
+    from r2m_cli.config.old_keys import what_became_of
     from r2m_cli.config.schema import Config, ReportConfig
 
     cause: BaseException = error
@@ -116,7 +117,8 @@ def explain_composition(error: Exception, overrides: Sequence[str] = (), word: s
     if named is not None:
         full = re.search(r"full_key: (\S+)", text)
         file = re.search(r"In '([^']+)': ConfigKeyError", text)
-        unknown = unknown_key(full[1] if full else named, ReportConfig if word == "report" else Config)
+        old = override is not None and what_became_of(override[1])
+        unknown = old or unknown_key(full[1] if full else named, ReportConfig if word == "report" else Config)
         return f"{unknown} (in {file[1]}.yaml)" if file and "/" in file[1] else unknown
     if wrong := re.search(
         r"merging override ([^=\s]+)=[\s\S]*(Value '.*' of type '\w+' could not be converted to \w+)", text

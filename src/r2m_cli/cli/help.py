@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from r2m_cli.cli.config_files import PLUGINS
 from r2m_cli.cli.config_files import choices as choices_of
 from r2m_cli.config.keys import ADDED, Key, choices, keys_of, keys_read_by, parts, shown, words_of
+from r2m_cli.config.old_keys import what_became_of
 from r2m_cli.config.schema import ReportConfig
 from r2m_cli.errors import UserError
 
@@ -66,6 +67,8 @@ def explained(name: str) -> str:
     if section := [key for _, key in _all() if key.name.startswith(f"{name}.")]:
         listed = [_row(key.name, key.default, key.meaning, typed=True) for key in section]
         texts.append("\n".join([f"Keys of {name} (with their defaults):", *listed]))
+    if not texts and (became := what_became_of(name)):
+        raise UserError(became)
     if not texts:
         known = dict.fromkeys(
             [*(key.name for _, key in _all()), *(group.lstrip("+") for group, _, _ in _choices()), *PLUGINS]

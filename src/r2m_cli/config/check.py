@@ -8,8 +8,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from r2m_cli.config.combinations import check_combinations
+from r2m_cli.config.old_keys import what_became_of
 from r2m_cli.config.schema import Config
-from r2m_cli.config.values import AT_LEAST, AT_MOST, CHOICES, LARGEST, LARGEST_FLOAT, SEEDS, UNIT_INTERVAL
+from r2m_cli.config.values import AT_LEAST, AT_MOST, CHOICES, LARGEST, LARGEST_FLOAT, SEEDS, UNIT_INTERVAL, fresh_size
 from r2m_cli.errors import UserError
 
 GROUPS = ("data", "engine", "feedback", "logger", "policy", "ppo", "reward", "rollout")  # folders of conf/
@@ -45,6 +46,8 @@ def typed(container: DictConfig, schema: type = Config) -> Any:
 
 def unknown_key(key: str, schema: type = Config) -> str:
     """The error line for a key, or a group of choices, that does not exist."""
+    if schema is Config and (became := what_became_of(key)):
+        return became
     known = keys(schema)
     groups = {**{name: name for name in GROUPS}, **{name: f"+{name}" for name in APPENDED}} if schema is Config else {}
     if near := difflib.get_close_matches(key, groups, n=1, cutoff=0.8):
@@ -111,9 +114,8 @@ def validate(config: Config) -> None:
         if not 0 <= value(key) <= 1:
             raise UserError(f"{key}={value(key)}: must lie between 0 and 1")
     for node in ("policy", "reward"):
-        if value(f"{node}.hidden_size") % (2 * value(f"{node}.num_heads")):
-            raise UserError(
-                f"{node}.hidden_size={value(f'{node}.hidden_size')}: must be a multiple of twice {node}.num_heads"
-                f"={value(f'{node}.num_heads')} (rotary position embeddings need an even head width)"
-            )
+        try:
+            fresh_size(value(f"{node}.size"))
+        except ValueError as error:
+            raise UserError(f"{node}.size={value(f'{node}.size')}: {error}") from None
     check_combinations(config)

@@ -75,8 +75,10 @@ def _ppo(c: Config) -> None:
         raise UserError(
             f"ppo.kl_target={p.kl_target}: must be above 0, and ppo.beta={p.beta:g} too (it is where the weight begins)"
         )
-    if c.guard.stop_on == "kl" and p.beta == 0:
-        raise UserError("guard.stop_on=kl: with ppo.beta=0 no KL is measured; set ppo.beta above 0")
+    if c.guard.kl is not None and not c.guard.kl >= 0:
+        raise UserError(f"guard.kl={c.guard.kl}: must be at least 0, or null to never end the run")
+    if c.guard.kl is not None and p.beta == 0:
+        raise UserError(f"guard.kl={c.guard.kl:g}: with ppo.beta=0 no KL is measured; set ppo.beta above 0")
     if p.reward_clip is not None and not p.reward_clip > 0:
         raise UserError(f"ppo.reward_clip={p.reward_clip}: must be above 0, or null for no clipping")
     if p.clip_low >= 1:
@@ -112,10 +114,8 @@ def _feedback(c: Config) -> None:
             "feedback.self_labels=none: the update learns from labels alone and there are none; set feedback.replay_pairs or "
             "feedback.judge, or feedback=frozen"
         )
-    if f.states == "reference" and FEEDBACKS[f.kind].states is not None and c.ppo.beta == 0:
-        raise UserError("feedback.states=reference: with ppo.beta=0 there is no reference; set ppo.beta above 0")
-    if f.scale == "rte" and f.init_scale == 0:
-        raise UserError("feedback.init_scale=0: nothing can be scaled to H_last's size; it needs feedback.scale=free")
+    if f.source == "reference" and FEEDBACKS[f.kind].states is not None and c.ppo.beta == 0:
+        raise UserError("feedback.source=reference: with ppo.beta=0 there is no reference; set ppo.beta above 0")
     if f.dim % f.heads:
         raise UserError(f"feedback.dim={f.dim}: must be a multiple of feedback.heads={f.heads}")
     if f.warmup_lr is not None and not f.warmup_lr > 0:
@@ -177,6 +177,14 @@ def _engine(c: Config) -> None:
 
 
 def _data(c: Config) -> None:
+    if c.data.label_temperature is not None and c.data.label_temperature <= 0:
+        raise UserError(
+            f"data.label_temperature={c.data.label_temperature}: must be above 0, or null for the world's own"
+        )
+    if c.data.label_noise is not None and not 0 <= c.data.label_noise <= 0.5:
+        raise UserError(
+            f"data.label_noise={c.data.label_noise}: must lie between 0 and 0.5, or null for the world's own"
+        )
     if c.data.kind != "file" and c.data.path:
         raise UserError(f"data.path={c.data.path}: a world reads no file; add data=file")
     if c.data.kind == "file" and not c.data.path:

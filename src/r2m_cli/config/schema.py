@@ -1,12 +1,10 @@
 """Every configuration key, typed, with its unit and meaning in the comment above it.
 
 `conf/` holds the values that an experiment is made of, this file the types and the defaults, which are those of the
-embedded gold world. `validate.py` checks what types cannot say.
+embedded gold world. `check.py` checks what types cannot say.
 """
 
 from dataclasses import dataclass, field
-
-from r2m_cli.config.worlds import EnglishConfig, WorldConfig
 
 
 @dataclass
@@ -27,8 +25,6 @@ class FitConfig:
     batch_size: int = 32
     # peak AdamW learning rate; decays linearly to 0
     lr: float = 1e-3
-    # AdamW weight decay
-    weight_decay: float = 0.0
     # what is trained: full | lora (adapters merged at the end) | head (the scoring head only)
     parameters: str = "full"
     # rank of the LoRA adapters when parameters=lora
@@ -41,26 +37,20 @@ class FitConfig:
 class ModelConfig:
     # a Hugging Face folder, a hub name, or `smollm2` (the packaged weights); null: fit one first and cache it
     path: str | None = None
-    # where fitting starts when path is null: the same kinds of value; null: a fresh Llama of the sizes below
+    # where fitting starts when path is null: the same kinds of value; null: a fresh Llama of the size below
     base: str | None = None
     # how conversations are written for the model: a file with a chat template (Jinja) | hh ("\n\nHuman: ...") | plain (the
     # texts alone) | pair (reward models that read question and answer as two texts); null: its tokenizer's own template, or,
     # without one, the text of a single message and hh for longer conversations
     template: str | None = None
-    # width of a fresh model
-    hidden_size: int = 64
-    # layers of a fresh model
-    num_layers: int = 2
-    # attention heads of a fresh model
-    num_heads: int = 4
+    # a fresh model's width x layers x attention heads
+    size: str = "64x2x4"
     # how a missing model is fitted (r2m sft, r2m reward)
     fit: FitConfig = field(default_factory=FitConfig)
 
 
 @dataclass
 class RewardFitConfig(FitConfig):
-    # a chosen reply must score this much above the rejected one (Bradley-Terry with a margin), in units of reward
-    margin: float = 0.0
     # weight of (chosen + rejected reward)^2, which holds the scores around 0 (Eisenstein et al. 2023)
     centring: float = 0.0
     # varies initial head, order and bootstrap of the rows; members of an ensemble get seed, seed + 1, ...
@@ -101,11 +91,11 @@ class FeedbackConfig:
     # never trained) | noise (Gaussian, same mean and variance) | shuffled (another sequence's states) | head_only (nothing;
     # the scoring head alone learns) | none (nothing; the reward model stays frozen)
     kind: str = "r2m"
-    # whose states the adapter reads: policy (as it is now) | reference (as it was before RL; the policy cannot bend them) |
+    # whose features the adapter attends to: policy (as it is now) | reference (as it was before RL; the policy cannot bend them) |
     # reward (the reward model's own, which tell it nothing that it could not know: a control)
-    states: str = "policy"
-    # what of them, token by token: states (last layer, the paper's) | tokens (input embeddings: a control) | both
-    reads: str = "states"
+    source: str = "policy"
+    # which per-token features: states (last layer, the paper's) | tokens (input embeddings: a control) | both
+    features: str = "states"
     # d, inner width of the cross-attention, over all heads
     dim: int = 64
     # heads of the cross-attention (the paper: 1)
@@ -116,10 +106,6 @@ class FeedbackConfig:
     omega: float = 0.6
     # course of w(t): cosine (from 1 down to omega, eq. 4) | constant (omega from the first step on)
     schedule: str = "cosine"
-    # size of the adapter's output A: free | rte (scaled to the rms of H_last, so that it cannot run away)
-    scale: str = "free"
-    # factor on the initial W_o; 0: the adapter gives nothing until it has learnt
-    init_scale: float = 1.0
     # alpha, weight of the group-entropy term in the reward model's loss (eq. 7), 0 to 1
     alpha: float = 0.3
     # AdamW learning rate of adapter and scoring head, constant
@@ -131,7 +117,7 @@ class FeedbackConfig:
     pair: str = "recomputed"
     # labelled pairs that adapter and head learn from before RL, with the starting policy's states; 0: none
     warmup_pairs: int = 0
-    # passes over them; the last is kept, or an earlier one whose loss on held-out pairs (eval.preflight_pairs) was clearly lower
+    # passes over them; the last is kept, or an earlier one whose loss on held-out pairs (eval.reward_check_pairs) was clearly lower
     warmup_epochs: int = 1
     # AdamW learning rate of the warm-up, decaying linearly to 0; null: feedback.lr, constant
     warmup_lr: float | None = None
@@ -142,9 +128,6 @@ class FeedbackConfig:
     judge: str = "none"
     # pairs that the judge labels per step, over all ranks, one of a group at most; 0.5 is one every other step
     judge_pairs: float = 4
-    # which groups are judged: first (a random choice, prompts come in random order) | wide (best and worst are furthest apart)
-    # | close (nearest)
-    judge_select: str = "first"
     # pairs judged so far, with fresh states, added to every update of adapter and head; 0: none
     judge_replay: int = 0
 
@@ -155,8 +138,6 @@ class CriticConfig:
     lr: float = 1e-3
     # a value may move this far from the old one in a step, in units of reward; 0: no clipping
     clip: float = 0.2
-    # discount of later rewards, 0 to 1
-    gamma: float = 1.0
     # lambda of GAE: 1 trusts the returns, 0 the critic
     gae_lambda: float = 0.95
 
@@ -197,8 +178,6 @@ class PpoConfig:
     whiten_rewards: bool = False
     # advantages over the global batch: none | scale (divided by their standard deviation) | whiten (centred too)
     normalise: str = "scale"
-    # smallest standard deviation that normalise and whiten_rewards divide by, in units of reward
-    std_floor: float = 1e-2
     # peak AdamW learning rate of the policy
     lr: float = 3e-4
     # after warm-up: constant | linear | cosine
@@ -215,10 +194,9 @@ class PpoConfig:
 
 @dataclass
 class GuardConfig:
-    # what ends the run before train.steps, as if these had been reached: none | kl (to the reference, of a step's rollouts)
-    stop_on: str = "none"
-    # nats per response above which stop_on=kl ends it
-    kl: float = 6.0
+    # nats per response: a step whose rollouts' KL to the reference is above ends the run, as if train.steps were reached;
+    # null: never
+    kl: float | None = None
 
 
 @dataclass
@@ -257,10 +235,13 @@ class DataConfig:
     pairs: int = 3000
     # share of the rows (file) held out for evaluation
     holdout: float = 0.1
-    # the numbers of the gold world
-    world: WorldConfig = field(default_factory=WorldConfig)
-    # the labellers of the English world
-    english: EnglishConfig = field(default_factory=EnglishConfig)
+    # the error of a world's labellers: points that they, not gold, give for every polite word (english: for every word of
+    # eight or more letters); null: the world's own
+    label_bias: float | None = None
+    # their noise: Bradley-Terry temperature in points of gold, near 0 they always choose the better one; null: the world's own
+    label_temperature: float | None = None
+    # probability, 0 to 0.5, that a label is flipped afterwards, whatever the responses are; null: the world's own
+    label_noise: float | None = None
 
 
 @dataclass
@@ -273,9 +254,7 @@ class EvalConfig:
     pairs: int = 512
     # held-out pairs that are scored before training starts and at its end, to show the reward model's accuracy and spread, and
     # that choose the pass which a warm-up of several keeps; 0: none
-    preflight_pairs: int = 64
-    # bootstrap resamples behind each interval of r2m evaluate and r2m analyze
-    bootstrap: int = 1000
+    reward_check_pairs: int = 64
     # r2m evaluate: who judges win rates: none | reward (reward.path) | gold | openai
     judge: str = "none"
     # r2m evaluate: the other side of the win rate: chosen (the data's replies) | a policy's folder or hub name
@@ -293,8 +272,6 @@ class AnalysisConfig:
     sequences: int = 100
     # M, pairs of sequences of figure 2
     pairs: int = 300
-    # tokens whose states are averaged: response (with the one that closes it) | all (prompt and response)
-    tokens: str = "response"
 
 
 @dataclass
@@ -303,8 +280,6 @@ class JudgeConfig:
     model: str = "gpt-4o-mini"
     # base URL of the endpoint; null: the OPENAI_BASE_URL of the environment, or api.openai.com (key: OPENAI_API_KEY)
     url: str | None = None
-    # further tries after a failed request, with growing pauses
-    retries: int = 4
     # seconds until a request counts as failed
     timeout: float = 60.0
     # requests under way at once
@@ -356,10 +331,8 @@ class CheckpointConfig:
 class LoggerConfig:
     # beside metrics.jsonl, which is always written: any of wandb, tensorboard
     kinds: list[str] = field(default_factory=list)
-    # wandb project
+    # wandb project; a run there has the run folder's name
     project: str = "r2m"
-    # wandb run name; null: the run folder's name
-    name: str | None = None
     # write this step's samples every so many steps; 0: never
     samples_every: int = 10
 

@@ -5,14 +5,11 @@ words, so that over-optimisation can be seen on real text with a pretrained mode
 right: they take long words for eloquence, where gold asks for plain ones.
 """
 
-import math
 import random
 import re
-from dataclasses import fields
 from typing import TYPE_CHECKING
 
-from r2m_cli.config.worlds import EnglishConfig
-from r2m_cli.data.world import World
+from r2m_cli.data.world import Labellers, World
 from r2m_cli.errors import UserError
 
 if TYPE_CHECKING:
@@ -42,15 +39,10 @@ class EnglishWorld(World):
     LABOURED = -0.2  # points per long word beyond the third
     LONG = 8  # letters from which a word is long
 
-    def __init__(self, config: EnglishConfig | None = None) -> None:
-        self.config = config or EnglishConfig()
-        for field in fields(self.config):
-            if not math.isfinite(getattr(self.config, field.name)):
-                raise UserError(f"data.english.{field.name} must be a finite number")
-        if self.config.label_temperature <= 0:
-            raise UserError(f"data.english.label_temperature must be above 0, got {self.config.label_temperature}")
-        if not 0 <= self.config.label_noise <= 0.5:
-            raise UserError(f"data.english.label_noise must lie between 0 and 0.5, got {self.config.label_noise}")
+    LABELLERS = Labellers(bias=0.4, temperature=0.3)
+
+    def __init__(self, labellers: Labellers | None = None) -> None:
+        super().__init__(labellers)
         try:
             from textblob import TextBlob
         except ImportError as error:
@@ -88,12 +80,11 @@ class EnglishWorld(World):
         return sum(self.terms(prompt, response, finished).values())
 
     def label(self, prompt: str, a: str, b: str, a_finished: bool, b_finished: bool, rng: random.Random) -> bool:
-        """What a labeller says: True when `a` is preferred. Bradley-Terry on gold + label_bias x long words."""
-        c = self.config
-        liking_a = self.score(prompt, a, a_finished) + c.label_bias * self.long_words(a)
-        liking_b = self.score(prompt, b, b_finished) + c.label_bias * self.long_words(b)
-        prefers_a = rng.random() < 0.5 + 0.5 * math.tanh((liking_a - liking_b) / c.label_temperature / 2)
-        return prefers_a != (rng.random() < c.label_noise)
+        """What a labeller says: True when `a` is preferred. Bradley-Terry on gold + bias x long words."""
+        bias = self.labellers.bias
+        liking_a = self.score(prompt, a, a_finished) + bias * self.long_words(a)
+        liking_b = self.score(prompt, b, b_finished) + bias * self.long_words(b)
+        return self.labellers.prefer_first(liking_a, liking_b, rng)
 
     def demonstration(self, prompt: str, rng: random.Random) -> str:
         raise UserError(

@@ -14,16 +14,13 @@ words, and with some noise (Bradley-Terry). A reward model trained on their labe
 errors of its own wherever its few thousand pairs say nothing; the policy finds both.
 """
 
-import math
 import random
 import re
-from dataclasses import fields
 from itertools import combinations
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from r2m_cli.config.worlds import WorldConfig
 from r2m_cli.data.words import word_tokenizer
-from r2m_cli.data.world import World
+from r2m_cli.data.world import Labellers, World
 from r2m_cli.errors import UserError
 
 if TYPE_CHECKING:
@@ -48,9 +45,26 @@ TOPIC_OF = {word: topic for topic, words in TOPICS.items() for word in words}
 class GoldWorld(World):
     """Prompts, imperfect demonstrations, the gold score, biased labels and the tokenizer of one world."""
 
-    def __init__(self, config: WorldConfig | None = None) -> None:
-        self.config = config or WorldConfig()
-        _check(self.config)
+    # Points of gold for one of each; a perfect response has 5.0.
+    POINTS: ClassVar[dict[str, float]] = {
+        "on_topic": 0.6,  # distinct word of the prompt's topic, up to MAX_ON_TOPIC of them
+        "key_word": 0.6,  # key word of the prompt that the response names
+        "order": 0.6,  # alphabetical order: times Kendall's tau of the distinct on-topic words, -1 to 1
+        "opening": 0.3,  # beginning with "i suggest"
+        "stop": 0.3,  # ending with a full stop
+        "polite": 0.2,  # first polite word
+        "off_topic": -0.6,  # word of another topic
+        "repeat": -0.4,  # on-topic word that was said before
+        "extra_polite": -0.4,  # polite word beyond MAX_POLITE
+        "filler": -0.15,  # word that does nothing: a filler, an unknown word, an opening or a full stop out of place
+        "overlong": -0.2,  # word beyond SOFT_LENGTH
+        "no_eos": -1.0,  # response that was cut off before its end token
+    }
+    MAX_ON_TOPIC = 4  # distinct on-topic words that earn points
+    MAX_POLITE = 2  # polite words that cost nothing
+    SOFT_LENGTH = 11  # words of the longest response that costs nothing
+
+    LABELLERS = Labellers(bias=0.15, temperature=0.3)
 
     def prompts(self, count: int, seed: int) -> list[str]:
         """`count` prompts such as "fruit : pear apple", drawn with replacement from the 336 that exist."""
@@ -95,8 +109,7 @@ class GoldWorld(World):
         return " ".join((*opening, *words, *stop))
 
     def terms(self, prompt: str, response: str, finished: bool) -> dict[str, float]:
-        """The gold score term by term: weight's name -> points. Any text is taken; unknown words are fillers."""
-        c = self.config
+        """The gold score term by term: name -> points. Any text is taken; unknown words are fillers."""
         topic, keys = _parse(prompt)
         words = _words(response)
         opened = tuple(words[: len(OPENING)]) == OPENING
@@ -107,51 +120,36 @@ class GoldWorld(World):
         distinct = list(dict.fromkeys(on_topic))
         off_topic = sum(TOPIC_OF.get(word, topic) != topic for word in body)
         polite = _polite(body)
-        return {
-            "on_topic": c.on_topic * min(len(distinct), c.max_on_topic),
-            "key_word": c.key_word * len(set(keys) & set(distinct)),
-            "order": c.order * _alphabetical(distinct),
-            "opening": c.opening * opened,
-            "stop": c.stop * stopped,
-            "polite": c.polite * (polite > 0),
-            "off_topic": c.off_topic * off_topic,
-            "repeat": c.repeat * (len(on_topic) - len(distinct)),
-            "extra_polite": c.extra_polite * max(polite - c.max_polite, 0),
-            "filler": c.filler * (len(body) - len(on_topic) - off_topic - polite),
-            "overlong": c.overlong * max(len(words) - c.soft_length, 0),
-            "no_eos": c.no_eos * (not finished),
+        counts = {
+            "on_topic": min(len(distinct), self.MAX_ON_TOPIC),
+            "key_word": len(set(keys) & set(distinct)),
+            "order": _alphabetical(distinct),
+            "opening": opened,
+            "stop": stopped,
+            "polite": polite > 0,
+            "off_topic": off_topic,
+            "repeat": len(on_topic) - len(distinct),
+            "extra_polite": max(polite - self.MAX_POLITE, 0),
+            "filler": len(body) - len(on_topic) - off_topic - polite,
+            "overlong": max(len(words) - self.SOFT_LENGTH, 0),
+            "no_eos": not finished,
         }
+        return {name: self.POINTS[name] * count for name, count in counts.items()}
 
     def score(self, prompt: str, response: str, finished: bool) -> float:
         """Gold: the true reward of a response, in points. `finished`: the policy ended it with its end token."""
         return sum(self.terms(prompt, response, finished).values())
 
     def label(self, prompt: str, a: str, b: str, a_finished: bool, b_finished: bool, rng: random.Random) -> bool:
-        """What a labeller says: True when `a` is preferred. Bradley-Terry on gold + label_bias x polite words."""
-        c = self.config
-        liking_a = self.score(prompt, a, a_finished) + c.label_bias * _polite(_words(a))
-        liking_b = self.score(prompt, b, b_finished) + c.label_bias * _polite(_words(b))
-        # tanh, unlike exp, cannot overflow at a small temperature.
-        prefers_a = rng.random() < 0.5 + 0.5 * math.tanh((liking_a - liking_b) / c.label_temperature / 2)
-        flipped = rng.random() < c.label_noise
-        return prefers_a != flipped
+        """What a labeller says: True when `a` is preferred. Bradley-Terry on gold + bias x polite words."""
+        bias = self.labellers.bias
+        liking_a = self.score(prompt, a, a_finished) + bias * _polite(_words(a))
+        liking_b = self.score(prompt, b, b_finished) + bias * _polite(_words(b))
+        return self.labellers.prefer_first(liking_a, liking_b, rng)
 
     def tokenizer(self) -> "PreTrainedTokenizerFast":
         """One token per word."""
         return word_tokenizer([STOP, ":", *TOPICS, *TOPIC_OF, *OPENING, *POLITE, *FILLERS])
-
-
-def _check(config: WorldConfig) -> None:
-    """Refuse numbers that have no meaning; the message names the config key."""
-    for field in fields(config):
-        if not math.isfinite(getattr(config, field.name)):
-            raise UserError(f"data.world.{field.name} must be a finite number")
-        if isinstance(field.default, int) and getattr(config, field.name) < 0:
-            raise UserError(f"data.world.{field.name}={getattr(config, field.name)}: a number of words is at least 0")
-    if config.label_temperature <= 0:
-        raise UserError(f"data.world.label_temperature must be above 0, got {config.label_temperature}")
-    if not 0 <= config.label_noise <= 0.5:
-        raise UserError(f"data.world.label_noise must lie between 0 and 0.5, got {config.label_noise}")
 
 
 def _parse(prompt: str) -> tuple[str, list[str]]:

@@ -3,7 +3,7 @@
 import inspect
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from pkgutil import resolve_name
 
@@ -13,7 +13,7 @@ from r2m_cli.console import say
 from r2m_cli.conversation import Pair, Prompt
 from r2m_cli.data.preferences import Dropped, describe, load_preferences, reasons
 from r2m_cli.data.template import ChatFormat
-from r2m_cli.data.world import World
+from r2m_cli.data.world import Labellers, World
 from r2m_cli.errors import UserError
 from r2m_cli.files.cache import digest_of
 from r2m_cli.seeds import Stream, draw_seed
@@ -64,16 +64,21 @@ def load_source(config: DataConfig, eval_prompts: int, evaluating: bool = False)
 
 
 def world_of(config: DataConfig) -> World:
-    """The world that data.kind names. Raises UserError for numbers of it that have no meaning."""
-    settings = {"gold": config.world, "english": config.english}.get(config.kind)
+    """The world that data.kind names. Raises UserError for a package that it needs and that is not there."""
     world = world_class(config.kind)
-    return world() if settings is None else world(settings)  # type: ignore[arg-type]
+    return world(labellers_of(config, world.LABELLERS))
 
 
 def world_class(kind: str) -> type[World]:
     """The class of a world of the registry."""
     world: type[World] = resolve_name(WORLDS[kind].world)
     return world
+
+
+def labellers_of(config: DataConfig, own: Labellers) -> Labellers:
+    """A world's own labellers with what the configuration says of them (data.label_bias, ...)."""
+    said = {"bias": config.label_bias, "temperature": config.label_temperature, "noise": config.label_noise}
+    return replace(own, **{name: value for name, value in said.items() if value is not None})
 
 
 def _world(config: DataConfig, eval_prompts: int) -> Source:
@@ -174,21 +179,15 @@ def _identity(prompt: Prompt) -> tuple[tuple[str, str], ...]:
 
 
 def identity_of(config: DataConfig, labels: bool = True) -> list[object]:
-    """What the data is, for a cache key: the world's code and numbers, or the file's digest (a hub data set's name).
+    """What the data is, for a cache key: the world's code and its labellers, or the file's digest (a hub data set's name).
 
     Args:
         labels: with those of the world's labellers, whom the policy's demonstrations do not know.
     """
     if config.kind != "file":
-        settings = {"gold": config.world, "english": config.english}.get(config.kind)
-        numbers = {} if settings is None else vars(settings)
-        code = digest_of(Path(inspect.getfile(world_class(config.kind))))  # a world under work changes
-        return [
-            config.kind,
-            config.seed,
-            code,
-            {n: x for n, x in numbers.items() if labels or not n.startswith("label_")},
-        ]
+        world = world_class(config.kind)
+        code = digest_of(Path(inspect.getfile(world)))  # a world under work changes
+        return [config.kind, config.seed, code, *([asdict(labellers_of(config, world.LABELLERS))] if labels else [])]
     path = from_home(config.path or "")
     content = digest_of(path) if path.exists() else config.path
     subset = [config.subset] if config.subset is not None else []

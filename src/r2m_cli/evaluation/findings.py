@@ -24,7 +24,7 @@ class Findings:
     """Collects figures; `name` is the figure's name in evaluation.json and in the table."""
 
     run_dir: Path
-    resamples: int  # eval.bootstrap
+    resamples: int  # of every interval
     seed: int
     figures: dict[str, float] = field(default_factory=dict)
     intervals: dict[str, tuple[float, float] | None] = field(default_factory=dict)

@@ -23,6 +23,7 @@ from r2m_cli.models.reward_model import RewardBackbone, find_head, frozen_head
 from r2m_cli.seeds import Stream, draw_seed
 from r2m_cli.stages.packing import rows_per_forward
 
+WEIGHT_DECAY = 0.01  # of AdamW
 Rows = list[tuple[list[int], list[int]]]  # token ids of the chosen and of the rejected conversation
 # Rewards of the held-out pairs before and after the fit, each [2, pairs], chosen first; mean loss of the last epoch.
 Fitted = tuple[Tensor, Tensor, float]
@@ -74,7 +75,7 @@ def fit_backbone(
         fitted = with_lora(classifier, c.lora_rank, "SEQ_CLS", varied(seed, c.seed))
     scorer = Scorer(classifier, chat.boundary)
     check_reward(scorer.backbone, chat, f"reward.base={config.reward.base}")
-    engine = make_engine(scorer, config.engine, device, weight_decay=c.weight_decay, max_grad_norm=1.0)
+    engine = make_engine(scorer, config.engine, device, weight_decay=WEIGHT_DECAY, max_grad_norm=1.0)
     micro_rows = rows_per_forward(config.rollout.tokens_per_batch, [sum(map(len, pair)) for pair in rows])
 
     def rewards_of(batch: Sequence[tuple[list[int], list[int]]]) -> Tensor:
@@ -84,7 +85,7 @@ def fit_backbone(
 
     def loss_of(batch: Any) -> Tensor:
         chosen, rejected = rewards_of(batch)
-        return bradley_terry(chosen, rejected, c.margin, c.centring)
+        return bradley_terry(chosen, rejected, c.centring)
 
     @torch.no_grad()
     def tested() -> Tensor:
@@ -129,11 +130,11 @@ def fit_head(
     if linear.bias is not None:
         # Differences cancel it: without centring its gradient is rounding, which Adam would blow up to full steps.
         linear.bias.requires_grad_(c.centring > 0)
-    engine = make_engine(linear, config.engine, device, weight_decay=c.weight_decay, max_grad_norm=1.0, small=True)
+    engine = make_engine(linear, config.engine, device, weight_decay=WEIGHT_DECAY, max_grad_norm=1.0, small=True)
 
     def loss_of(batch: Any) -> Tensor:
         rewards = engine(torch.stack(list(batch)).to(device)).squeeze(2)
-        return bradley_terry(rewards[:, 0], rewards[:, 1], c.margin, c.centring)
+        return bradley_terry(rewards[:, 0], rewards[:, 1], c.centring)
 
     sampled = list(train[drawn(len(rows), config)])
     order, updates = varied(config.data.seed, c.seed), kept.part("updates", rows)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 OFFICIAL = "https://api.openai.com/v1"
 REACH = 10.0  # seconds to wait for the first answer of the endpoint
+RETRIES = 4  # further tries after a failed request, with growing pauses
 MAX_TOKENS = 16  # enough for "Response B is better.", too few for an essay to cost much
 
 
@@ -44,7 +45,7 @@ class OpenAIJudge:
             a call: the endpoint cannot be reached, is too slow, refuses, or speaks another protocol.
     """
 
-    def __init__(self, config: JudgeConfig, cache_folder: Path):
+    def __init__(self, config: JudgeConfig, cache_folder: Path, retries: int = RETRIES):
         """Args: cache_folder: where judge.jsonl with the verdicts of all runs lies; made if it is missing."""
         try:
             import openai  # noqa: F401  (a run must not train for an hour before it finds out)
@@ -52,7 +53,7 @@ class OpenAIJudge:
             raise UserError(
                 "feedback.judge/eval.judge=openai needs the openai client: pip install 'r2m[judge]'"
             ) from error
-        self.config = config
+        self.config, self.retries = config, retries
         self.url = (config.url or os.environ.get("OPENAI_BASE_URL") or OFFICIAL).rstrip("/")
         host = _host(self.url)
         self._key = os.environ.get("OPENAI_API_KEY", "").strip()
@@ -118,7 +119,7 @@ class OpenAIJudge:
             timeout=self.config.timeout,
             # The client's own further tries: after connection errors, timeouts, 408, 409, 429 and 5xx, with pauses of
             # 0.5 s doubling up to 8 s, or what the server's Retry-After says.
-            max_retries=self.config.retries,
+            max_retries=self.retries,
             http_client=openai.DefaultAsyncHttpxClient(event_hooks={"request": [count]}),
         ) as client:
             number = min(self.config.workers, len(texts))
@@ -177,11 +178,11 @@ class OpenAIJudge:
             tries = int(error.request.headers.get("x-stainless-retry-count", 0)) + 1
             times = f"in {tries} tries" if tries > 1 else "in one try"
             if isinstance(error, openai.APITimeoutError):
-                what = f"no answer within {self.config.timeout:g} s {times}; raise judge.timeout or judge.retries"
+                what = f"no answer within {self.config.timeout:g} s {times}; raise judge.timeout"
                 raise self._error(f"{what}, lower judge.workers, or check judge.url") from error
             if isinstance(error, openai.APIStatusError):
                 raise self._error(f"HTTP {error.status_code} {times}: {_said(error)}; {_mend(error)}") from error
-            raise self._error(f"{_root(error)} {times}; check judge.url, or raise judge.retries") from error
+            raise self._error(f"{_root(error)} {times}; check judge.url") from error
         return raw.text
 
     def _error(self, text: str) -> UserError:
@@ -209,7 +210,7 @@ def _mend(error: openai.APIStatusError) -> str:
     if error.status_code in (401, 403):
         return "set OPENAI_API_KEY to a key that this endpoint and model accept"
     if error.status_code in (408, 409, 429) or error.status_code >= 500:
-        return "try later, raise judge.retries, or lower judge.workers"
+        return "try later, or lower judge.workers"
     return "check judge.model and judge.url"
 
 

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from r2m_cli.checkpoints.continuation import RESUMABLE, continued
 from r2m_cli.config.check import keys, typed, validate
 from r2m_cli.config.combinations import check_words
+from r2m_cli.config.old_keys import translated
 from r2m_cli.config.schema import Config
 from r2m_cli.data.forms import BUILT_IN
 from r2m_cli.errors import UserError
@@ -147,7 +148,7 @@ def _read(path: Path) -> Config:
     if not isinstance(read, DictConfig):
         raise UserError(f"{path}: no configuration of a run; copy it again from the run")
     try:
-        config: Config = typed(read)
+        config: Config = typed(OmegaConf.create(translated(OmegaConf.to_container(read))))  # type: ignore[arg-type]
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     return replace(config, train=replace(config.train, allow_changed=False))  # said anew each time

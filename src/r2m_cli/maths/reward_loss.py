@@ -7,17 +7,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def bradley_terry(chosen: Tensor, rejected: Tensor, margin: float = 0.0, centring: float = 0.0) -> Tensor:
-    """-log sigmoid(r_w - r_l - margin) + centring * (r_w + r_l)^2, one loss per pair. Any equal shapes.
+def bradley_terry(chosen: Tensor, rejected: Tensor, centring: float = 0.0) -> Tensor:
+    """-log sigmoid(r_w - r_l) + centring * (r_w + r_l)^2, one loss per pair. Any equal shapes.
 
-    Without the last two it is eq. 5.
+    Without centring it is eq. 5.
 
     Args:
-        margin: by how much the chosen reply is to score above the rejected one, in units of reward.
         centring: weight of the squared sum, which holds the rewards around 0, where differences alone would let them
             drift (Eisenstein et al. 2023, "Helping or Herding?"; TRL's `center_rewards_coefficient`).
     """
-    loss = -F.logsigmoid(chosen - rejected - margin)
+    loss = -F.logsigmoid(chosen - rejected)
     if centring:
         loss = loss + centring * (chosen + rejected).square()
     return loss

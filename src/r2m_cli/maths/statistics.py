@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LEVEL = 0.95
+RESAMPLES = 1000  # behind every interval: its ends then move by a few hundredths of its width from seed to seed
 Z = 1.959963984540054  # quantile of the standard normal at (1 + LEVEL) / 2
 RIDGE = 1e-2  # weight of half the squared coefficients beside a sum over the comparisons: it stops a divergence only
 _AT_ONCE = 1 << 20  # values of all resamples in memory at once

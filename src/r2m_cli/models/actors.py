@@ -30,7 +30,7 @@ class RewardModel:
     max_tokens: int
     limited_by: str = MAX_TOKENS  # as in `Reader`
     kind: str = "r2m"  # feedback.kind: what the adapter reads
-    states: str = "policy"  # feedback.states: whose
+    source: str = "policy"  # feedback.source: whose
     ensemble: Ensemble | None = None  # further frozen models; None for a single one
     unshared: str = ""  # why the backbone reads every prompt once per response; empty where it shares them
 
@@ -73,7 +73,7 @@ class RewardModel:
         rows = [self.readers[0].ids(*text) for text in zip(prompts, responses)]
         tokens, lengths = pad(rows, self.format.pad_id)
         batch = tokens.to(device), lengths.to(device), group_size(prompts)
-        if self.states != "reward":
+        if self.source != "reward":
             return self.backbone(*batch).float(), None
         rte, states = self.backbone(*batch, with_states=True)
         # A text that is not finite is known by its RTE. Its states shall not take the rewards of its group: 0 x NaN is NaN.
@@ -94,10 +94,10 @@ class Actors:
     lora: Any = None  # peft's wrapper of the policy when only its adapters are trained
 
     @property
-    def reads(self) -> str:
-        """Whose states the adapter reads: policy, reference or reward; policy where there is no adapter."""
+    def feedback_source(self) -> str:
+        """Whose features the adapter attends to: policy, reference or reward; policy where there is no adapter."""
         reward = self.reward
-        return reward.states if reward.has_adapter else "policy"
+        return reward.source if reward.has_adapter else "policy"
 
 
 def group_size(prompts: list[Prompt]) -> int:

@@ -21,6 +21,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from r2m_cli.config.schema import ModelConfig
+from r2m_cli.config.values import fresh_size
 from r2m_cli.data.reading import MAX_TOKENS, POSITIONS, TOKENIZER
 from r2m_cli.errors import UserError
 from r2m_cli.models import smollm2
@@ -160,13 +161,14 @@ def fresh_llama(
     config: ModelConfig, tokenizer: PreTrainedTokenizerBase, pad_id: int, seed: int, scorer: bool
 ) -> PreTrainedModel:
     """A small Llama of the configured size, with tied embeddings; with a scoring head instead of an LM head if `scorer`."""
+    width, layers, heads = fresh_size(config.size)
     llama = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=config.hidden_size,
-        intermediate_size=2 * config.hidden_size,
-        num_hidden_layers=config.num_layers,
-        num_attention_heads=config.num_heads,
-        num_key_value_heads=config.num_heads,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
         max_position_embeddings=FRESH_CONTEXT,
         tie_word_embeddings=True,
         pad_token_id=pad_id,

@@ -12,7 +12,7 @@ from r2m_cli.models.body import body, checkpointed_layers, checkpointing
 from r2m_cli.models.decoding import Decoder, choose
 from r2m_cli.models.sequences import Sequences
 from r2m_cli.models.sharing import why_not
-from r2m_cli.models.states import Reading, States
+from r2m_cli.models.states import Features, States
 
 LOGITS = 2**26  # numbers of one chunk of logits: 256 MB in fp32
 
@@ -25,7 +25,7 @@ class PolicyOutput(NamedTuple):
 
     logp: Tensor  # [B, R] log-probability of each response token under the tempered policy, 0 on padding
     entropy: Tensor | None  # [B, R] of the distribution each response token was drawn from, nats
-    states: States  # the policy feedback h, or what `Reading` makes of it; detached
+    states: States  # the policy feedback h, or other `Features` of the policy; detached
 
 
 class Policy(nn.Module):
@@ -37,11 +37,11 @@ class Policy(nn.Module):
     lm: Any  # transformers' PreTrainedModel
 
     def __init__(
-        self, lm: nn.Module, gradient_checkpointing: bool = False, attention: str = "sdpa", reads: str = "states"
+        self, lm: nn.Module, gradient_checkpointing: bool = False, attention: str = "sdpa", features: str = "states"
     ):
         super().__init__()
         self.lm = lm.eval()
-        self.reading = Reading(lm, reads)
+        self.features = Features(lm, features)
         self.unshared = why_not(self.lm, lambda layout: layout.run(body(self.lm)), attention)
         self._checkpointed = checkpointed_layers(self.lm) if gradient_checkpointing else []
 
@@ -55,7 +55,7 @@ class Policy(nn.Module):
         return PolicyOutput(
             logp=sequences.table(logp),
             entropy=sequences.table(entropy) if with_entropy else None,
-            states=States(self.reading(hidden), layout.readable(sequences.lengths)),
+            states=States(self.features(hidden), layout.readable(sequences.lengths)),
         )
 
     @cached_property

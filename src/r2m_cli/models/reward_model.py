@@ -9,7 +9,7 @@ from r2m_cli.errors import UserError
 from r2m_cli.models.cross_attention import CrossAttention
 from r2m_cli.models.sequences import Layout, Padded, SharedPrefix
 from r2m_cli.models.sharing import why_not
-from r2m_cli.models.states import Reading, States, rms
+from r2m_cli.models.states import Features, States, rms
 
 
 class RewardBackbone(nn.Module):
@@ -21,7 +21,7 @@ class RewardBackbone(nn.Module):
     """
 
     def __init__(
-        self, classifier: nn.Module, attention: str = "sdpa", reads: str = "states", boundary: int | None = None
+        self, classifier: nn.Module, attention: str = "sdpa", features: str = "states", boundary: int | None = None
     ):
         """
         Args:
@@ -31,7 +31,7 @@ class RewardBackbone(nn.Module):
         super().__init__()
         self.classifier = classifier
         self.boundary = boundary if getattr(classifier.config, "type_vocab_size", 0) > 1 else None
-        self.reading = Reading(classifier, reads)
+        self.features = Features(classifier, features)
         self._captured: Tensor | None = None
         find_head(classifier).register_forward_pre_hook(self._capture)
         self.unshared = why_not(classifier, self._states, attention)
@@ -62,14 +62,14 @@ class RewardBackbone(nn.Module):
         state = self._states(layout)
         rows = torch.arange(len(tokens), device=tokens.device)
         if len(state) == len(tokens):  # an encoder's, pooled
-            if self.reading.reads != "states":
+            if self.features.kind != "states":
                 raise UserError(
-                    f"feedback.reads={self.reading.reads}: the reward model pools its states into one, which belongs to no token; "
-                    "with feedback.states=reward it needs feedback.reads=states"
+                    f"feedback.features={self.features.kind}: the reward model pools its states into one, which belongs to no token; "
+                    "with feedback.source=reward it needs feedback.features=states"
                 )
             return (state, States(state, rows[:, None] == rows)) if with_states else state
         rte = state[layout.at(rows, lengths - 1)]
-        return (rte, States(self.reading(state), layout.readable(lengths))) if with_states else rte
+        return (rte, States(self.features(state), layout.readable(lengths))) if with_states else rte
 
 
 def common_prefix(tokens: Tensor, lengths: Tensor, group_size: int) -> Tensor:
@@ -125,8 +125,6 @@ class FeedbackHead(nn.Module):
     r = phi((1 - w) A + w H_last), arXiv 2601.22664, eq. 4; always in fp32.
 
     Args:
-        init_scale: multiplies the initial W_o.
-        scaled: A is brought to the rms of H_last, sequence by sequence: the adapter says which direction, not how loud.
         heads, learned: as in `CrossAttention`.
     """
 
@@ -136,24 +134,17 @@ class FeedbackHead(nn.Module):
         policy_size: int,
         inner_size: int,
         seed: int,
-        init_scale: float = 1.0,
-        scaled: bool = False,
         heads: int = 1,
         learned: bool = False,
     ):
         super().__init__()
-        self.scaled = scaled
         self.phi = frozen_head(head).requires_grad_(True)
         self.adapter = CrossAttention(head.in_features, policy_size, inner_size, seed, heads, learned)
-        with torch.no_grad():
-            self.adapter.w_o.mul_(init_scale)
 
     def forward(self, rte: Tensor, states: States, weight: float) -> Score:
         """rte [B, D_rm], the policy's states of the B sequences, weight w(t) -> Score."""
         rte = rte.float()
         feedback, attention = self.adapter(rte, states)
-        if self.scaled:
-            feedback = feedback * rms(rte) / (feedback.square().mean(dim=1, keepdim=True) + 1e-12).sqrt()
         reward = self.phi((1 - weight) * feedback + weight * rte).squeeze(1)
         with torch.no_grad():
             entropy = -torch.special.xlogy(attention, attention).sum(dim=2).mean(dim=1)

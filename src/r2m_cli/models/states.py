@@ -15,24 +15,24 @@ ANNOTATED, FRESH, LABELLED = range(3)  # looks at the same sequences
 class States(NamedTuple):
     """What is read of B sequences, token by token. One state may belong to several of them: a prompt's, to its group."""
 
-    hidden: Tensor  # [T, D_p] the policy's last-layer states, or what `Reading` makes of them
+    hidden: Tensor  # [T, D_p] the policy's last-layer states, or the `Features` of them
     readable: Tensor  # [B, T] true where the state is one of the sequence's
 
 
-class Reading:
-    """What of a model the adapter reads at each token: its last-layer state, its input embedding, or both side by side.
+class Features:
+    """Which features of a model the adapter attends to at each token: its last-layer state, its input embedding, or both side by side.
 
     A last-layer state says what its model expects to come next; which token stands there it may have forgotten.
     """
 
-    def __init__(self, model: Any, reads: str):
+    def __init__(self, model: Any, kind: str):
         """
         Args:
             model: of transformers.
-            reads: feedback.reads.
+            kind: feedback.features.
         """  # fmt: skip
-        self.reads, self._embedded = reads, torch.empty(0)
-        if reads != "states":
+        self.kind, self._embedded = kind, torch.empty(0)
+        if kind != "states":
             model.get_input_embeddings().register_forward_hook(self._keep)
 
     def _keep(self, module: nn.Module, args: object, embedded: Tensor) -> None:
@@ -40,20 +40,20 @@ class Reading:
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """hidden [T, D], the states of the forward just made -> [T, width]. Embeddings are brought to the rms of the states."""
-        if self.reads == "states":
+        if self.kind == "states":
             return hidden.detach()
         embedded, self._embedded = self._embedded.flatten(0, -2), torch.empty(0)
         embedded = embedded * (rms(hidden.detach()) / rms(embedded).clamp_min(1e-12))
-        return embedded if self.reads == "tokens" else torch.cat([hidden.detach(), embedded], dim=1)
+        return embedded if self.kind == "tokens" else torch.cat([hidden.detach(), embedded], dim=1)
 
 
-def width(model: Any, reads: str) -> int:
-    """Size of what `Reading` gives of a model of transformers."""
+def width(model: Any, kind: str) -> int:
+    """Size of the `Features` of a model of transformers."""
     sizes = {
         "states": int(model.config.get_text_config().hidden_size),
         "tokens": int(model.get_input_embeddings().embedding_dim),
     }
-    return sizes.get(reads) or sum(sizes.values())
+    return sizes.get(kind) or sum(sizes.values())
 
 
 def rms(rows: Tensor) -> Tensor:

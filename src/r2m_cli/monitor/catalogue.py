@@ -76,7 +76,7 @@ _ROWS: tuple[tuple[str, str, Reduction, str], ...] = (
     ("critic/value", "score", "mean", "the critic's values before the update, per response token"),
     ("critic/return", "score", "mean", "the returns that it learns, per response token"),
     # the feedback (the policy's hidden states)
-    ("feedback/omega", "", "last", "w(t) of this step: weight of the original reward token embedding"),
+    ("feedback/weight", "", "last", "w(t) of this step: weight of the original reward token embedding"),
     ("feedback/refresh_cosine", "", "mean", "a group's rewards with fresh against old states (centred)"),
     ("feedback/attention_entropy", "nats", "mean", "entropy of the adapter's attention over the tokens"),
     ("feedback/adapter_scale", "", "mean", "rms of the adapter's output A over the rms of H_last"),
@@ -107,6 +107,9 @@ _ROWS: tuple[tuple[str, str, Reduction, str], ...] = (
 
 CATALOGUE: dict[str, Metric] = {row[0]: Metric(*row) for row in _ROWS}
 """Name -> metric, in display order."""
+
+RENAMED = {"feedback/omega": "feedback/weight"}
+"""Metrics of earlier runs -> what they are called now."""
 
 SHOWN = {"reward": "reward", "reward_frozen": "frozen", "gold": "gold", "kl": "KL"}
 """What a terminal shows of a step: metric -> its short word, in display order."""

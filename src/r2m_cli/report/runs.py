@@ -10,12 +10,14 @@ from typing import Any
 import pandas as pd  # type: ignore[import-untyped, unused-ignore]
 from omegaconf import DictConfig, OmegaConf
 
+from r2m_cli.config.old_keys import translated
 from r2m_cli.errors import UserError
 from r2m_cli.files.cache import read_json
 from r2m_cli.files.jobs import read_job
 from r2m_cli.files.jsonl import lines_of, row_of
 from r2m_cli.files.run_folder import CONFIG, METRICS, SUMMARY
 from r2m_cli.files.yaml_files import read_yaml
+from r2m_cli.monitor.catalogue import RENAMED
 from r2m_cli.report.labels import labels_of
 
 LARGEST = 1e100  # a larger number is no measurement, and its square is no float
@@ -103,7 +105,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not isinstance(read, DictConfig):
         raise UserError(f"{path}: not a configuration; copy it again from the run")
     config: Any = OmegaConf.to_container(read, resolve=False)
-    return {str(key): value for key, value in config.items()}
+    return translated(config)
 
 
 def _read_metrics(path: Path) -> pd.DataFrame:
@@ -111,7 +113,7 @@ def _read_metrics(path: Path) -> pd.DataFrame:
     for number, line in enumerate(lines, start=1):
         try:
             row = row_of(line)
-            rows.append({name: finite(value) for name, value in row.items()} | {"step": row["step"]})
+            rows.append({RENAMED.get(name, name): finite(x) for name, x in row.items()} | {"step": row["step"]})
         except ValueError as error:
             if number == len(lines):  # the run was cut off, or is being written this moment
                 break

@@ -14,6 +14,9 @@ from r2m_cli.maths import kl
 from r2m_cli.maths.masking import masked_sum
 from r2m_cli.maths.shaping import fill_missing, shape
 
+STD_FLOOR = 1e-2  # smallest standard deviation that rewards and advantages are divided by, in units of reward
+DISCOUNT = 1.0  # of later rewards: a response is judged as a whole, so its length must not discount its reward
+
 
 def advantages(annotated: Annotated, config: PpoConfig, greedy: Annotated | None = None) -> Trainable:
     """The batch with the advantages of `ppo.algorithm` (see `Estimator`). Collective where it whitens or scales.
@@ -25,7 +28,7 @@ def advantages(annotated: Annotated, config: PpoConfig, greedy: Annotated | None
     estimate = resolve_name(estimator.function)
     scores = shaped(annotated, config)
     whitening = maths.moments(scores, annotated.valid) if config.whiten_rewards else None
-    scores = _normalised(scores, whitening, config.std_floor, centre=True)
+    scores = _normalised(scores, whitening, STD_FLOOR, centre=True)
     penalty = _token_kl(annotated, config)
     returns = None
     if estimator.per_token:
@@ -33,7 +36,7 @@ def advantages(annotated: Annotated, config: PpoConfig, greedy: Annotated | None
         if estimator.critic:
             assert annotated.values is not None
             c = config.critic
-            values, returns = estimate(rewards, annotated.values, annotated.mask, c.gamma, c.gae_lambda)
+            values, returns = estimate(rewards, annotated.values, annotated.mask, DISCOUNT, c.gae_lambda)
         else:
             values = estimate(rewards)
         mask = annotated.mask & annotated.valid.view(-1, 1)
@@ -44,14 +47,14 @@ def advantages(annotated: Annotated, config: PpoConfig, greedy: Annotated | None
         if estimator.greedy:
             assert greedy is not None
             # The same shaping; a baseline that is missing gives way to the mean of the prompt's sampled responses.
-            baseline = _normalised(shaped(greedy, config), whitening, config.std_floor, centre=True)
+            baseline = _normalised(shaped(greedy, config), whitening, STD_FLOOR, centre=True)
             baseline = torch.where(greedy.valid, baseline, scores.mean(dim=1, keepdim=True))
             values = estimate(scores, baseline.squeeze(1)).flatten()
         else:
             values = estimate(scores).flatten()
         mask = annotated.valid.flatten()
     if config.normalise != "none":
-        values = _normalised(values, maths.moments(values, mask), config.std_floor, config.normalise == "whiten")
+        values = _normalised(values, maths.moments(values, mask), STD_FLOOR, config.normalise == "whiten")
     return Trainable(annotated, torch.where(mask, values, 0.0), returns)
 
 

@@ -44,7 +44,7 @@ def annotate(
         rte, own = reward.embed(*texts, actors.device)
         output = actors.policy(pack.sequences, temperature, with_entropy=True)
         reference = None
-        if actors.reference is not None and (actors.reads == "reference" or not rewards_only):
+        if actors.reference is not None and (actors.feedback_source == "reference" or not rewards_only):
             reference = actors.reference(pack.sequences, temperature)
             tables["ref"].append(reference.logp)
         numbers["rte"].append(rte)
@@ -52,7 +52,9 @@ def annotate(
         tables["old"].append(output.logp)
         tables["entropy"].append(output.entropy)
         if reward.feedback is not None:
-            seen = {"policy": output.states, "reference": reference and reference.states, "reward": own}[actors.reads]
+            seen = {"policy": output.states, "reference": reference and reference.states, "reward": own}[
+                actors.feedback_source
+            ]
             assert seen is not None
             score = reward.read(rte, seen, weight, [rollout.seeds[i] for i in rows], block, phase=ANNOTATED)
             numbers["live"].append(score.reward)

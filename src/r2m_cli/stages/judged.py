@@ -22,16 +22,14 @@ def labels_due(step: int, per_step: float) -> int:
     return math.floor(step * per_step) - math.floor((step - 1) * per_step)
 
 
-def choose(annotated: Annotated, select: str, count: int) -> list[int]:
-    """This rank's groups among the `count` of all ranks that `feedback.judge_select` names. Collective."""
-    rewards, rollout, numbers = annotated.rewards, annotated.rollout, annotated.rollout.numbers
+def choose(annotated: Annotated, count: int) -> list[int]:
+    """This rank's groups among the first `count` of all ranks, a random choice: prompts come in random order. Collective."""
+    rollout, numbers = annotated.rollout, annotated.rollout.numbers
     whole = annotated.valid.all(dim=1).tolist()  # a group with a missing reward learns nothing: no label for it
-    margins = (rewards.amax(dim=1) - rewards.amin(dim=1)).tolist()
     for i, (best, worst) in enumerate(zip(*_extremes(annotated))):  # nor for a text against itself
         whole[i] &= rollout.responses[best] != rollout.responses[worst]
-    order = {"first": 0.0, "wide": -1.0, "close": 1.0}[select]
-    mine = [(order * margins[i], numbers[i]) for i in range(len(numbers)) if whole[i]]
-    asked = {number for _, number in sorted(item for rank in comm.gather(mine) for item in rank)[:count]}
+    mine = [number for i, number in enumerate(numbers) if whole[i]]
+    asked = set(sorted(number for rank in comm.gather(mine) for number in rank)[:count])
     return [i for i, number in enumerate(numbers) if number in asked and whole[i]]
 
 

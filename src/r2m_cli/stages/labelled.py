@@ -118,7 +118,7 @@ def _read(actors: Actors, prompts: Sequence[Prompt], replies: Sequence[str]) -> 
     tokens, lengths = pad([p + r for p, r in zip(prompt_ids, reply_ids)], chat.pad_id)
     prompt_lengths = torch.tensor([len(p) for p in prompt_ids])
     tokens, lengths, prompt_lengths = (t.to(actors.device) for t in (tokens, lengths, prompt_lengths))
-    reader = actors.reference if actors.reads == "reference" else actors.policy
+    reader = actors.reference if actors.feedback_source == "reference" else actors.policy
     assert reader is not None
     output = reader(Sequences(tokens, prompt_lengths, lengths - prompt_lengths, group_size=2), 1.0)
     return output.states  # type: ignore[no-any-return]

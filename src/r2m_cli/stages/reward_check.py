@@ -3,6 +3,7 @@
 import torch
 
 from r2m_cli.conversation import Pair
+from r2m_cli.maths.statistics import RESAMPLES
 from r2m_cli.models.actors import Actors
 from r2m_cli.stages.accuracy import accuracy_of, percent, units_of, unsure
 from r2m_cli.stages.labelled import score_pairs
@@ -10,7 +11,7 @@ from r2m_cli.text import number
 
 
 def inspect_reward_model(
-    actors: Actors, pairs: list[Pair], omega: float, budget: int, warm: bool = False, resamples: int = 1000
+    actors: Actors, pairs: list[Pair], omega: float, budget: int, warm: bool = False
 ) -> tuple[list[str], list[str]]:
     """Accuracy, with its interval, and spread as notes for the person, and warnings where the rewards are flat, no better than chance, or worse
     with feedback than without.
@@ -20,14 +21,13 @@ def inspect_reward_model(
     Args:
         omega: w(T), the weight at which the adapter's part is shown.
         budget: tokens per forward.
-        resamples: behind the interval, over distinct prompts.
         warm: adapter and head have learnt from labelled pairs, so that they should be no worse than the text alone.
     """
     frozen, live = score_pairs(actors, pairs, omega, budget)
     units = units_of(pair.prompt for pair in pairs)
-    notes = [f"reward model on {len(pairs)} held-out pairs: {_describe(frozen, units, resamples)}"]
+    notes = [f"reward model on {len(pairs)} held-out pairs: {_describe(frozen, units)}"]
     if live is not None and actors.reward.has_adapter:
-        notes.append(f"with feedback, before any RL, at w = {omega:g}: {_describe(live, units, resamples)}")
+        notes.append(f"with feedback, before any RL, at w = {omega:g}: {_describe(live, units)}")
     missing = int((~frozen.isfinite()).sum())
     warnings = []
     if missing:
@@ -63,13 +63,13 @@ def equal_rewards(margins: torch.Tensor) -> list[str]:
     ]
 
 
-def _describe(rewards: torch.Tensor, units: torch.Tensor, resamples: int) -> str:
+def _describe(rewards: torch.Tensor, units: torch.Tensor) -> str:
     finite = rewards.isfinite().all(dim=1).cpu()
     rewards, units = rewards.cpu()[finite], units[finite]
     if not len(rewards):
         return "no pair has finite rewards"
     margins = rewards[:, 0] - rewards[:, 1]
-    accuracy = accuracy_of(margins, units, resamples, seed=0)
+    accuracy = accuracy_of(margins, units, RESAMPLES, seed=0)
     return (
         f"{percent(accuracy)} ordered right{unsure(accuracy)}, spread (standard deviation) "
         f"{number(float(rewards.std()), 3)}, mean margin {number(float(margins.mean()), 3)}"

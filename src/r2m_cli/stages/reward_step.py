@@ -54,7 +54,7 @@ class RewardStep:
         if not self.from_groups:
             return
         begun = perf_counter()
-        if self.actors.reads != "policy":
+        if self.actors.feedback_source != "policy":
             states = self._others(pack)
         group_size, groups = self.annotated.rollout.group_size, pack.groups
         annotated_rewards = self.annotated.rewards[groups]
@@ -94,7 +94,7 @@ class RewardStep:
     @torch.no_grad()
     def _others(self, pack: Pack) -> States:
         """The reference's or the reward model's states of these groups."""
-        if self.actors.reads == "reference":
+        if self.actors.feedback_source == "reference":
             assert self.actors.reference is not None
             return self.actors.reference(pack.sequences, 1.0).states  # type: ignore[no-any-return]
         rollout, rows = self.annotated.rollout, pack.rows.tolist()

@@ -20,6 +20,7 @@ from r2m_cli.data.source import described, load_source, renderable
 from r2m_cli.distributed.engine import DTYPES
 from r2m_cli.errors import UserError
 from r2m_cli.files.run_folder import POLICY
+from r2m_cli.maths.statistics import RESAMPLES
 from r2m_cli.models.formats import policy_format
 from r2m_cli.models.loading import load_causal_lm
 from r2m_cli.models.tokenizers import check_known
@@ -32,7 +33,7 @@ def run(config: Config, run_dir: Path) -> None:
     Raises:
         UserError: a run, model, pair or score that is missing, damaged or not finite.
     """
-    results = Results(run_dir, config.eval.bootstrap, config.seed)
+    results = Results(run_dir, RESAMPLES, config.seed)
     with results.all_or_nothing():
         if reads_curves_only(config):
             curves.analyse(config.runs, results)

@@ -24,6 +24,7 @@ from r2m_cli.evaluation.findings import Findings
 from r2m_cli.evaluation.pairs import accuracy
 from r2m_cli.evaluation.policy import alpaca_rows, evaluation_prompts, scored, text_scores
 from r2m_cli.files.run_folder import ALPACA_EVAL, POLICY, REWARD_MODEL
+from r2m_cli.maths.statistics import RESAMPLES
 from r2m_cli.models.tokenizers import check_known
 from r2m_cli.stages.accuracy import units_of
 from r2m_cli.stages.label_pairs import saved_pairs
@@ -54,7 +55,7 @@ def run(config: Config, run_dir: Path) -> None:
     readers = (*actors.reward.readers, *(heldout.readers if heldout is not None else ()))
     formats = [actors.format, *(reader.format for reader in readers)]
     source = renderable(source, formats)
-    findings = Findings(run_dir, config.eval.bootstrap, config.seed)
+    findings = Findings(run_dir, RESAMPLES, config.seed)
     if run is None:
         findings.notes.append("no run= is given: this is the configured policy before any RL")
     else:

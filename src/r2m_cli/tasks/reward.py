@@ -21,7 +21,7 @@ from r2m_cli.errors import UserError
 from r2m_cli.files.run_folder import FIT
 from r2m_cli.fitting.reward_fit import fit_backbone, fit_head, varied
 from r2m_cli.fitting.unfinished import Unfinished, unfinished
-from r2m_cli.maths.statistics import Estimate
+from r2m_cli.maths.statistics import RESAMPLES, Estimate
 from r2m_cli.models.formats import format_of, reward_format
 from r2m_cli.models.loading import fresh_llama, load_reward_model, readable
 from r2m_cli.models.tokenizers import check_known
@@ -91,8 +91,7 @@ def _fit(config: Config, run_dir: Path, kept: Unfinished) -> None:
     before, after, loss = fitting(config, classifier, rows, tests, chat, device, run_dir, kept)
     units = units_of(pair.prompt for pair in heldout)
     accuracies = [
-        accuracy_of(rewards[0] - rewards[1], units, config.eval.bootstrap, config.data.seed)
-        for rewards in (before, after)
+        accuracy_of(rewards[0] - rewards[1], units, RESAMPLES, config.data.seed) for rewards in (before, after)
     ]
     for warning in equal_rewards(after[0] - after[1]):
         say(f"warning: {warning}")

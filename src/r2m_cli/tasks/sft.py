@@ -91,7 +91,7 @@ def fit_lm(
     for note in notes:
         say(f"note: {note}")
     device = local_device(config)
-    engine = make_engine(Policy(lm), config.engine, device, weight_decay=fit_config.weight_decay, max_grad_norm=1.0)
+    engine = make_engine(Policy(lm), config.engine, device, weight_decay=0.0, max_grad_norm=1.0)
 
     def loss_of(batch: Sequence[tuple[list[int], list[int]]]) -> Tensor:
         tokens, lengths = pad([prompt + response for prompt, response in batch], chat.pad_id)

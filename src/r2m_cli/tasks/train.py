@@ -82,7 +82,7 @@ def run(config: Config, run_dir: Path) -> None:
             observer.stage("export")
             settings = {
                 "kind": config.feedback.kind, "omega": weight_at(config.train.steps, config), "dim": config.feedback.dim,
-                "heads": config.feedback.heads, "query": config.feedback.query, "reads": config.feedback.reads,
+                "heads": config.feedback.heads, "query": config.feedback.query, "features": config.feedback.features,
                 "temperature": config.rollout.temperature,
             }  # fmt: skip
             checkpoint.export(run_dir, actors, config.policy.path, config.reward.path, settings)
@@ -117,7 +117,7 @@ def real_labels(config: Config, source: Source, actors: Actors) -> Labels:
         judge = labeller_judge(source.world, draw_seed(Stream.LABELLER, config.seed))
     elif f.judge == "openai":
         judge = OpenAIJudge(config.judge, cache_dir() / "judge")
-    heldout = known_pairs(config, source, "heldout")[: config.eval.preflight_pairs]
+    heldout = known_pairs(config, source, "heldout")[: config.eval.reward_check_pairs]
     heldout, more = _usable(actors, heldout, "held-out pairs")
     return Labels(judge, pairs, heldout, notes=notes + more)
 
@@ -149,9 +149,7 @@ def before_training(
     if labels.heldout:
         omega = weight_at(config.train.steps, config)
         warm = config.feedback.warmup_pairs > 0
-        more, warnings = inspect_reward_model(
-            actors, labels.heldout, omega, config.rollout.tokens_per_batch, warm, config.eval.bootstrap
-        )
+        more, warnings = inspect_reward_model(actors, labels.heldout, omega, config.rollout.tokens_per_batch, warm)
         notes += more
     return notes, warnings
 
@@ -210,10 +208,9 @@ def _sinks(config: Config, run_dir: Path, start: int) -> Any:
     if not comm.is_main():
         return nullcontext()
     c = config.logger
-    name = c.name or run_dir.name
     # Step 0 is the evaluation before training; a resumed run goes on behind its checkpoint.
     first = start + 1 if start else 0
-    return Sinks(c.kinds, run_dir, config.train.steps, c.project, name, asdict(config), first)
+    return Sinks(c.kinds, run_dir, config.train.steps, c.project, run_dir.name, asdict(config), first)
 
 
 def summary(run_dir: Path, config: Config, steps: int, seconds: float) -> dict[str, Any]:

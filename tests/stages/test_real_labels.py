@@ -88,7 +88,7 @@ def test_the_judge_sees_the_first_groups_of_the_step_up_to_its_budget(annotated,
     """`first` is the number of this rank's first group: over all ranks the budget is spent once."""
     judge, numbers = Asked(), list(range(first, first + 4))
     placed = replace(annotated, rollout=replace(annotated.rollout, numbers=numbers))
-    others = [(0.0, number) for number in range(9) if number not in numbers]  # the groups of other ranks
+    others = [number for number in range(9) if number not in numbers]  # the groups of other ranks
     monkeypatch.setattr(comm, "gather", lambda mine: [mine, others])
     said, verdicts = judged(placed, judge, choose(placed, budget))
     assert said.shape == (4,)
@@ -574,7 +574,7 @@ def test_several_passes_of_warm_up_decay_their_rate_to_nothing(make_actors, pair
 
 
 @pytest.mark.parametrize(
-    "made", [{}, {"kind": "noise"}, {"kind": "head_only"}, {"states": "reward"}, {"states": "reference"}]
+    "made", [{}, {"kind": "noise"}, {"kind": "head_only"}, {"source": "reward"}, {"source": "reference"}]
 )
 def test_pairs_that_are_read_once_teach_what_those_read_in_every_pass_do(make_actors, pairs, monkeypatch, made):
     config = warm_up_config(per_update=2, kind=made.get("kind", "r2m"))

@@ -328,10 +328,10 @@ CONFIG = Config(
 )
 
 
-@pytest.mark.parametrize("states", ["policy", "reward"])
+@pytest.mark.parametrize("source", ["policy", "reward"])
 @pytest.mark.parametrize("algorithm", ["rloo", "grpo", "remax", "reinforce_pp", "ppo"])
-def test_a_run_goes_on_over_missing_rewards(make_actors, prompts, tmp_path, algorithm, states):
-    actors = make_actors(critic=algorithm == "ppo", states=states)
+def test_a_run_goes_on_over_missing_rewards(make_actors, prompts, tmp_path, algorithm, source):
+    actors = make_actors(critic=algorithm == "ppo", source=source)
     before = [p.detach().clone() for p in actors.policy.parameters]
     blind(actors, LOST)
     ratio = "token" if algorithm in ("reinforce_pp", "ppo") else "sequence"

@@ -37,4 +37,4 @@ def of_rows(hidden, mask):
 
 def rows_of(states):
     """Each sequence's states in the order of its tokens. -> B tensors [S, D]."""
-    return [states.hidden[readable] for readable in states.readable]
+    return [states.hidden[visible] for visible in states.visible]

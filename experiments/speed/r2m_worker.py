@@ -39,7 +39,7 @@ from r2m_cli.loop import train
 from r2m_cli.models.actors import Actors, RewardModel
 from r2m_cli.models.states import ANNOTATED
 from r2m_cli.monitor.observer import Observer, peak_memory
-from r2m_cli.stages.labelled import Labels
+from r2m_cli.stages.pair_learning import Labels
 
 STAGES = ("rollout", "annotate", "policy_step", "reward_step")
 

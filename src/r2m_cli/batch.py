@@ -15,7 +15,7 @@ class Rollout:
     """Responses sampled from the policy."""
 
     prompts: list[Prompt]  # n
-    numbers: list[int]  # n, each group's number in the step's batch over all ranks
+    group_ids: list[int]  # n, each group's number in the step's batch over all ranks
     responses: list[str]  # B, text without special tokens
     finished: list[bool]  # B, true where the policy ended the response itself
     tokens: Tensor  # [B, S] long; prompt, response, then padding
@@ -32,7 +32,7 @@ class Rollout:
     @property
     def number_of(self) -> list[int]:
         """The number of each of the B responses' group."""
-        return [number for number in self.numbers for _ in range(self.group_size)]
+        return [number for number in self.group_ids for _ in range(self.group_size)]
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from r2m_cli.models.critic import Critic
 from r2m_cli.models.ensemble import Calibration, Ensemble, calibration_of
 from r2m_cli.models.formats import policy_format, reward_format
 from r2m_cli.models.generate import end_ids
-from r2m_cli.models.loading import context_length, load_causal_lm, load_reward_model, readable, why_no_longer
+from r2m_cli.models.loading import context_length, load_causal_lm, load_reward_model, token_limit, why_no_longer
 from r2m_cli.models.lora import BaseOfLora, with_lora
 from r2m_cli.models.policy import Policy
 from r2m_cli.models.reward_model import FeedbackHead, HeadOnly, RewardBackbone, find_head, frozen_head
@@ -176,7 +176,7 @@ def build_reward(config: Config, feedback_size: int, device: torch.device, key: 
             size = width(classifier, f.features) if f.source == "reward" else feedback_size
             module = FeedbackHead(head, size, f.dim, seed, f.heads, f.query == "learned")
         feedback = make_engine(module, config.engine, device, weight_decay=0.0, max_grad_norm=0.0, small=True)
-    max_tokens, limited_by = readable(classifier, chat.tokenizer, config.reward.max_tokens)
+    max_tokens, limited_by = token_limit(classifier, chat.tokenizer, config.reward.max_tokens)
     backbone = RewardBackbone(classifier, config.engine.attention, features_of(config, "reward"), chat.boundary)
     check_reward(backbone, chat, f"{key}={config.reward.path}")
     return RewardModel(
@@ -212,8 +212,8 @@ def _ensemble(config: Config, device: torch.device) -> Ensemble:
         alone = replace(config, reward=replace(c, path=path, paths=[]), feedback=replace(config.feedback, kind="none"))
         further.append(build_reward(alone, 0, device, f"reward.paths[{i}]"))
     calibrations = tuple(calibration_of(path) or Calibration() for path in (c.path, *c.paths))
-    readers = tuple(reader for member in further for reader in member.readers)
-    return Ensemble(tuple(member.score for member in further), calibrations, c.combine, c.uncertainty, readers)
+    truncations = tuple(one for member in further for one in member.truncations)
+    return Ensemble(tuple(member.score for member in further), calibrations, c.combine, c.uncertainty, truncations)
 
 
 def features_of(config: Config, model: str, lora: bool = False) -> str:

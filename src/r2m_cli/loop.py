@@ -26,8 +26,8 @@ from r2m_cli.stages.advantages import advantages
 from r2m_cli.stages.annotate import annotate
 from r2m_cli.stages.critic_step import critic_step
 from r2m_cli.stages.judged import Verdict, choose, judged, labels_due, of_all_ranks, remember
-from r2m_cli.stages.labelled import Labels, replay_batch, score_pairs
 from r2m_cli.stages.packing import balance, pack
+from r2m_cli.stages.pair_learning import Labels, replay_batch, score_pairs
 from r2m_cli.stages.policy_step import policy_step
 from r2m_cli.stages.reward_step import RewardStep
 from r2m_cli.stages.rollout import rollout
@@ -68,10 +68,10 @@ def train(
         policy_lr, critic_lr = (
             learning_rate(step - 1, total, lr, c.warmup_steps, c.lr_schedule) for lr in (c.lr, c.critic.lr)
         )
-        mine, numbers = shard(stream.batch(step - 1, c.prompts_per_step))
+        mine, group_ids = shard(stream.batch(step - 1, c.prompts_per_step))
 
         with timer("rollout"):
-            batch = rollout(actors, mine, numbers, c.group_size, config.rollout, config.seed, Stream.ROLLOUT, step)
+            batch = rollout(actors, mine, group_ids, c.group_size, config.rollout, config.seed, Stream.ROLLOUT, step)
             batch = balance(batch, together=2 if FEEDBACKS[config.feedback.kind].mixes else 1)
             packs = pack(batch, budget, c.mini_batches)
         with timer("annotate"):
@@ -199,7 +199,7 @@ def ask(
 def greedy_responses(actors: Actors, sampled: Rollout, config: Config, step: int, weight: float) -> Annotated:
     """One greedy response to each prompt of the batch with its reward, ReMax's baseline."""
     likeliest = replace(config.rollout, temperature=0.0)
-    batch = rollout(actors, sampled.prompts, sampled.numbers, 1, likeliest, config.seed, Stream.GREEDY, step)
+    batch = rollout(actors, sampled.prompts, sampled.group_ids, 1, likeliest, config.seed, Stream.GREEDY, step)
     (packs,) = pack(batch, config.rollout.tokens_per_batch)
     return annotate(actors, batch, packs, weight, config.rollout.temperature, rewards_only=True)
 
@@ -207,8 +207,8 @@ def greedy_responses(actors: Actors, sampled: Rollout, config: Config, step: int
 def shard(prompts: list[Prompt]) -> tuple[list[Prompt], range]:
     """This rank's equal part of the prompts, and their numbers."""
     size = len(prompts) // comm.world_size()
-    numbers = range(comm.rank() * size, (comm.rank() + 1) * size)
-    return [prompts[i] for i in numbers], numbers
+    group_ids = range(comm.rank() * size, (comm.rank() + 1) * size)
+    return [prompts[i] for i in group_ids], group_ids
 
 
 @contextmanager

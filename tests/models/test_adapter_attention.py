@@ -200,7 +200,7 @@ def test_shapes_and_size_of_the_initial_weights():
 
 def test_blocks_are_cut_where_no_sequence_reads_across():
     # Two groups of two that share a prompt of 2 states each, the second group's rows swapped; then a row of its own.
-    readable = torch.tensor(
+    visible = torch.tensor(
         [
             [1, 1, 1, 0, 0, 0, 0, 0, 0],
             [1, 1, 0, 1, 0, 0, 0, 0, 0],
@@ -210,9 +210,9 @@ def test_blocks_are_cut_where_no_sequence_reads_across():
         ]
     ).bool()
     expected = [(slice(0, 2), slice(0, 4)), (slice(2, 4), slice(4, 8)), (slice(4, 5), slice(8, 9))]
-    assert blocks(readable) == expected
+    assert blocks(visible) == expected
     # Two single sequences that read each other's states (feedback=shuffled) belong together.
-    assert blocks(readable[[0, 4, 2]]) == [(slice(0, 1), slice(0, 3)), (slice(1, 3), slice(4, 9))]
+    assert blocks(visible[[0, 4, 2]]) == [(slice(0, 1), slice(0, 3)), (slice(1, 3), slice(4, 9))]
 
 
 @given(st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=3), min_size=1, max_size=4), st.randoms())
@@ -230,12 +230,12 @@ def test_pooling_in_blocks_is_pooling_over_everything(groups, random):
         start = at
     order = random.sample(range(len(rows)), len(rows))
     rows = [rows[i] for i in order]
-    readable = torch.stack(rows)
+    visible = torch.stack(rows)
     generator = torch.Generator().manual_seed(total)
     hidden = torch.randn(total, POLICY, generator=generator, dtype=torch.float64)
     u = torch.randn(len(rows), POLICY, generator=generator, dtype=torch.float64).requires_grad_(True)
-    m, a = pool(u, States(hidden, readable))
-    expected = (u @ hidden.T).masked_fill(~readable, -torch.inf).softmax(dim=1)
+    m, a = pool(u, States(hidden, visible))
+    expected = (u @ hidden.T).masked_fill(~visible, -torch.inf).softmax(dim=1)
     torch.testing.assert_close(a, expected)
     torch.testing.assert_close(m, expected @ hidden)
     ours, theirs = (torch.autograd.grad(x.sin().sum(), u)[0] for x in (m, expected @ hidden))

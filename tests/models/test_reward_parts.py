@@ -17,12 +17,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from r2m_cli.data.reading import MAX_TOKENS, POSITIONS, TOKENIZER
+from r2m_cli.data.truncation import MAX_TOKENS, POSITIONS, TOKENIZER
 from r2m_cli.errors import UserError
 from r2m_cli.maths.masking import length_mask
 from r2m_cli.models.actors import pad
 from r2m_cli.models.cross_attention import CrossAttention
-from r2m_cli.models.loading import readable
+from r2m_cli.models.loading import token_limit
 from r2m_cli.models.reward_model import FeedbackHead, RewardBackbone, find_head, frozen_head
 from r2m_cli.models.states import States
 
@@ -151,7 +151,7 @@ def tokenizer(longest: int | None = None) -> PreTrainedTokenizerFast:
 @torch.no_grad()
 def test_as_many_tokens_as_are_readable_can_be_read(family, own_limit, asked, expected, by):
     model = classifier(family)
-    assert readable(model, tokenizer(own_limit), asked) == (expected, by)
+    assert token_limit(model, tokenizer(own_limit), asked) == (expected, by)
     tokens, mask = batch(model.config.pad_token_id, (expected,))
     assert RewardBackbone(model)(tokens, mask.sum(dim=1)).isfinite().all()
 

@@ -182,7 +182,7 @@ def test_a_packed_row_holds_each_prompt_once_and_no_padding(drawn):
         at = layout.at(torch.full((length,), b), torch.arange(length))
         assert torch.equal(layout.tokens[at], sequences.tokens[b, :length])
         assert torch.equal(layout.positions[at], torch.arange(length))
-        assert torch.equal(layout.readable(sequences.lengths)[b].nonzero().squeeze(1).sort().values, at.sort().values)
+        assert torch.equal(layout.visible(sequences.lengths)[b].nonzero().squeeze(1).sort().values, at.sort().values)
 
 
 def test_a_table_of_positions_need_not_hold_the_row_of_all_groups():

@@ -1,4 +1,4 @@
-"""What the page of a report says: verdicts, charts, samples, differences, warnings; and that it says it safely."""
+"""What the page of a report says: conclusions, charts, samples, differences, warnings; and that it says it safely."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from r2m_cli.errors import UserError
 from r2m_cli.report import page
 from r2m_cli.report.arguments import split
 from r2m_cli.report.charts import charts
-from r2m_cli.report.findings import differences, lede, noise, sampling_error, verdict, warnings
+from r2m_cli.report.conclusions import conclusion, differences, lede, noise, sampling_error, warnings
 from r2m_cli.report.groups import grouped
 from r2m_cli.report.runs import load_runs
 from r2m_cli.report.samples import samples_of
@@ -41,12 +41,12 @@ def figures(text):
     return {figure["key"]: figure for figure in json.loads(found)}
 
 
-# ---- verdicts ----
+# ---- conclusions ----
 
 
 def test_a_fall_of_gold_under_a_rising_proxy_is_over_optimisation(tmp_path):
     (group,) = groups_of(make_run(tmp_path / "vanilla"))
-    said = verdict(group)
+    said = conclusion(group)
     assert (said.kind, said.peak, said.lost, said.headline) == ("gamed", 2, 1.5, "Over-optimised, -1.50")
     assert said.text == (
         "Gold peaked at 3.00 (step 2) and fell to 1.50 while the proxy rose from 2.00 to 4.00 and the live reward rose from "
@@ -66,16 +66,16 @@ def test_a_fall_of_gold_under_a_rising_proxy_is_over_optimisation(tmp_path):
 )
 def test_noise_is_no_fall_and_no_gain(tmp_path, golds, kind):
     (group,) = groups_of(make_run(tmp_path / "a", golds=golds))
-    assert verdict(group).kind == kind
+    assert conclusion(group).kind == kind
 
 
 def test_few_evaluation_prompts_make_a_fall_less_sure(tmp_path):
     folder = make_run(tmp_path / "a", eval={"prompts": 4})
-    assert verdict(*groups_of(folder)).kind == "gamed"  # without samples the spread of gold is not known
+    assert conclusion(*groups_of(folder)).kind == "gamed"  # without samples the spread of gold is not known
     add_samples(folder, [(4, "p", "r", -1.0), (4, "p", "s", 1.0)])
     (group,) = groups_of(folder)
     assert sampling_error(group) == pytest.approx(2**0.5 / 2)  # standard deviation over the root of 4 prompts
-    assert verdict(group).kind == "flat"
+    assert conclusion(group).kind == "flat"
 
 
 def test_noise_is_that_of_points_around_a_straight_course():
@@ -94,14 +94,14 @@ def test_a_fall_without_reward_is_not_called_over_optimisation(tmp_path):
     for row in rows:
         row["eval/reward"] = row["eval/reward_frozen"] = -float(row["step"])
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    said = verdict(*groups_of(folder))
+    said = conclusion(*groups_of(folder))
     assert said.kind == "fell"
     assert "the proxy fell from -2.00 to -4.00: no reward was won by it" in said.text
     assert "live" not in said.text  # it is the proxy
 
 
 def test_without_gold_it_is_said_that_nothing_can_be_seen(tmp_path):
-    said = verdict(*groups_of(make_run(tmp_path / "a", with_gold=False)))
+    said = conclusion(*groups_of(make_run(tmp_path / "a", with_gold=False)))
     assert (said.kind, said.headline, said.peak) == ("unknown", "No gold", None)
     assert "over-optimisation cannot be seen without it" in said.text
     assert "the gap between them went from 1.00 to 1.00" in said.text
@@ -111,15 +111,17 @@ def test_over_seeds_the_verdict_counts_them(tmp_path):
     for seed in (0, 1, 2):
         make_run(tmp_path / f"a_s{seed}", seed, shift=seed / 10)
     (group,) = groups_of(*tmp_path.iterdir())
-    said = verdict(group)
+    said = conclusion(group)
     assert said.text.startswith("Gold peaked at 3.10 (step 2) and fell to 1.60")
     assert said.text.endswith("Means of 3 runs; in all of them gold ends lower than it was at that step.")
 
 
 def test_the_first_sentence_names_the_worst_first(tmp_path):
     runs = {"mild": [1, 2, 3, 2.4, 1.8], "bad": [1, 2, 3, 1, -1], "good": [1, 2, 3, 4, 5]}
-    verdicts = [verdict(group) for group in groups_of(*(make_run(tmp_path / k, golds=v) for k, v in runs.items()))]
-    assert lede(verdicts) == (
+    conclusions = [
+        conclusion(group) for group in groups_of(*(make_run(tmp_path / k, golds=v) for k, v in runs.items()))
+    ]
+    assert lede(conclusions) == (
         "The reward model was gamed in bad (-4.00) and mild (-1.20): gold fell while the reward rose; good kept what gold "
         "gained."
     )
@@ -127,8 +129,8 @@ def test_the_first_sentence_names_the_worst_first(tmp_path):
 
 def test_the_first_sentence_counts_where_names_would_drown_it(tmp_path):
     folders = [make_run(tmp_path / name, golds=[1, 2, 3, 2.4, end]) for name, end in zip("abcd", (1.8, 1.7, 1.6, 1.5))]
-    verdicts = [verdict(group) for group in groups_of(*folders, make_run(tmp_path / "e", with_gold=False))]
-    assert lede(verdicts) == (
+    conclusions = [conclusion(group) for group in groups_of(*folders, make_run(tmp_path / "e", with_gold=False))]
+    assert lede(conclusions) == (
         "The reward model was gamed in 4 of 5 settings, most in d (-1.50): gold fell while the reward rose; of e the true "
         "reward is not known, and over-optimisation cannot be seen without it."
     )
@@ -140,7 +142,7 @@ def test_the_first_sentence_counts_where_names_would_drown_it(tmp_path):
 def drawn(*folders):
     groups = groups_of(*folders)
     truth = "gold" if any(run.has("eval/gold") for group in groups for run in group.runs) else "reward"
-    return {chart.key: chart for chart in charts(groups, [verdict(group) for group in groups], truth)}
+    return {chart.key: chart for chart in charts(groups, [conclusion(group) for group in groups], truth)}
 
 
 def part(chart, name, series=0):

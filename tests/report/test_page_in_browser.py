@@ -110,7 +110,7 @@ def test_it_opens_from_a_file_without_errors_and_without_the_network(opened: Web
 def test_every_chart_is_drawn_and_the_verdicts_stand_above(opened: WebDriver) -> None:
     assert all(len(strokes(opened, chart)) == 2 for chart in LINES)
     assert bars(opened) == 8  # four stages of two labels
-    headlines = [element.text for element in opened.find_elements(By.CSS_SELECTOR, ".verdict em")]
+    headlines = [element.text for element in opened.find_elements(By.CSS_SELECTOR, ".conclusion em")]
     assert headlines == ["Over-optimised, -1.50", "Gold held"]
     assert opened.find_elements(By.CSS_SELECTOR, "#chart-gold .fills path, #chart-gold .js-fill")
 

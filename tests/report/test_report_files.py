@@ -62,7 +62,7 @@ def test_a_sweeps_runs_are_labelled_by_their_overrides(tmp_path):
         run = make_run(tmp_path / "sweep" / f"{number}_x" / "", seed=seed)
         write_job(run, Job(number, ("+debug=quick", f"{key}='{value}'", f"seed={seed}", "data.seed=${seed}")))
     runs = load_runs([tmp_path / "sweep"])
-    assert [run.label for run in runs] == ["lr=1e-4", "lr=1e-4", "lr=a.jsonl", "lr=a.jsonl"]
+    assert [run.name for run in runs] == ["lr=1e-4", "lr=1e-4", "lr=a.jsonl", "lr=a.jsonl"]
 
 
 def test_without_evaluation_the_rollouts_are_used(tmp_path):
@@ -93,7 +93,7 @@ def test_seeds_share_a_label_and_get_a_band(tmp_path, capsys):
         make_run(tmp_path / "multi" / "feedback=none,ppo.beta=0.2" / f"seed={seed}", seed, shift=seed / 10)
         make_run(tmp_path / "multi" / "feedback=r2m" / f"seed={seed}", seed, shift=seed)
     runs = load_runs([tmp_path / "multi"])
-    assert [run.label for run in runs] == ["feedback=none, ppo.beta=0.2"] * 3 + ["feedback=r2m"] * 3
+    assert [run.name for run in runs] == ["feedback=none, ppo.beta=0.2"] * 3 + ["feedback=r2m"] * 3
     means = over_seeds(summarise(runs))
     assert list(means.gold_peak) == ["3.10 ± 0.10", "4.00 ± 1.00"]
     assert list(means.seed) == ["n = 3", "n = 3"]
@@ -109,7 +109,7 @@ def test_a_sweeps_runs_stand_in_the_order_of_its_jobs(tmp_path):
     (tmp_path / "multirun.yaml").touch()
     for number, name in enumerate(("rloo", "frozen", "noise")):
         (make_run(tmp_path / f"method={name}" / "seed=0") / ".job").write_text(f"{number}\n")
-    assert [run.label for run in load_runs([tmp_path])] == ["rloo", "frozen", "noise"]
+    assert [run.name for run in load_runs([tmp_path])] == ["rloo", "frozen", "noise"]
 
 
 def test_labels_say_what_differs_when_folders_do_not(tmp_path):
@@ -119,7 +119,7 @@ def test_labels_say_what_differs_when_folders_do_not(tmp_path):
     make_run(tmp_path / "12-00-00", seed=0, feedback=feedback("none", 1.0), logger={"name": "x"})
     make_run(tmp_path / "12-00-01", seed=1, feedback=feedback("r2m", 0.6), logger={"name": "y"})
     make_run(tmp_path / "12-00-02", seed=2, feedback=feedback("r2m", 0.6), logger={"name": "z"})
-    assert [run.label for run in load_runs([tmp_path])] == ["feedback=none", "feedback=r2m", "feedback=r2m"]
+    assert [run.name for run in load_runs([tmp_path])] == ["feedback=none", "feedback=r2m", "feedback=r2m"]
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_labels_say_what_differs_when_folders_do_not(tmp_path):
 def test_seeds_are_left_out_of_folder_labels(tmp_path, names, labels):
     for seed, name in enumerate(names):
         make_run(tmp_path / "group" / name, seed)
-    assert [run.label for run in load_runs([tmp_path / "group" / name for name in names])] == labels
+    assert [run.name for run in load_runs([tmp_path / "group" / name for name in names])] == labels
 
 
 def test_a_run_under_way_is_read_up_to_its_torn_line(tmp_path):

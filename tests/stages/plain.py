@@ -11,7 +11,7 @@ import torch
 from r2m_cli.loop import train
 from r2m_cli.monitor.observer import Observer
 from r2m_cli.stages.advantages import DISCOUNT, STD_FLOOR
-from r2m_cli.stages.labelled import Labels
+from r2m_cli.stages.pair_learning import Labels
 
 
 @dataclass

@@ -107,7 +107,7 @@ def test_ranks_exchange_groups_until_their_tokens_are_about_equal(make_actors, p
         as_ranks(monkeypatch, parts, rank)
         balanced.append(balance(parts[rank]))
     monkeypatch.undo()
-    assert sorted(number for part in balanced for number in part.numbers) == [0, 1, 2, 3]
+    assert sorted(number for part in balanced for number in part.group_ids) == [0, 1, 2, 3]
 
     def gap(halves):
         first, second = (sum(group_tokens(half)) for half in halves)
@@ -116,7 +116,7 @@ def test_ranks_exchange_groups_until_their_tokens_are_about_equal(make_actors, p
     assert gap(balanced) < gap(parts)
     for part in balanced:
         assert len(part.prompts) == 2
-        for i, number in enumerate(part.numbers):
+        for i, number in enumerate(part.group_ids):
             assert part.prompts[i] == prompts[number]
             for j in range(K):
                 here, there = i * K + j, number * K + j
@@ -128,7 +128,7 @@ def test_ranks_exchange_groups_until_their_tokens_are_about_equal(make_actors, p
                 assert torch.equal(part.tokens[here, :length], batch.tokens[there, :length])
     mine = annotate(actors, balanced[0], flat(balanced[0]), 0.6, 0.8).rewards
     whole = annotate(actors, batch, flat(batch), 0.6, 0.8).rewards
-    torch.testing.assert_close(mine, whole[balanced[0].numbers], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(mine, whole[balanced[0].group_ids], atol=1e-5, rtol=1e-5)
 
 
 def test_neighbours_that_must_not_part_move_together(make_actors, prompts, monkeypatch):
@@ -136,7 +136,7 @@ def test_neighbours_that_must_not_part_move_together(make_actors, prompts, monke
     parts = [rollout(actors, prompts, range(4 * r, 4 * r + 4), K, ROLLOUT, 5, 0, 1) for r in (0, 1)]
     for rank in (0, 1):
         as_ranks(monkeypatch, parts, rank)
-        numbers = balance(parts[rank], together=2).numbers
+        numbers = balance(parts[rank], together=2).group_ids
         assert [b - a for a, b in zip(numbers[::2], numbers[1::2])] == [1, 1]
         assert all(number % 2 == 0 for number in numbers[::2])
         assert balance(parts[rank], together=3) is parts[rank]

@@ -136,7 +136,7 @@ def test_fresh_states_come_once_per_group_and_in_the_last_epoch_only(
 
     def take(pack, states):
         assert pack.rows.view(-1, K)[:, 0].tolist() == (pack.groups * K).tolist()
-        assert states.readable.shape == (len(pack.rows), len(states.hidden))
+        assert states.visible.shape == (len(pack.rows), len(states.hidden))
         assert not states.hidden.requires_grad
         seen.extend(pack.rows.tolist())
         steps.append(max((int(s["step"]) for s in actors.policy.optimizer.state.values()), default=0))

@@ -15,7 +15,7 @@ from r2m_cli.distributed import comm
 from r2m_cli.judges.judge import gold_judge
 from r2m_cli.stages.annotate import annotate
 from r2m_cli.stages.judged import choose, judged, labels_due, of_all_ranks, remember, remembered
-from r2m_cli.stages.labelled import (
+from r2m_cli.stages.pair_learning import (
     Labels,
     fits,
     learn_from_pairs,
@@ -87,8 +87,8 @@ class Asked:
 def test_the_judge_sees_the_first_groups_of_the_step_up_to_its_budget(annotated, monkeypatch, first, budget, asked):
     """`first` is the number of this rank's first group: over all ranks the budget is spent once."""
     judge, numbers = Asked(), list(range(first, first + 4))
-    placed = replace(annotated, rollout=replace(annotated.rollout, numbers=numbers))
-    others = [(0.0, number) for number in range(9) if number not in numbers]  # the groups of other ranks
+    placed = replace(annotated, rollout=replace(annotated.rollout, group_ids=numbers))
+    others = [number for number in range(9) if number not in numbers]  # the groups of other ranks
     monkeypatch.setattr(comm, "gather", lambda mine: [mine, others])
     said, verdicts = judged(placed, judge, choose(placed, budget))
     assert said.shape == (4,)
@@ -574,7 +574,7 @@ def test_several_passes_of_warm_up_decay_their_rate_to_nothing(make_actors, pair
 
 
 @pytest.mark.parametrize(
-    "made", [{}, {"kind": "noise"}, {"kind": "head_only"}, {"states": "reward"}, {"states": "reference"}]
+    "made", [{}, {"kind": "noise"}, {"kind": "head_only"}, {"source": "reward"}, {"source": "reference"}]
 )
 def test_pairs_that_are_read_once_teach_what_those_read_in_every_pass_do(make_actors, pairs, monkeypatch, made):
     config = warm_up_config(per_update=2, kind=made.get("kind", "r2m"))

@@ -37,7 +37,7 @@ def analyse(folders: list[str], results: Results) -> None:
         )
     groups: dict[str, list[Run]] = {}
     for run in load_runs(places):
-        groups.setdefault(run.label, []).append(run)
+        groups.setdefault(run.name, []).append(run)
     results.conditions |= {"runs": {label: [str(run.path) for run in group] for label, group in groups.items()}}
     figure5(groups, results)
     figure6(groups, results)

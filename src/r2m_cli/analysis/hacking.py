@@ -14,8 +14,8 @@ from r2m_cli.analysis.results import Results, estimate
 from r2m_cli.analysis.rewards import require_finite
 from r2m_cli.batch import Rollout
 from r2m_cli.config.schema import Config
-from r2m_cli.data.reading import cut_notes
 from r2m_cli.data.source import Source, fitting
+from r2m_cli.data.truncation import cut_notes
 from r2m_cli.errors import UserError
 from r2m_cli.evaluation.policy import text_scores
 from r2m_cli.files.jsonl import text_of
@@ -59,7 +59,7 @@ def responses(config: Config, source: Source, actors: Actors, other: RewardModel
     texts = batch.prompt_of, batch.responses
     for model, whose in ((actors.reward, ""), (other, " (eval.reward)")):
         if model is not None:
-            results.notes += cut_notes(model.readers, *texts, f"responses with their prompts{whose}")
+            results.notes += cut_notes(model.truncations, *texts, f"responses with their prompts{whose}")
     proxy = text_scores(actors.reward, *texts, actors.device, rows)
     if other is not None:
         truth = text_scores(other, *texts, actors.device, rows)

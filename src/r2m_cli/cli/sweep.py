@@ -143,8 +143,8 @@ def tabulate(folder: Path) -> None:
     Raises:
         UserError: from the report, a broken file in a finished run.
     """
-    from r2m_cli.report import figure, page, table
-    from r2m_cli.report.labels import job_labels
+    from r2m_cli.report import page, picture, table
+    from r2m_cli.report.run_names import job_names
     from r2m_cli.report.runs import load_runs
 
     found = {path.parent: read_job(path.parent) for path in folder.rglob(JOB)}
@@ -152,15 +152,15 @@ def tabulate(folder: Path) -> None:
     finished = [job for job in jobs if (job / SUMMARY).is_file()]
     if finished:
         runs = load_runs(finished)
-        names = dict(zip(jobs, job_labels(jobs)))
+        names = dict(zip(jobs, job_names(jobs)))
         if len(set(names.values())) > 1:  # else there are only seeds, which the report can name
-            runs = [replace(run, label=names[job]) for run, job in zip(runs, finished)]
-        first = {run.label: number for number, run in reversed(list(enumerate(runs)))}
-        runs.sort(key=lambda run: first[run.label])
+            runs = [replace(run, name=names[job]) for run, job in zip(runs, finished)]
+        first = {run.name: number for number, run in reversed(list(enumerate(runs)))}
+        runs.sort(key=lambda run: first[run.name])
         rows = table.summarise(runs)
         table.write(rows, folder / "table.csv")
         table.show(rows)
-        figure.draw(runs, folder / "report.png")
+        picture.draw(runs, folder / "report.png")
         page.write(page.render(runs), folder / "report.html")
         print(f"r2m: wrote {folder}: report.html, report.png, table.csv, table.md", flush=True)
         print(f"r2m: next: open {folder}/report.html in a browser", flush=True)

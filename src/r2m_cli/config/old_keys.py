@@ -78,11 +78,11 @@ def translated(config: Mapping[str, Any]) -> dict[str, Any]:
                 data[key] = value
     for old in (*GONE, *REQUIRED):
         *parents, key = old.split(".")
-        section = new
+        part = new
         for parent in parents:
-            section = _section(section, parent)
-        if old not in ("data.world", "data.english") and section.get(key) == REQUIRED.get(old, section.get(key)):
-            section.pop(key, None)
+            part = _section(part, parent)
+        if old not in ("data.world", "data.english") and part.get(key) == REQUIRED.get(old, part.get(key)):
+            part.pop(key, None)
     for world in ("world", "english"):
         if data.get(world) == {}:
             del data[world]

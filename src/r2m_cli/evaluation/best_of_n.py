@@ -11,9 +11,9 @@ from torch import Tensor
 from r2m_cli.config.schema import Config
 from r2m_cli.console import Count
 from r2m_cli.conversation import Prompt
-from r2m_cli.data.reading import cut_notes
+from r2m_cli.data.truncation import cut_notes
 from r2m_cli.errors import UserError
-from r2m_cli.evaluation.findings import Findings
+from r2m_cli.evaluation.measures import Measures
 from r2m_cli.evaluation.policy import text_scores
 from r2m_cli.files.run_folder import BEST_OF_N, BEST_OF_N_RESPONSES
 from r2m_cli.maths.best_of_n import best_of_n, divergence, sizes
@@ -37,7 +37,7 @@ def curve(
     weight: float,
     heldout: RewardModel | None,
     rows: int,
-    findings: Findings,
+    measures: Measures,
 ) -> None:
     """Sample eval.best_of responses a prompt; estimate the best of n = 1, 2, 4, ... of them by the initial reward model, and,
     where the run has feedback, by the live one, which reads the policy's states.
@@ -56,15 +56,15 @@ def curve(
     texts = [prompts[int(str(row["prompt"]))] for row in table], [str(row["response"]) for row in table]
     for model, whose in ((actors.reward, ""), (heldout, " (eval.reward)")):
         if model is not None:
-            findings.notes += cut_notes(
-                model.readers, *texts, f"responses for the best of n, with their prompts,{whose}"
+            measures.notes += cut_notes(
+                model.truncations, *texts, f"responses for the best of n, with their prompts,{whose}"
             )
-    findings.rows(BEST_OF_N_RESPONSES, table)
+    measures.rows(BEST_OF_N_RESPONSES, table)
     usable = (scores["proxy"] + scores.get("live", 0.0)).isfinite().all(dim=1)
     if not usable.any():
         raise UserError("eval.best_of: the reward model's scores are not finite; try engine.dtype=fp32")
     if not usable.all():
-        findings.notes.append(f"best of n: {int((~usable).sum())} prompts have scores that are not finite: left out")
+        measures.notes.append(f"best of n: {int((~usable).sum())} prompts have scores that are not finite: left out")
     scores = {name: values[usable] for name, values in scores.items()}
     units = units_of(prompt for prompt, kept in zip(prompts, usable) if kept)
     lines = []
@@ -74,10 +74,10 @@ def curve(
             best["live"] = best_of_n(scores["live"], scores["live"], n)
             for name in [name for name in ("gold", "heldout") if name in scores]:
                 best[f"{name}_live"] = best_of_n(scores["live"], scores[name], n)
-        estimates = {name: findings.mean(f"best_of/{n}/{name}", values, units) for name, values in best.items()}
-        findings.number(f"best_of/{n}/kl", divergence(n))
+        estimates = {name: measures.mean(f"best_of/{n}/{name}", values, units) for name, values in best.items()}
+        measures.number(f"best_of/{n}/kl", divergence(n))
         lines.append((n, divergence(n), estimates))
-    _write(lines, findings)
+    _write(lines, measures)
 
 
 def check(config: Config) -> None:
@@ -126,9 +126,9 @@ def _samples(
     return {name: torch.cat(parts).view(-1, count) for name, parts in columns.items()}, table
 
 
-def _write(lines: list[tuple[int, float, dict[str, Estimate]]], findings: Findings) -> None:
+def _write(lines: list[tuple[int, float, dict[str, Estimate]]], measures: Measures) -> None:
     names = list(lines[0][2])
-    with (findings.run_dir / BEST_OF_N).open("w", newline="") as file:
+    with (measures.run_dir / BEST_OF_N).open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["n", "kl", *(f"{name}{end}" for name in names for end in ("", "_low", "_high"))])
         for n, kl, estimates in lines:
@@ -136,16 +136,16 @@ def _write(lines: list[tuple[int, float, dict[str, Estimate]]], findings: Findin
             writer.writerow([n, kl, *(cell for row in cells for cell in row)])
 
 
-def show(findings: Findings, config: Config) -> None:
+def show(measures: Measures, config: Config) -> None:
     """Print the curve as a table."""
-    names = [name for name in NAMES if f"best_of/1/{name}" in findings.figures]
+    names = [name for name in NAMES if f"best_of/1/{name}" in measures.values]
     print("  best of n   KL" + "".join(f"      {name:24}" for name in names))
     for n in sizes(config.eval.best_of):
         cells = []
         for name in names:
-            interval = findings.intervals[f"best_of/{n}/{name}"]
+            interval = measures.intervals[f"best_of/{n}/{name}"]
             around = f"{'no interval':18}"
             if interval is not None:
                 around = f"[{fixed(interval[0], 3):>7}, {fixed(interval[1], 3):>7}]"
-            cells.append(f"{fixed(findings.figures[f'best_of/{n}/{name}'], 3):>8}  {around}")
+            cells.append(f"{fixed(measures.values[f'best_of/{n}/{name}'], 3):>8}  {around}")
         print(f"  {n:9}   {divergence(n):4.2f}" + "  ".join(cells))

@@ -7,16 +7,16 @@ from torch import Tensor
 
 from r2m_cli.console import Count
 from r2m_cli.conversation import Pair
-from r2m_cli.data.reading import told_apart, which_cut
-from r2m_cli.evaluation.findings import Findings
+from r2m_cli.data.truncation import told_apart, which_cut
+from r2m_cli.evaluation.measures import Measures
 from r2m_cli.files.run_folder import PAIRS
 from r2m_cli.models.actors import Actors
 from r2m_cli.stages.accuracy import units_of
-from r2m_cli.stages.labelled import fits, pair_rewards, pairs_per_forward, scored_seed
+from r2m_cli.stages.pair_learning import fits, pair_rewards, pairs_per_forward, scored_seed
 from r2m_cli.stages.reward_check import equal_rewards
 
 
-def accuracy(actors: Actors, pairs: list[Pair], weight: float, budget: int, findings: Findings) -> None:
+def accuracy(actors: Actors, pairs: list[Pair], weight: float, budget: int, measures: Measures) -> None:
     """`pairs/accuracy` of the initial reward model on the text alone, and, where the run has feedback,
     `pairs/accuracy_feedback` of the live one, with `pairs/accuracy_difference`, the second minus the first on the same pairs.
 
@@ -30,37 +30,37 @@ def accuracy(actors: Actors, pairs: list[Pair], weight: float, budget: int, find
         budget: tokens per forward.
     """
     if not pairs:
-        findings.notes.append("no labelled pairs to measure the reward model on")
+        measures.notes.append("no labelled pairs to measure the reward model on")
         return
     kept = [i for i, pair in enumerate(pairs) if fits(actors, pair)]
     if len(kept) < len(pairs):
         left_out = f"{len(pairs) - len(kept)} of {len(pairs)} labelled pairs are longer than the policy can read"
-        findings.notes.append(f"{left_out}, and are left out")
+        measures.notes.append(f"{left_out}, and are left out")
     if not kept:
         return
-    apart, notes = told_apart(actors.reward.readers, [pairs[i] for i in kept], "labelled pairs")
+    apart, notes = told_apart(actors.reward.truncations, [pairs[i] for i in kept], "labelled pairs")
     if len(apart) < len(kept):
-        findings.number("pairs/equal_after_cut", len(kept) - len(apart))
+        measures.number("pairs/equal_after_cut", len(kept) - len(apart))
     kept = [kept[i] for i in apart]
-    findings.notes += notes
+    measures.notes += notes
     if not kept:
         return
     text, live = margins(actors, [pairs[i] for i in kept], weight, budget)
-    findings.notes += equal_rewards(text)
+    measures.notes += equal_rewards(text)
     right, units = (text > 0).double(), units_of(pairs[i].prompt for i in kept)
-    findings.mean("pairs/accuracy", right, units, (0.0, 1.0))
+    measures.mean("pairs/accuracy", right, units, (0.0, 1.0))
     if live is not None:
         with_feedback = (live > 0).double()
-        findings.mean("pairs/accuracy_feedback", with_feedback, units, (0.0, 1.0))
-        findings.mean("pairs/accuracy_difference", with_feedback - right, units, (-1.0, 1.0))
-    findings.number("pairs/count", len(kept))
+        measures.mean("pairs/accuracy_feedback", with_feedback, units, (0.0, 1.0))
+        measures.mean("pairs/accuracy_difference", with_feedback - right, units, (-1.0, 1.0))
+    measures.number("pairs/count", len(kept))
     texts = [(pair.prompt, reply) for pair in (pairs[i] for i in kept) for reply in (pair.chosen, pair.rejected)]
-    findings.number("pairs/cut_ratio", fmean(which_cut(actors.reward.readers, *zip(*texts))))
+    measures.number("pairs/cut_ratio", fmean(which_cut(actors.reward.truncations, *zip(*texts))))
     table = []
     for row, i in enumerate(kept):
         found = {"margin_text": text[row].item()} | ({"margin_feedback": live[row].item()} if live is not None else {})
         table.append({"index": i, **found, **vars(pairs[i])})
-    findings.rows(PAIRS, table)
+    measures.rows(PAIRS, table)
 
 
 @torch.no_grad()

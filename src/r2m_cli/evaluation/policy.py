@@ -10,11 +10,11 @@ from r2m_cli.batch import Rollout
 from r2m_cli.config.schema import Config
 from r2m_cli.conversation import Prompt
 from r2m_cli.data.messages import write_transcript
-from r2m_cli.data.reading import cut_notes
 from r2m_cli.data.source import Source, fitting
 from r2m_cli.data.template import ChatFormat
+from r2m_cli.data.truncation import cut_notes
 from r2m_cli.errors import UserError
-from r2m_cli.evaluation.findings import Findings
+from r2m_cli.evaluation.measures import Measures
 from r2m_cli.models.actors import Actors, RewardModel
 from r2m_cli.monitor.observer import repetition, sequence_kl
 from r2m_cli.seeds import Stream
@@ -25,7 +25,7 @@ from r2m_cli.stages.rollout import rollout
 from r2m_cli.text import from_home
 
 
-def evaluation_prompts(source: Source, chat: ChatFormat, config: Config, findings: Findings) -> list[Prompt]:
+def evaluation_prompts(source: Source, chat: ChatFormat, config: Config, measures: Measures) -> list[Prompt]:
     """The first eval.prompts held-out prompts that the policy can read.
 
     Raises:
@@ -33,9 +33,9 @@ def evaluation_prompts(source: Source, chat: ChatFormat, config: Config, finding
     """
     limit = config.rollout.max_prompt_tokens
     prompts = fitting(source.eval_prompts, chat, limit)
-    findings.notes += source.notes
+    measures.notes += source.notes
     if len(prompts) < len(source.eval_prompts):
-        findings.notes.append(
+        measures.notes.append(
             f"{len(source.eval_prompts) - len(prompts)} evaluation prompts are longer than "
             f"rollout.max_prompt_tokens={limit} and are left out"
         )
@@ -44,14 +44,14 @@ def evaluation_prompts(source: Source, chat: ChatFormat, config: Config, finding
     return prompts[: config.eval.prompts]
 
 
-def scored(actors: Actors, prompts: list[Prompt], config: Config, weight: float, findings: Findings) -> Rollout:
+def scored(actors: Actors, prompts: list[Prompt], config: Config, weight: float, measures: Measures) -> Rollout:
     """One response to each prompt, with the draws and the figures (`eval/*`) of a training run's own evaluation.
 
     Args:
         weight: w(t) of the live reward.
     """
     batch = rollout(actors, prompts, range(len(prompts)), 1, config.rollout, config.seed, Stream.EVAL, 0)
-    findings.notes += cut_notes(actors.reward.readers, prompts, batch.responses, "responses with their prompts")
+    measures.notes += cut_notes(actors.reward.truncations, prompts, batch.responses, "responses with their prompts")
     (packs,) = pack(batch, config.rollout.tokens_per_batch)
     annotated = annotate(actors, batch, packs, weight, config.rollout.temperature)
     valid, units = annotated.valid.flatten(), units_of(prompts)
@@ -66,8 +66,8 @@ def scored(actors: Actors, prompts: list[Prompt], config: Config, weight: float,
     ):
         if values is not None:
             bounds = (0.0, 1.0) if name in ("eval/finished", "eval/repetition") else None
-            findings.mean(name, values.flatten().double(), units, bounds)
-    findings.number("eval/cut_ratio", annotated.cut.double().mean().item())
+            measures.mean(name, values.flatten().double(), units, bounds)
+    measures.number("eval/cut_ratio", annotated.cut.double().mean().item())
     return batch
 
 

@@ -11,11 +11,11 @@ import torch
 from r2m_cli.batch import Rollout
 from r2m_cli.config.schema import Config, PolicyConfig
 from r2m_cli.conversation import Prompt
-from r2m_cli.data.reading import cut_notes
 from r2m_cli.data.source import Source
+from r2m_cli.data.truncation import cut_notes
 from r2m_cli.distributed.engine import DTYPES, SingleEngine
 from r2m_cli.errors import UserError
-from r2m_cli.evaluation.findings import Findings
+from r2m_cli.evaluation.measures import Measures
 from r2m_cli.evaluation.policy import text_scores
 from r2m_cli.files.cache import cache_dir
 from r2m_cli.files.run_folder import COMPARISONS
@@ -99,7 +99,7 @@ def opponents(config: Config, source: Source, actors: Actors, prompts: list[Prom
 
 
 def measure(
-    judge: Judge, batch: Rollout, others: list[Opponent | None], findings: Findings, scorer: RewardModel | None
+    judge: Judge, batch: Rollout, others: list[Opponent | None], measures: Measures, scorer: RewardModel | None
 ) -> None:
     """Ask the judge for every prompt. `win_rate` and `win_rate/length_controlled` with intervals over prompts,
     `win_rate/wins`, `/ties`, `/losses` and `/length_difference` (mean, characters); every comparison in `comparisons.jsonl`.
@@ -110,7 +110,7 @@ def measure(
     """
     sides = [(i, other) for i, other in enumerate(others) if other is not None]
     if len(sides) < len(others):
-        findings.notes.append(
+        measures.notes.append(
             f"win rate: {len(others) - len(sides)} of {len(others)} prompts have no chosen reply: left out"
         )
     comparisons = [
@@ -119,17 +119,17 @@ def measure(
     ]
     if scorer is not None:
         texts = [c.prompt for c in comparisons] * 2, [c.first for c in comparisons] + [c.second for c in comparisons]
-        findings.notes += cut_notes(scorer.readers, *texts, "responses that are compared, with their prompts,")
+        measures.notes += cut_notes(scorer.truncations, *texts, "responses that are compared, with their prompts,")
     answers = judge(comparisons)
     without = sum(map(math.isnan, answers))
     if without:
-        findings.notes.append(f"win rate: {without} of {len(answers)} comparisons have no verdict, and are left out")
+        measures.notes.append(f"win rate: {without} of {len(answers)} comparisons have no verdict, and are left out")
         comparisons = [c for c, answer in zip(comparisons, answers) if not math.isnan(answer)]
     if not comparisons:
         raise UserError("eval.judge: not one comparison has a verdict; look at what the judge answers")
     said = [answer for answer in answers if not math.isnan(answer)]
     if isinstance(judge, OpenAIJudge):
-        findings.notes.append(
+        measures.notes.append(
             f"eval.judge=openai: {judge.asked} requests, {judge.cached} verdicts from the cache, {judge.unparsed} answers "
             "without a verdict"
         )
@@ -137,21 +137,21 @@ def measure(
     differences = torch.tensor([float(len(c.first) - len(c.second)) for c in comparisons], dtype=torch.float64)
     if (differences > 0).all() or (differences < 0).all():
         which = "longer" if differences[0] > 0 else "shorter"
-        findings.notes.append(
+        measures.notes.append(
             f"win_rate/length_controlled: every response is {which} than the other side's: an extrapolation"
         )
-    settings = (findings.resamples, findings.seed, units_of(c.prompt for c in comparisons))
-    findings.estimate("win_rate", win_rate(preferences, *settings))
-    findings.estimate("win_rate/length_controlled", length_controlled_win_rate(preferences, differences, *settings))
-    findings.number("win_rate/wins", (preferences > 0.5).sum().item())
-    findings.number("win_rate/ties", (preferences == 0.5).sum().item())
-    findings.number("win_rate/losses", (preferences < 0.5).sum().item())
-    findings.mean("win_rate/length_difference", differences, settings[-1])
+    settings = (measures.resamples, measures.seed, units_of(c.prompt for c in comparisons))
+    measures.estimate("win_rate", win_rate(preferences, *settings))
+    measures.estimate("win_rate/length_controlled", length_controlled_win_rate(preferences, differences, *settings))
+    measures.number("win_rate/wins", (preferences > 0.5).sum().item())
+    measures.number("win_rate/ties", (preferences == 0.5).sum().item())
+    measures.number("win_rate/losses", (preferences < 0.5).sum().item())
+    measures.mean("win_rate/length_difference", differences, settings[-1])
     rows = [
         {"prompt": c.prompt, "response": c.first, "other": c.second, "finished": c.finished, "preference": preference}
         for c, preference in zip(comparisons, said)
     ]
-    findings.rows(COMPARISONS, rows)
+    measures.rows(COMPARISONS, rows)
 
 
 def _sampled(config: Config, source: Source, actors: Actors, prompts: list[Prompt]) -> Rollout:

@@ -151,13 +151,13 @@ def fit_once(config: Config) -> Path:
         notice = f"no {what} for this configuration yet: fitting one (once; kept in {cached})"
         target = build_once(cached.name, lambda folder: execute(config, folder), notice)
         if known and (target / FIT).is_file():
-            tell(f"{what} from the cache: {target} {_figures(target)}")
+            tell(f"{what} from the cache: {target} {_values(target)}")
     return target
 
 
-def _figures(folder: Path) -> str:
-    figures = json.loads((folder / FIT).read_text())
-    return "(" + ", ".join(f"{name} {number(figures[name], 3)}" for name in TOLD if figures.get(name) is not None) + ")"
+def _values(folder: Path) -> str:
+    values = json.loads((folder / FIT).read_text())
+    return "(" + ", ".join(f"{name} {number(values[name], 3)}" for name in TOLD if values.get(name) is not None) + ")"
 
 
 def execute(config: Config, run_dir: Path) -> None:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from r2m_cli.config.registry import FEEDBACKS
 from r2m_cli.conversation import Prompt
-from r2m_cli.data.reading import MAX_TOKENS, Reader
 from r2m_cli.data.template import ChatFormat
+from r2m_cli.data.truncation import MAX_TOKENS, Truncation
 from r2m_cli.distributed.engine import Engine
 from r2m_cli.models.ensemble import Ensemble
 from r2m_cli.models.reward_model import Score
@@ -28,7 +28,7 @@ class RewardModel:
     feedback: Engine | None  # FeedbackHead or HeadOnly; None for feedback=none
     format: ChatFormat
     max_tokens: int
-    limited_by: str = MAX_TOKENS  # as in `Reader`
+    limited_by: str = MAX_TOKENS  # as in `Truncation`
     kind: str = "r2m"  # feedback.kind: what the adapter reads
     source: str = "policy"  # feedback.source: whose
     ensemble: Ensemble | None = None  # further frozen models; None for a single one
@@ -40,12 +40,14 @@ class RewardModel:
         return self.feedback is not None and FEEDBACKS[self.kind].states is not None
 
     @property
-    def readers(self) -> tuple[Reader, ...]:
+    def truncations(self) -> tuple[Truncation, ...]:
         """How each member of the ensemble reads conversations; this model itself is the first."""
-        own = Reader(self.format, self.max_tokens, self.limited_by)
-        return (own, *(self.ensemble.readers if self.ensemble is not None else ()))
+        own = Truncation(self.format, self.max_tokens, self.limited_by)
+        return (own, *(self.ensemble.truncations if self.ensemble is not None else ()))
 
-    def read(self, rte: Tensor, states: States, weight: float, seeds: list[int], block: int, phase: int) -> Score:
+    def live_scores(
+        self, rte: Tensor, states: States, weight: float, seeds: list[int], block: int, phase: int
+    ) -> Score:
         """Live rewards [B] with the policy's states, or with what `kind` puts in their place (see `feedback_states`).
 
         rte [B, D_rm], weight w(t).
@@ -70,14 +72,14 @@ class RewardModel:
     def embed(self, prompts: list[Prompt], responses: list[str], device: torch.device) -> tuple[Tensor, States | None]:
         """Reward token embeddings of whole conversations, through the reward model's own template, [B, D_rm] fp32; and, where
         the adapter reads them, the backbone's states of all their tokens."""
-        rows = [self.readers[0].ids(*text) for text in zip(prompts, responses)]
+        rows = [self.truncations[0].ids(*text) for text in zip(prompts, responses)]
         tokens, lengths = pad(rows, self.format.pad_id)
         batch = tokens.to(device), lengths.to(device), group_size(prompts)
         if self.source != "reward":
             return self.backbone(*batch).float(), None
         rte, states = self.backbone(*batch, with_states=True)
         # A text that is not finite is known by its RTE. Its states shall not take the rewards of its group: 0 x NaN is NaN.
-        return rte.float(), States(states.hidden.nan_to_num(), states.readable)
+        return rte.float(), States(states.hidden.nan_to_num(), states.visible)
 
 
 @dataclass(frozen=True)

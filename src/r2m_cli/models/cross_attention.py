@@ -59,8 +59,8 @@ class CrossAttention(nn.Module):
 
     def forward(self, rte: Tensor, states: States) -> tuple[Tensor, Tensor]:
         """rte [B, D_rm] -> A [B, D_rm], attention weights a [B, heads, T]."""
-        readable = states.readable.repeat_interleave(self.heads, dim=0)
-        pooled, attention = pool(self.query(rte).flatten(0, 1), States(states.hidden, readable))
+        visible = states.visible.repeat_interleave(self.heads, dim=0)
+        pooled, attention = pool(self.query(rte).flatten(0, 1), States(states.hidden, visible))
         return self.value(pooled.unflatten(0, (-1, self.heads))), attention.unflatten(0, (-1, self.heads))
 
 
@@ -69,17 +69,17 @@ def pool(u: Tensor, states: States) -> tuple[Tensor, Tensor]:
 
     The gradient goes to u alone: the states are the policy's, which the reward model does not train.
     """
-    return _Pool.apply(u, states.hidden.to(u.dtype), states.readable)  # type: ignore[no-any-return, no-untyped-call]
+    return _Pool.apply(u, states.hidden.to(u.dtype), states.visible)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _Pool(torch.autograd.Function):
     """Nothing of size B x S x D_p is made, forward or backward: what is kept is a and m, and the states by reference."""
 
     @staticmethod
-    def forward(ctx: Any, u: Tensor, hidden: Tensor, readable: Tensor) -> tuple[Tensor, Tensor]:
-        attention, pooled, parts = u.new_zeros(readable.shape), torch.empty_like(u), blocks(readable)
+    def forward(ctx: Any, u: Tensor, hidden: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
+        attention, pooled, parts = u.new_zeros(visible.shape), torch.empty_like(u), blocks(visible)
         for rows, span in parts:
-            own = (u[rows] @ hidden[span].T).masked_fill_(~readable[rows, span], -torch.inf).softmax(dim=1)
+            own = (u[rows] @ hidden[span].T).masked_fill_(~visible[rows, span], -torch.inf).softmax(dim=1)
             attention[rows, span], pooled[rows] = own, own @ hidden[span]
         ctx.save_for_backward(attention, pooled, hidden)
         ctx.parts = parts
@@ -98,14 +98,14 @@ class _Pool(torch.autograd.Function):
         return du, None, None
 
 
-def blocks(readable: Tensor) -> list[tuple[slice, slice]]:
+def blocks(visible: Tensor) -> list[tuple[slice, slice]]:
     """Runs of sequences with the run of states that they read: a group with its own, of whatever lies in one row.
 
-    Without them each sequence would be scored against the states of all. readable [B, T], every row with a state ->
+    Without them each sequence would be scored against the states of all. visible [B, T], every row with a state ->
     slices of rows that cover B, each with the slice of T outside of which none of its rows reads.
     """
-    first = readable.byte().argmax(dim=1)
-    last = readable.shape[1] - readable.flip(1).byte().argmax(dim=1)
+    first = visible.byte().argmax(dim=1)
+    last = visible.shape[1] - visible.flip(1).byte().argmax(dim=1)
     # A run ends before row i where all rows behind it read later states than any row before.
     behind = first.flip(0).cummin(0).values.flip(0).tolist()
     ahead = last.cummax(0).values.tolist()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from r2m_cli.conversation import Prompt
-from r2m_cli.data.reading import Reader
+from r2m_cli.data.truncation import Truncation
 from r2m_cli.errors import UserError
 from r2m_cli.files.run_folder import FIT
 from r2m_cli.maths.ensemble import combine, standardise
@@ -39,7 +39,7 @@ class Ensemble:
     calibrations: tuple[Calibration, ...]  # M
     how: str  # reward.combine
     uncertainty: float  # reward.uncertainty
-    readers: tuple[Reader, ...] = ()  # M - 1, of the further members
+    truncations: tuple[Truncation, ...] = ()  # M - 1, of the further members
 
     def reward(self, first: Tensor, prompts: list[Prompt], responses: list[str], device: torch.device) -> Tensor:
         """The members' calibrated scores, combined; `first` [B] are the first member's raw scores. -> [B]."""
@@ -58,10 +58,10 @@ def calibration_of(name: str) -> Calibration | None:
     if not file.is_file():
         return None
     try:
-        figures = json.loads(file.read_text())
-        if not {"score_mean", "score_std"} <= set(figures):
+        values = json.loads(file.read_text())
+        if not {"score_mean", "score_std"} <= set(values):
             return None
-        found = Calibration(float(figures["score_mean"]), float(figures["score_std"]))
+        found = Calibration(float(values["score_mean"]), float(values["score_std"]))
     except (ValueError, TypeError) as error:
         raise UserError(
             f"{file}: no figures of a fit that can be read ({error}); mend it, or remove it to take the scores as they are"

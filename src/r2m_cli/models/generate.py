@@ -66,10 +66,10 @@ def end_ids(lm: Any) -> set[int]:
     return set() if ids is None else set(ids) if isinstance(ids, list) else {int(ids)}
 
 
-def uniform_rows(seed: int, stage: Stream, step: int, indices: list[int], width: int) -> Tensor:
-    """Draws in (0, 1], a row per sample, each from a generator seeded by (seed, stage, step, sample). [len, width]."""
+def uniform_rows(seed: int, stream: Stream, step: int, indices: list[int], width: int) -> Tensor:
+    """Draws in (0, 1], a row per sample, each from a generator seeded by (seed, stream, step, sample). [len, width]."""
     rows = []
     for index in indices:
-        generator = torch.Generator().manual_seed(draw_seed(stage, seed, step, index))
+        generator = torch.Generator().manual_seed(draw_seed(stream, seed, step, index))
         rows.append(1 - torch.rand(width, generator=generator))
     return torch.stack(rows)

@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 from r2m_cli.config.schema import ModelConfig
 from r2m_cli.config.values import fresh_size
-from r2m_cli.data.reading import MAX_TOKENS, POSITIONS, TOKENIZER
+from r2m_cli.data.truncation import MAX_TOKENS, POSITIONS, TOKENIZER
 from r2m_cli.errors import UserError
 from r2m_cli.models import smollm2
 from r2m_cli.models.boundary import foreign
@@ -183,9 +183,9 @@ def fresh_llama(
         return (LlamaForSequenceClassification if scorer else LlamaForCausalLM)(llama).eval()
 
 
-def readable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, limit: int) -> tuple[int, str]:
+def token_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, limit: int) -> tuple[int, str]:
     """Tokens of a conversation that a reward model reads: `limit`, or less if model or tokenizer say so; and which of the
-    three it is, as in `Reader.limited_by`."""
+    three it is, as in `Truncation.limited_by`."""
     limits = [(limit, MAX_TOKENS), (int(tokenizer.model_max_length), TOKENIZER)]
     positions = context_length(model.config)
     if positions is not None:

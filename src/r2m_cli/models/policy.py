@@ -55,7 +55,7 @@ class Policy(nn.Module):
         return PolicyOutput(
             logp=sequences.table(logp),
             entropy=sequences.table(entropy) if with_entropy else None,
-            states=States(self.features(hidden), layout.readable(sequences.lengths)),
+            states=States(self.features(hidden), layout.visible(sequences.lengths)),
         )
 
     @cached_property

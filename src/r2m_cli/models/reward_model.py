@@ -69,7 +69,7 @@ class RewardBackbone(nn.Module):
                 )
             return (state, States(state, rows[:, None] == rows)) if with_states else state
         rte = state[layout.at(rows, lengths - 1)]
-        return (rte, States(self.features(state), layout.readable(lengths))) if with_states else rte
+        return (rte, States(self.features(state), layout.visible(lengths))) if with_states else rte
 
 
 def common_prefix(tokens: Tensor, lengths: Tensor, group_size: int) -> Tensor:

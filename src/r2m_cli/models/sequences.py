@@ -26,7 +26,7 @@ class Layout(Protocol):
         """The number, 0 to T - 1, of the state at a position of a sequence. [N], [N] -> [N]."""
         ...
 
-    def readable(self, limit: Tensor) -> Tensor:
+    def visible(self, limit: Tensor) -> Tensor:
         """Which states are those of each sequence's first `limit` [B] tokens. [B, T]."""
         ...
 
@@ -54,7 +54,7 @@ class Padded(_Runs):
     def at(self, row: Tensor, position: Tensor) -> Tensor:
         return row * self.tokens.shape[1] + position
 
-    def readable(self, limit: Tensor) -> Tensor:
+    def visible(self, limit: Tensor) -> Tensor:
         rows, width = self.tokens.shape
         own = torch.eye(rows, dtype=torch.bool, device=self.tokens.device)
         return (own[:, :, None] & length_mask(limit, width)).view(rows, rows * width)
@@ -106,7 +106,7 @@ class SharedPrefix(_Runs):
         beyond = position - self.prefix[group]
         return torch.where(beyond < 0, self.starts[group, 0] + position, self.starts[group, member + 1] + beyond)
 
-    def readable(self, limit: Tensor) -> Tensor:
+    def visible(self, limit: Tensor) -> Tensor:
         row = torch.arange(len(limit), device=limit.device)[:, None]
         mine = (self.row == row) | ((self.row < 0) & (self.group == row // self.group_size))
         return mine & (self.positions < limit[:, None])

@@ -16,7 +16,7 @@ class States(NamedTuple):
     """What is read of B sequences, token by token. One state may belong to several of them: a prompt's, to its group."""
 
     hidden: Tensor  # [T, D_p] the policy's last-layer states, or the `Features` of them
-    readable: Tensor  # [B, T] true where the state is one of the sequence's
+    visible: Tensor  # [B, T] true where the state is one of the sequence's
 
 
 class Features:
@@ -73,8 +73,8 @@ def feedback_states(kind: str, states: States, seeds: list[int], block: int, pha
 
     Raises ValueError unless there is one seed per sequence.
     """
-    if len(seeds) != len(states.readable):
-        raise ValueError(f"{len(seeds)} seeds for {len(states.readable)} sequences")
+    if len(seeds) != len(states.visible):
+        raise ValueError(f"{len(seeds)} seeds for {len(states.visible)} sequences")
     variant = FEEDBACKS[kind].states
     if variant is None:
         return states
@@ -101,19 +101,19 @@ def noise_like(states: States, seeds: list[int], block: int) -> States:
     Every sequence has noise of its own, where those of a group have the states of their prompt in common.
     """
     rows = []
-    for seed, readable in zip(seeds, states.readable):
-        values = states.hidden[readable].float()
+    for seed, visible in zip(seeds, states.visible):
+        values = states.hidden[visible].float()
         drawn = torch.randn(values.shape, generator=torch.Generator().manual_seed(seed)).to(values.device)
         rows.append(values.mean() + values.std(correction=0) * drawn)
     owner = torch.arange(len(rows)).repeat_interleave(torch.tensor([len(row) for row in rows]))
-    readable = owner[None] == torch.arange(len(rows))[:, None]
-    return States(torch.cat(rows).to(states.hidden.dtype), readable.to(states.hidden.device))
+    visible = owner[None] == torch.arange(len(rows))[:, None]
+    return States(torch.cat(rows).to(states.hidden.dtype), visible.to(states.hidden.device))
 
 
 def shuffled(states: States, seeds: list[int], block: int) -> States:
     """The states of the next response of the same group."""
-    order = neighbours(len(seeds), block).to(states.readable.device)
-    return States(states.hidden, states.readable[order])
+    order = neighbours(len(seeds), block).to(states.visible.device)
+    return States(states.hidden, states.visible[order])
 
 
 def neighbours(rows: int, block: int) -> Tensor:

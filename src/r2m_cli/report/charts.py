@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd  # type: ignore[import-untyped, unused-ignore]
 
 from r2m_cli.monitor.catalogue import CATALOGUE
-from r2m_cli.report.findings import Verdict
+from r2m_cli.report.conclusions import Conclusion
 from r2m_cli.report.groups import COLOURS, Group
 
 DASHES = ("solid", "dash", "dot", "dashdot")
@@ -35,11 +35,11 @@ class Chart:
     stages: list[str] = field(default_factory=list)  # of the bars, for the key below them
 
 
-def charts(groups: list[Group], verdicts: list[Verdict], truth: str) -> list[Chart]:
+def charts(groups: list[Group], conclusions: list[Conclusion], truth: str) -> list[Chart]:
     """Every chart for which something was measured: truth first, then what the policy was rewarded by, then the rest.
 
     Args:
-        verdicts: of each group.
+        conclusions: of each group.
         truth: "gold", or "reward" where no run knows the truth.
     """
     titles = {
@@ -49,8 +49,8 @@ def charts(groups: list[Group], verdicts: list[Verdict], truth: str) -> list[Cha
         "kl": ("KL to the reference", "nats per response"),
         "length": ("Response length", "tokens"),
     }
-    steps = {key: _against_steps(key, *texts, groups, verdicts) for key, texts in titles.items()}
-    against_kl = _against_kl(groups, verdicts, truth)
+    steps = {key: _against_steps(key, *texts, groups, conclusions) for key, texts in titles.items()}
+    against_kl = _against_kl(groups, conclusions, truth)
     if truth == "gold":
         first = [steps["gold"], steps["reward_frozen"], against_kl, steps["reward"]]
     else:
@@ -59,20 +59,20 @@ def charts(groups: list[Group], verdicts: list[Verdict], truth: str) -> list[Cha
     return [chart for chart in found if chart.traces]
 
 
-def _against_steps(key: str, title: str, unit: str, groups: list[Group], verdicts: list[Verdict]) -> Chart:
+def _against_steps(key: str, title: str, unit: str, groups: list[Group], conclusions: list[Conclusion]) -> Chart:
     traces: list[Trace] = []
-    for place, (group, verdict) in enumerate(zip(groups, verdicts)):
+    for place, (group, conclusion) in enumerate(zip(groups, conclusions)):
         mean = group.mean(key)
         if mean.empty:
             continue
-        if key == "gold" and verdict.lost is not None:
+        if key == "gold" and conclusion.lost is not None:
             traces.append(_lost(place, mean))
         spread = group.spread(key)
         if not spread.empty:
             traces.append(_area(place, "band", mean - spread, mean + spread))
-        traces += _curve(place, group.label, mean, spread, unit)
-        if verdict.peak is not None and verdict.peak in mean.index:
-            traces.append(_mark(place, "peak", verdict.peak, mean[verdict.peak]))
+        traces += _curve(place, group.name, mean, spread, unit)
+        if conclusion.peak is not None and conclusion.peak in mean.index:
+            traces.append(_mark(place, "peak", conclusion.peak, mean[conclusion.peak]))
     layout = {"xaxis": _axis("step"), "yaxis": _axis(unit), "hovermode": "x unified"}
     return Chart(key, title, _source(key, groups), traces, layout)
 
@@ -128,24 +128,24 @@ def _mark(place: int, part: str, x: float, y: float) -> Trace:
     }
 
 
-def _against_kl(groups: list[Group], verdicts: list[Verdict], truth: str) -> Chart:
+def _against_kl(groups: list[Group], conclusions: list[Conclusion], truth: str) -> Chart:
     traces: list[Trace] = []
-    for place, (group, verdict) in enumerate(zip(groups, verdicts)):
+    for place, (group, conclusion) in enumerate(zip(groups, conclusions)):
         curves = {"kl": group.mean("kl"), "truth": group.mean(truth)}
         if any(curve.empty for curve in curves.values()):
             continue
         both = pd.concat(curves, axis="columns", join="inner")
         if both.empty:
             continue
-        line = _curve(place, group.label, both["truth"], pd.Series(dtype=float), "")[0]
+        line = _curve(place, group.name, both["truth"], pd.Series(dtype=float), "")[0]
         line |= {
             "x": _numbers(both["kl"]),
             "customdata": [int(step) for step in both.index],
             "hovertemplate": f"step %{{customdata}}<br>KL %{{x:.2f}}<br>{truth} %{{y:.2f}}",
         }
         traces += [line, _mark(place, "end", both["kl"].iloc[-1], both["truth"].iloc[-1])]
-        if truth == "gold" and verdict.peak in both.index:
-            traces.append(_mark(place, "peak", *both.loc[verdict.peak]))
+        if truth == "gold" and conclusion.peak in both.index:
+            traces.append(_mark(place, "peak", *both.loc[conclusion.peak]))
     name = "Gold" if truth == "gold" else "Live reward"
     layout = {"xaxis": _axis("KL to the reference, nats per response"), "yaxis": _axis(truth), "hovermode": "closest"}
     return Chart(
@@ -159,7 +159,7 @@ def _gap(groups: list[Group]) -> Chart:
     for place, group in enumerate(groups):
         gap = (group.mean("reward") - group.mean("reward_frozen")).dropna()
         if len(gap) and gap.abs().max() > 1e-9:  # 0 where the reward model does not learn
-            traces += _curve(place, group.label, gap, pd.Series(dtype=float), "score")
+            traces += _curve(place, group.name, gap, pd.Series(dtype=float), "score")
     layout = {"xaxis": _axis("step"), "yaxis": _axis("score"), "hovermode": "x unified"}
     return Chart(
         "gap", "Live reward minus proxy", "how far the reward model has moved from where it began", traces, layout
@@ -175,7 +175,7 @@ def _time(groups: list[Group]) -> Chart:
             "type": "bar",
             "orientation": "h",
             "name": stage.replace("_", " "),
-            "y": [wrapped(group.label)],
+            "y": [wrapped(group.name)],
             "x": _numbers([bar[stage]]),
             "customdata": _numbers([100 * bar[stage] / sum(bar.values())]),
             "hovertemplate": "%{x:.3~r} s a step, %{customdata:.0f} %",

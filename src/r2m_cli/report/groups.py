@@ -1,4 +1,4 @@
-"""Runs of one label together: the curves of their means, and how they are told apart wherever they are drawn."""
+"""Runs of one name together: the curves of their means, and how they are told apart wherever they are drawn."""
 
 from dataclasses import dataclass
 
@@ -13,9 +13,9 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 
 @dataclass(frozen=True)
 class Group:
-    """All runs of one label: repetitions that differ in their seeds."""
+    """All runs of one name: repetitions that differ in their seeds."""
 
-    label: str
+    name: str
     runs: list[Run]
 
     def table(self, name: str) -> pd.DataFrame:
@@ -34,11 +34,11 @@ class Group:
 
 
 def grouped(runs: list[Run]) -> list[Group]:
-    """The runs by label, in the order in which the labels first appear."""
+    """The runs by name, in the order in which the names first appear."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        groups.setdefault(run.label, []).append(run)
-    return [Group(label, members) for label, members in groups.items()]
+        groups.setdefault(run.name, []).append(run)
+    return [Group(name, members) for name, members in groups.items()]
 
 
 def truth_of(groups: list[Group]) -> str:

@@ -13,7 +13,7 @@ from r2m_cli import __version__
 from r2m_cli.files.jsonl import replace_text
 from r2m_cli.report import table
 from r2m_cli.report.charts import charts, dashes
-from r2m_cli.report.findings import differences, lede, verdict, warnings
+from r2m_cli.report.conclusions import conclusion, differences, lede, warnings
 from r2m_cli.report.groups import COLOURS, grouped, truth_of
 from r2m_cli.report.runs import Run
 from r2m_cli.report.samples import samples_of
@@ -39,9 +39,9 @@ def render(runs: list[Run]) -> str:
     """
     groups = grouped(runs)
     truth = truth_of(groups)
-    verdicts = [verdict(group) for group in groups]
-    drawn = charts(groups, verdicts, truth)
-    samples = [samples_of(place, group, verdicts[place].peak) for place, group in enumerate(groups)]
+    conclusions = [conclusion(group) for group in groups]
+    drawn = charts(groups, conclusions, truth)
+    samples = [samples_of(place, group, conclusions[place].peak) for place, group in enumerate(groups)]
     environment = Environment(
         loader=PackageLoader("r2m_cli.report", "template"),
         autoescape=True,
@@ -54,8 +54,8 @@ def render(runs: list[Run]) -> str:
         version=__version__,
         made=f"{datetime.now():%Y-%m-%d %H:%M}",
         groups=groups,
-        verdicts=verdicts,
-        lede=lede(verdicts),
+        conclusions=conclusions,
+        lede=lede(conclusions),
         truth=truth,
         charts=drawn,
         figures=[{"key": chart.key, "data": chart.traces, "layout": chart.layout} for chart in drawn],

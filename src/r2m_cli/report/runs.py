@@ -18,17 +18,17 @@ from r2m_cli.files.jsonl import lines_of, row_of
 from r2m_cli.files.run_folder import CONFIG, METRICS, SUMMARY
 from r2m_cli.files.yaml_files import read_yaml
 from r2m_cli.monitor.catalogue import RENAMED
-from r2m_cli.report.labels import labels_of
+from r2m_cli.report.run_names import names_of
 
 LARGEST = 1e100  # a larger number is no measurement, and its square is no float
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run. Runs that differ only in their seed share a `label`."""
+    """One run. Runs that differ only in their seed share a `name`."""
 
     path: Path
-    label: str
+    name: str
     config: dict[str, Any]  # nested, as in config.yaml
     metrics: pd.DataFrame  # index: step, 0 is before training; columns: the catalogue's names; NaN: not measured
     summary: dict[str, Any]  # {} while the run goes on
@@ -71,10 +71,10 @@ def load_runs(folders: Iterable[str | Path]) -> list[Run]:
     if not paths:
         raise UserError("runs: no run folder is given; for instance r2m report outputs/vanilla outputs/r2m")
     configs = [_read_config(path / CONFIG) for path in paths]
-    labels = labels_of(paths, configs)
+    names = names_of(paths, configs)
     return [
-        Run(path, label, config, _read_metrics(path / METRICS), _read_summary(path / SUMMARY))
-        for path, label, config in zip(paths, labels, configs, strict=True)
+        Run(path, name, config, _read_metrics(path / METRICS), _read_summary(path / SUMMARY))
+        for path, name, config in zip(paths, names, configs, strict=True)
     ]
 
 

@@ -50,7 +50,7 @@ class Samples:
     """What one run of a label said, moment by moment."""
 
     place: int  # of the label among the groups
-    label: str
+    name: str
     seed: Any
     columns: list[Column]
     rows: list[tuple[str | None, list[Cell | None]]]  # (prompt, if the columns share it; a cell per column)
@@ -74,7 +74,7 @@ def samples_of(place: int, group: Group, peak: int | None) -> Samples | None:
         return None
     columns = _columns(sorted(by_step), run, peak)
     asked = [_by_prompt(by_step[column.step]) for column in columns]
-    return Samples(place, group.label, run.seed, columns, _rows(asked))
+    return Samples(place, group.name, run.seed, columns, _rows(asked))
 
 
 def read_samples(run: Run) -> dict[int, list[Row]]:

@@ -39,7 +39,7 @@ def summarise(runs: list[Run]) -> pd.DataFrame:
 
 def _row(run: Run) -> dict[str, object]:
     gold = run.curve("gold")
-    row: dict[str, object] = {"run": run.label, "seed": run.seed}
+    row: dict[str, object] = {"run": run.name, "seed": run.seed}
     if len(gold):
         row |= {"gold_start": gold.iloc[0], "gold_end": gold.iloc[-1]}
         row |= {

@@ -35,5 +35,5 @@ def units_of(prompts: Iterable[Sequence[Message]]) -> Tensor:
 
     A world draws prompts with replacement, and a file may have many pairs with one: they are no independent draws.
     """
-    numbers: dict[str, int] = {}
-    return torch.tensor([numbers.setdefault(json.dumps(prompt), len(numbers)) for prompt in prompts])
+    units: dict[str, int] = {}
+    return torch.tensor([units.setdefault(json.dumps(prompt), len(units)) for prompt in prompts])

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from r2m_cli.batch import Annotated, Rollout
-from r2m_cli.data.reading import which_cut
+from r2m_cli.data.truncation import which_cut
 from r2m_cli.maths.masking import length_mask
 from r2m_cli.maths.shaping import fill_missing
 from r2m_cli.models.actors import Actors
@@ -37,7 +37,7 @@ def annotate(
     prompts, reward = rollout.prompt_of, actors.reward
     block = max(2, rollout.group_size)
     tables: dict[str, list[Tensor]] = defaultdict(list)  # [b, R'] of each pack
-    numbers: dict[str, list[Tensor]] = defaultdict(list)  # [b] or [b, D_rm] of each pack
+    vectors: dict[str, list[Tensor]] = defaultdict(list)  # [b] or [b, D_rm] of each pack
     for pack in packs:
         rows = pack.rows.tolist()
         texts = [prompts[i] for i in rows], [rollout.responses[i] for i in rows]
@@ -47,8 +47,8 @@ def annotate(
         if actors.reference is not None and (actors.feedback_source == "reference" or not rewards_only):
             reference = actors.reference(pack.sequences, temperature)
             tables["ref"].append(reference.logp)
-        numbers["rte"].append(rte)
-        numbers["frozen"].append(reward.frozen_scores(rte, *texts, actors.device))
+        vectors["rte"].append(rte)
+        vectors["frozen"].append(reward.frozen_scores(rte, *texts, actors.device))
         tables["old"].append(output.logp)
         tables["entropy"].append(output.entropy)
         if reward.feedback is not None:
@@ -56,16 +56,16 @@ def annotate(
                 actors.feedback_source
             ]
             assert seen is not None
-            score = reward.read(rte, seen, weight, [rollout.seeds[i] for i in rows], block, phase=ANNOTATED)
-            numbers["live"].append(score.reward)
+            score = reward.live_scores(rte, seen, weight, [rollout.seeds[i] for i in rows], block, phase=ANNOTATED)
+            vectors["live"].append(score.reward)
             if score.attention_entropy is not None and score.adapter_scale is not None:
-                numbers["attention"].append(score.attention_entropy)
-                numbers["scale"].append(score.adapter_scale)
+                vectors["attention"].append(score.attention_entropy)
+                vectors["scale"].append(score.adapter_scale)
         if actors.critic is not None and not rewards_only:
             tables["values"].append(actors.critic(pack.sequences))
 
     width = int(rollout.response_lengths.max())
-    joined = {name: columns(packs, parts) for name, parts in numbers.items()}
+    joined = {name: columns(packs, parts) for name, parts in vectors.items()}
     joined |= {name: columns(packs, parts, width) for name, parts in tables.items()}
     groups = (-1, rollout.group_size)
     frozen = joined["frozen"].view(groups)
@@ -90,5 +90,5 @@ def annotate(
         values=joined.get("values"),
         attention_entropy=joined.get("attention", nothing),
         adapter_scale=joined.get("scale", nothing),
-        cut=torch.tensor(which_cut(reward.readers, prompts, rollout.responses)),
+        cut=torch.tensor(which_cut(reward.truncations, prompts, rollout.responses)),
     )

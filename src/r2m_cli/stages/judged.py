@@ -24,13 +24,13 @@ def labels_due(step: int, per_step: float) -> int:
 
 def choose(annotated: Annotated, count: int) -> list[int]:
     """This rank's groups among the first `count` of all ranks, a random choice: prompts come in random order. Collective."""
-    rollout, numbers = annotated.rollout, annotated.rollout.numbers
+    rollout, group_ids = annotated.rollout, annotated.rollout.group_ids
     whole = annotated.valid.all(dim=1).tolist()  # a group with a missing reward learns nothing: no label for it
     for i, (best, worst) in enumerate(zip(*_extremes(annotated))):  # nor for a text against itself
         whole[i] &= rollout.responses[best] != rollout.responses[worst]
-    mine = [number for i, number in enumerate(numbers) if whole[i]]
+    mine = [number for i, number in enumerate(group_ids) if whole[i]]
     asked = set(sorted(number for rank in comm.gather(mine) for number in rank)[:count])
-    return [i for i, number in enumerate(numbers) if number in asked and whole[i]]
+    return [i for i, number in enumerate(group_ids) if number in asked and whole[i]]
 
 
 def judged(annotated: Annotated, judge: Judge, asked: list[int]) -> tuple[Tensor, list[Verdict]]:
@@ -54,7 +54,7 @@ def judged(annotated: Annotated, judge: Judge, asked: list[int]) -> tuple[Tensor
         for group, q, verdict in zip(asked, questions, verdicts):
             if verdict != 0.5 and not math.isnan(verdict):
                 better, worse = (q.first, q.second) if verdict > 0.5 else (q.second, q.first)
-                found.append((rollout.numbers[group], Pair(q.prompt, better, worse)))
+                found.append((rollout.group_ids[group], Pair(q.prompt, better, worse)))
     return said, found
 
 

@@ -67,7 +67,7 @@ def balance(rollout: Rollout, together: int = 1) -> Rollout:
     }
     return Rollout(
         prompts=[every[r].prompts[g] for r, g in groups],
-        numbers=[every[r].numbers[g] for r, g in groups],
+        group_ids=[every[r].group_ids[g] for r, g in groups],
         responses=[every[r].responses[i] for r, i in rows],
         finished=[every[r].finished[i] for r, i in rows],
         seeds=[every[r].seeds[i] for r, i in rows],

@@ -6,11 +6,11 @@ from r2m_cli.conversation import Pair
 from r2m_cli.maths.statistics import RESAMPLES
 from r2m_cli.models.actors import Actors
 from r2m_cli.stages.accuracy import accuracy_of, percent, units_of, unsure
-from r2m_cli.stages.labelled import score_pairs
+from r2m_cli.stages.pair_learning import score_pairs
 from r2m_cli.text import number
 
 
-def inspect_reward_model(
+def reward_check(
     actors: Actors, pairs: list[Pair], omega: float, budget: int, warm: bool = False
 ) -> tuple[list[str], list[str]]:
     """Accuracy, with its interval, and spread as notes for the person, and warnings where the rewards are flat, no better than chance, or worse

@@ -14,8 +14,8 @@ from r2m_cli.distributed.comm import MetricSums
 from r2m_cli.maths.reward_loss import grebt
 from r2m_cli.models.actors import Actors
 from r2m_cli.models.states import FRESH, States
-from r2m_cli.stages.labelled import learn_from_pairs
 from r2m_cli.stages.packing import Pack
+from r2m_cli.stages.pair_learning import learn_from_pairs
 
 
 class RewardStep:
@@ -60,7 +60,7 @@ class RewardStep:
         annotated_rewards = self.annotated.rewards[groups]
         seeds = [self.annotated.rollout.seeds[i] for i in pack.rows.tolist()]
         rte = self.annotated.rte[pack.rows]
-        score = self.actors.reward.read(rte, states, self.weight, seeds, group_size, phase=FRESH)
+        score = self.actors.reward.live_scores(rte, states, self.weight, seeds, group_size, phase=FRESH)
         # A group with a missing reward has equal ones here: no gradient, but its place in the mean.
         whole = self.annotated.valid[groups].all(dim=1, keepdim=True)
         rewards = torch.where(whole, score.reward.view(-1, group_size), 0.0)

@@ -13,24 +13,24 @@ from r2m_cli.seeds import Stream, draw_seed
 def rollout(
     actors: Actors,
     prompts: list[Prompt],
-    numbers: Sequence[int],
+    group_ids: Sequence[int],
     group_size: int,
     config: RolloutConfig,
     seed: int,
-    stage: Stream,
+    stream: Stream,
     step: int,
 ) -> Rollout:
     """Sample.
 
     Args:
         prompts: this rank's n prompts.
-        numbers: their numbers in the step's batch over all ranks; with `seed`, `stage` and `step` they fix every random
+        group_ids: their numbers in the step's batch over all ranks; with `seed`, `stream` and `step` they fix every random
             draw.
         config: temperature 0 gives the greedy responses (ReMax's baseline).
     """  # fmt: skip
     prompt_ids = [actors.format.prompt_ids(prompt) for prompt in prompts]
-    samples = [number * group_size + j for number in numbers for j in range(group_size)]
-    uniforms = uniform_rows(seed, stage, step, samples, config.max_new_tokens)
+    samples = [number * group_size + j for number in group_ids for j in range(group_size)]
+    uniforms = uniform_rows(seed, stream, step, samples, config.max_new_tokens)
     groups = max(1, (config.batch_size or len(samples)) // group_size)
     drawn: list[list[int]] = []
     with actors.policy.whole() as policy:
@@ -49,12 +49,12 @@ def rollout(
     _, prompt_lengths = pad(prompts_repeated, actors.format.pad_id)
     return Rollout(
         prompts=prompts,
-        numbers=list(numbers),
+        group_ids=list(group_ids),
         responses=actors.format.tokenizer.batch_decode(contents, skip_special_tokens=True),
         finished=finished,
         tokens=tokens.to(actors.device),
         prompt_lengths=prompt_lengths.to(actors.device),
         response_lengths=(lengths - prompt_lengths).to(actors.device),
         group_size=group_size,
-        seeds=[draw_seed(stage, seed, step, sample) for sample in samples],
+        seeds=[draw_seed(stream, seed, step, sample) for sample in samples],
     )

@@ -18,15 +18,15 @@ from r2m_cli.maths.statistics import pass_to_keep
 from r2m_cli.models.actors import Actors
 from r2m_cli.models.states import States
 from r2m_cli.seeds import Stream, draw_seed
-from r2m_cli.stages.labelled import (
+from r2m_cli.stages.pair_learning import (
+    EmbeddedPairs,
     Labels,
-    Read,
+    embed_pairs,
     join,
     learn_from_pairs,
     live_rewards,
     pair_tokens,
     pairs_per_forward,
-    read,
     score_pairs,
     scored_seed,
     share,
@@ -60,7 +60,7 @@ def warm_up(actors: Actors, labels: Labels, config: Config, run_dir: Path) -> di
     )
     heldout = labels.heldout if f.warmup_epochs > 1 else []
     known, known_heldout = (
-        read_once(actors, pairs, budget) if pairs and f.warmup_epochs > 1 else None for pairs in (chosen, heldout)
+        embedded_once(actors, pairs, budget) if pairs and f.warmup_epochs > 1 else None for pairs in (chosen, heldout)
     )
     order, starts = list(range(len(chosen))), range(0, len(chosen), size)
     total, number = f.warmup_epochs * len(starts), 0
@@ -86,21 +86,23 @@ def warm_up(actors: Actors, labels: Labels, config: Config, run_dir: Path) -> di
             losses.append(_losses(actors, heldout, known_heldout, f.omega, budget))
             if losses[-1].mean() <= min(loss.mean() for loss in losses):
                 actors.reward.feedback.save(run_dir / KEPT, KEPT)
-    figures = {"pairs": float(len(chosen))} | sums.means()
+    values = {"pairs": float(len(chosen))} | sums.means()
     if heldout:
         kept = pass_to_keep(torch.stack(losses))
         if kept < f.warmup_epochs - 1:
             actors.reward.feedback.load(run_dir / KEPT, KEPT)
-        figures |= {"pass kept": kept + 1.0, "its held-out loss": float(losses[kept].mean())}
-        figures["that of the last pass"] = float(losses[-1].mean())
+        values |= {"pass kept": kept + 1.0, "its held-out loss": float(losses[kept].mean())}
+        values["that of the last pass"] = float(losses[-1].mean())
         comm.barrier()
         if comm.is_main():
             shutil.rmtree(run_dir / KEPT, ignore_errors=True)
-    return figures
+    return values
 
 
 @torch.no_grad()
-def _losses(actors: Actors, pairs: Sequence[Pair], known: Sequence[Read] | None, weight: float, budget: int) -> Tensor:
+def _losses(
+    actors: Actors, pairs: Sequence[Pair], known: Sequence[EmbeddedPairs] | None, weight: float, budget: int
+) -> Tensor:
     """Bradley-Terry loss of each pair under the live reward model; the same on every rank. [m]."""
     if known is None:
         live = score_pairs(actors, pairs, weight, budget)[1]
@@ -119,7 +121,7 @@ def _losses(actors: Actors, pairs: Sequence[Pair], known: Sequence[Read] | None,
 
 
 @torch.no_grad()
-def read_once(actors: Actors, pairs: Sequence[Pair], budget: int) -> list[Read] | None:
+def embedded_once(actors: Actors, pairs: Sequence[Pair], budget: int) -> list[EmbeddedPairs] | None:
     """All pairs as the policy and the reward model's backbone read them; neither changes before RL. On the CPU, the same on
     every rank; each reads its part. None where the states would take more than LIMIT bytes.
 
@@ -136,22 +138,22 @@ def read_once(actors: Actors, pairs: Sequence[Pair], budget: int) -> list[Read] 
         return None
     mine, real = share(len(pairs))
     rows = pairs_per_forward(actors, pairs, budget)
-    found: list[Read] = []
+    found: list[EmbeddedPairs] = []
     count = Count("reading labelled pairs", comm.is_main())
     for start in range(0, len(mine), rows):
         count(start, len(mine))
-        found += _apart(read(actors, [pairs[i] for i in mine[start : start + rows]]))
+        found += _apart(embed_pairs(actors, [pairs[i] for i in mine[start : start + rows]]))
     return [part for parts in comm.gather([part for part, own in zip(found, real) if own]) for part in parts]
 
 
-def _apart(batch: Read) -> list[Read]:
+def _apart(batch: EmbeddedPairs) -> list[EmbeddedPairs]:
     """A batch pair by pair."""
     parts = []
     for i in range(0, len(batch.rte), 2):
         states = batch.states
         if states is not None:
-            readable = states.readable[i : i + 2]
-            used = readable.any(dim=0)
-            states = States(states.hidden[used].cpu(), readable[:, used].cpu())
-        parts.append(Read(batch.rte[i : i + 2].cpu(), states))
+            visible = states.visible[i : i + 2]
+            used = visible.any(dim=0)
+            states = States(states.hidden[used].cpu(), visible[:, used].cpu())
+        parts.append(EmbeddedPairs(batch.rte[i : i + 2].cpu(), states))
     return parts

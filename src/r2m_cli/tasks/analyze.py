@@ -9,7 +9,7 @@ from pathlib import Path
 from r2m_cli.analysis import curves, figures
 from r2m_cli.analysis.drift import drift
 from r2m_cli.analysis.hacking import responses
-from r2m_cli.analysis.labelled import labelled
+from r2m_cli.analysis.pair_figures import pair_figures
 from r2m_cli.analysis.results import Results
 from r2m_cli.build import build_actors, build_heldout_reward, build_reward, local_device
 from r2m_cli.checkpoints.continuation import changed_since
@@ -54,10 +54,10 @@ def of_models(config: Config, results: Results) -> None:
     chat = policy_format(config.policy, config.policy.path, "policy.path")
     lm = load_causal_lm(config.policy.path, "policy.path", DTYPES[config.engine.dtype]).to(device)  # type: ignore[arg-type]
     reward = build_reward(_frozen(config), 0, device)
-    formats = [chat, *(reader.format for reader in reward.readers)]
+    formats = [chat, *(member.format for member in reward.truncations)]
     source = renderable(source, formats)
     results.notes += check_known(source, *formats)
-    labelled(config, source, lm, chat, reward, device, results)
+    pair_figures(config, source, lm, chat, reward, device, results)
 
 
 def of_run(config: Config, run: Path, results: Results) -> None:
@@ -75,12 +75,12 @@ def of_run(config: Config, run: Path, results: Results) -> None:
     source = load_source(config.data, config.eval.prompts, evaluating=True)
     actors = build_actors(_frozen(config), source, str(run / POLICY))
     truth = build_heldout_reward(config, actors.device)
-    readers = (*actors.reward.readers, *(truth.readers if truth is not None else ()))
-    formats = [actors.format, *(reader.format for reader in readers)]
+    truncations = (*actors.reward.truncations, *(truth.truncations if truth is not None else ()))
+    formats = [actors.format, *(member.format for member in truncations)]
     source = renderable(source, formats)
     results.notes += check_known(source, *formats)
     lm = actors.policy.module.lm
-    selection = labelled(config, source, lm, actors.format, actors.reward, actors.device, results)
+    selection = pair_figures(config, source, lm, actors.format, actors.reward, actors.device, results)
     responses(config, source, actors, truth, results)
     steps, means = drift(config, run, actors.format, selection, actors.device, results)
     figures.hacking_and_drift(results.figures.get("table5"), steps, means, results.folder / "figure9.png")

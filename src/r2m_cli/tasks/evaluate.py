@@ -15,12 +15,12 @@ from r2m_cli.checkpoints.continuation import changed_since
 from r2m_cli.config.schema import Config
 from r2m_cli.console import say
 from r2m_cli.conversation import Pair
-from r2m_cli.data.reading import cut_notes
 from r2m_cli.data.source import Source, described, load_source, renderable
+from r2m_cli.data.truncation import cut_notes
 from r2m_cli.distributed import comm
 from r2m_cli.errors import UserError, printable
 from r2m_cli.evaluation import best_of_n, win_rate
-from r2m_cli.evaluation.findings import Findings
+from r2m_cli.evaluation.measures import Measures
 from r2m_cli.evaluation.pairs import accuracy
 from r2m_cli.evaluation.policy import alpaca_rows, evaluation_prompts, scored, text_scores
 from r2m_cli.files.run_folder import ALPACA_EVAL, POLICY, REWARD_MODEL
@@ -52,18 +52,18 @@ def run(config: Config, run_dir: Path) -> None:
     if run is not None and actors.reward.feedback is not None:
         weight = load_feedback(run / REWARD_MODEL, actors.reward.feedback.module)
     heldout = build_heldout_reward(config, actors.device)
-    readers = (*actors.reward.readers, *(heldout.readers if heldout is not None else ()))
-    formats = [actors.format, *(reader.format for reader in readers)]
+    truncations = (*actors.reward.truncations, *(heldout.truncations if heldout is not None else ()))
+    formats = [actors.format, *(member.format for member in truncations)]
     source = renderable(source, formats)
-    findings = Findings(run_dir, RESAMPLES, config.seed)
+    measures = Measures(run_dir, RESAMPLES, config.seed)
     if run is None:
-        findings.notes.append("no run= is given: this is the configured policy before any RL")
+        measures.notes.append("no run= is given: this is the configured policy before any RL")
     else:
-        findings.notes += changed_since(config, run)
-    findings.notes += check_known(source, *formats)
+        measures.notes += changed_since(config, run)
+    measures.notes += check_known(source, *formats)
     forms = [chat.note() for chat in formats]
-    findings.notes += dict.fromkeys(note for note in forms if note is not None)
-    prompts = evaluation_prompts(source, actors.format, config, findings)
+    measures.notes += dict.fromkeys(note for note in forms if note is not None)
+    prompts = evaluation_prompts(source, actors.format, config, measures)
     budget = config.rollout.tokens_per_batch
     rows = rows_per_forward(budget, [config.rollout.max_prompt_tokens + config.rollout.max_new_tokens])
     # Everything that can be missing is asked for before anything is sampled.
@@ -71,25 +71,25 @@ def run(config: Config, run_dir: Path) -> None:
     others = win_rate.opponents(config, source, actors, prompts) if judge is not None else []
 
     say(f"sampling a response to each of {len(prompts)} prompts")
-    batch = scored(actors, prompts, config, weight, findings)
+    batch = scored(actors, prompts, config, weight, measures)
     if heldout is not None:
-        findings.notes += cut_notes(heldout.readers, batch.prompts, batch.responses, "responses for eval.reward")
+        measures.notes += cut_notes(heldout.truncations, batch.prompts, batch.responses, "responses for eval.reward")
         scores = text_scores(heldout, batch.prompts, batch.responses, actors.device, rows)
-        findings.mean("eval/heldout_reward", scores, units_of(prompts))
+        measures.mean("eval/heldout_reward", scores, units_of(prompts))
     alpaca = printable(json.dumps(alpaca_rows(batch, config), indent=2, ensure_ascii=False))
     (run_dir / ALPACA_EVAL).write_text(alpaca, encoding="utf-8")
-    findings.save()
-    accuracy(actors, _pairs(config, source, findings), weight, budget, findings)
-    findings.save()
+    measures.save()
+    accuracy(actors, _pairs(config, source, measures), weight, budget, measures)
+    measures.save()
     if config.eval.best_of > 1:
-        best_of_n.curve(actors, prompts, config, weight, heldout, rows, findings)
-        findings.save()
+        best_of_n.curve(actors, prompts, config, weight, heldout, rows, measures)
+        measures.save()
     if judge is not None:
-        win_rate.measure(judge, batch, others, findings, actors.reward if config.eval.judge == "reward" else None)
-        findings.save()
-    findings.show()
+        win_rate.measure(judge, batch, others, measures, actors.reward if config.eval.judge == "reward" else None)
+        measures.save()
+    measures.show()
     if config.eval.best_of > 1:
-        best_of_n.show(findings, config)
+        best_of_n.show(measures, config)
 
 
 def check(config: Config) -> None:
@@ -105,12 +105,12 @@ def check(config: Config) -> None:
     best_of_n.check(config)
 
 
-def _pairs(config: Config, source: Source, findings: Findings) -> list[Pair]:
+def _pairs(config: Config, source: Source, measures: Measures) -> list[Pair]:
     """The first eval.pairs held-out pairs: the file's, or those beside the gold world's reward model."""
     assert config.reward.path is not None, "prepare() fills it"
     pairs = source.heldout_pairs
     if source.world is not None:
         pairs = saved_pairs(from_home(config.reward.path), "heldout")
     if len(pairs) > config.eval.pairs:
-        findings.notes.append(f"eval.pairs={config.eval.pairs} of the {len(pairs)} held-out pairs are scored")
+        measures.notes.append(f"eval.pairs={config.eval.pairs} of the {len(pairs)} held-out pairs are scored")
     return pairs[: config.eval.pairs]

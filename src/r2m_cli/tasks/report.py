@@ -22,26 +22,26 @@ def report(runs: list[str], out: str = "report.html") -> Path:
     Raises:
         UserError: a folder that holds no run, a broken file in one, or a file of another kind.
     """
-    from r2m_cli.report import figure, page, table  # matplotlib and pandas: slow to import, and only needed here
+    from r2m_cli.report import page, picture, table  # matplotlib and pandas: slow to import, and only needed here
     from r2m_cli.report.runs import load_runs
 
     path = Path(out)
     if path.suffix not in (".html", *PICTURES):
         raise UserError(f"out={out}: neither a page's name nor a picture's; end it in .html, .png, .pdf or .svg")
-    picture = path.with_suffix(".png") if path.suffix == ".html" else path
-    for target in (path.with_suffix(".html"), picture):
+    image = path.with_suffix(".png") if path.suffix == ".html" else path
+    for target in (path.with_suffix(".html"), image):
         if target.is_dir():
             raise UserError(f"out={out}: {target} is a folder; name another file")
     print(f"r2m: report in {path}: reading {', '.join(runs)}", file=sys.stderr, flush=True)
     loaded = load_runs(runs)
     text = page.render(loaded)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.draw(loaded, picture)
+    picture.draw(loaded, image)
     written = page.write(text, path.with_suffix(".html"))
     rows = table.summarise(loaded)
     table.write(rows, path)
     table.show(rows)
-    beside = (picture, path.with_suffix(".csv"), path.with_suffix(".md"))
+    beside = (image, path.with_suffix(".csv"), path.with_suffix(".md"))
     print(f"r2m: wrote {', '.join(str(file) for file in (written, *beside))}")
     print(f"r2m: next: open {written} in a browser", flush=True)
     return written

@@ -13,8 +13,8 @@ from r2m_cli.build import local_device
 from r2m_cli.config.schema import Config
 from r2m_cli.console import say
 from r2m_cli.conversation import Pair
-from r2m_cli.data.reading import Reader, told_apart
 from r2m_cli.data.source import described, load_source, renderable, say_notes
+from r2m_cli.data.truncation import Truncation, told_apart
 from r2m_cli.distributed import comm
 from r2m_cli.distributed.engine import DTYPES
 from r2m_cli.errors import UserError
@@ -23,7 +23,7 @@ from r2m_cli.fitting.reward_fit import fit_backbone, fit_head, varied
 from r2m_cli.fitting.unfinished import Unfinished, unfinished
 from r2m_cli.maths.statistics import RESAMPLES, Estimate
 from r2m_cli.models.formats import format_of, reward_format
-from r2m_cli.models.loading import fresh_llama, load_reward_model, readable
+from r2m_cli.models.loading import fresh_llama, load_reward_model, token_limit
 from r2m_cli.models.tokenizers import check_known
 from r2m_cli.stages.accuracy import accuracy_of, percent, units_of, unsure
 from r2m_cli.stages.label_pairs import labelled_pairs, save_pairs
@@ -77,15 +77,16 @@ def _fit(config: Config, run_dir: Path, kept: Unfinished) -> None:
             engine, _ = fit_lm(lm, chat, source.demonstrations, config, epochs, kept)
             with engine.whole():
                 classifier.base_model.load_state_dict(lm.base_model.state_dict())
-    reader = Reader(chat, *readable(classifier, tokenizer, c.max_tokens))
+    truncation = Truncation(chat, *token_limit(classifier, tokenizer, c.max_tokens))
     notes = [note] if (note := chat.note()) is not None else []
     (pairs, more), (heldout, further) = (
-        _told_apart(reader, part, what) for part, what in ((pairs, "training pairs"), (heldout, "held-out pairs"))
+        _told_apart(truncation, part, what) for part, what in ((pairs, "training pairs"), (heldout, "held-out pairs"))
     )
     for note in (*notes, *more, *further):
         say(f"note: {note}")
     rows, tests = (
-        [(reader.ids(p.prompt, p.chosen), reader.ids(p.prompt, p.rejected)) for p in part] for part in (pairs, heldout)
+        [(truncation.ids(p.prompt, p.chosen), truncation.ids(p.prompt, p.rejected)) for p in part]
+        for part in (pairs, heldout)
     )
     fitting = fit_head if c.fit.parameters == "head" else fit_backbone
     before, after, loss = fitting(config, classifier, rows, tests, chat, device, run_dir, kept)
@@ -97,8 +98,8 @@ def _fit(config: Config, run_dir: Path, kept: Unfinished) -> None:
         say(f"warning: {warning}")
     if comm.is_main():
         chat.save(run_dir)
-        figures = _figures(accuracies, after, loss) | {"pairs": len(rows), "heldout": len(tests)}
-        (run_dir / FIT).write_text(json.dumps(figures, indent=2))
+        values = _values(accuracies, after, loss) | {"pairs": len(rows), "heldout": len(tests)}
+        (run_dir / FIT).write_text(json.dumps(values, indent=2))
         if source.world is not None:
             save_pairs(run_dir, pairs, heldout)
     percents = f"{accuracies[0].value:.1%} -> {percent(accuracies[1])}"
@@ -109,20 +110,20 @@ def _fit(config: Config, run_dir: Path, kept: Unfinished) -> None:
     comm.barrier()
 
 
-def _told_apart(reader: Reader, pairs: list[Pair], what: str) -> tuple[list[Pair], list[str]]:
+def _told_apart(truncation: Truncation, pairs: list[Pair], what: str) -> tuple[list[Pair], list[str]]:
     """The pairs that the reward model can tell apart, and notes for the person. Raises UserError if there are none."""
-    kept, notes = told_apart([reader], pairs, what)
+    kept, notes = told_apart([truncation], pairs, what)
     if not kept:
-        raise UserError(f"all {len(pairs)} {what} are equal once they are cut: they are longer than {reader.limit}")
+        raise UserError(f"all {len(pairs)} {what} are equal once they are cut: they are longer than {truncation.limit}")
     return [pairs[i] for i in kept], notes
 
 
-def _figures(accuracies: Sequence[Estimate], after: Tensor, loss: float) -> dict[str, float | None]:
+def _values(accuracies: Sequence[Estimate], after: Tensor, loss: float) -> dict[str, float | None]:
     """What fit.json says of the accuracy before and after the fit, and of the rewards after it."""
-    figures: dict[str, float | None] = {}
+    values: dict[str, float | None] = {}
     for name, accuracy in zip(("accuracy_before", "accuracy"), accuracies):
         low, high = accuracy.interval or (None, None)
-        figures |= {name: accuracy.value, f"{name}_low": low, f"{name}_high": high}
+        values |= {name: accuracy.value, f"{name}_low": low, f"{name}_high": high}
     scores = after.float()
     spread = {"score_mean": float(scores.mean()), "score_std": float(scores.std(correction=0))}
-    return figures | {"loss": loss} | spread
+    return values | {"loss": loss} | spread

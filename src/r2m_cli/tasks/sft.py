@@ -63,14 +63,14 @@ def _fit(config: Config, run_dir: Path, kept: Unfinished) -> None:
     if note is not None:
         say(f"note: {note}")
     fitted = with_lora(lm, c.fit.lora_rank, "CAUSAL_LM") if c.fit.parameters == "lora" else lm
-    engine, figures = fit_lm(lm, chat, source.demonstrations, config, c.fit, kept)
+    engine, values = fit_lm(lm, chat, source.demonstrations, config, c.fit, kept)
     with engine.whole():
         if comm.is_main():
             merged(fitted).save_pretrained(run_dir)
     if comm.is_main():
         chat.save(run_dir)
-        (run_dir / FIT).write_text(json.dumps(figures, indent=2))
-    say(f"SFT on {figures['demonstrations']} demonstrations: loss {number(figures['loss'])} nats per token")
+        (run_dir / FIT).write_text(json.dumps(values, indent=2))
+    say(f"SFT on {values['demonstrations']} demonstrations: loss {number(values['loss'])} nats per token")
     comm.barrier()
 
 

@@ -15,9 +15,9 @@ from r2m_cli.checkpoints.fingerprint import inputs
 from r2m_cli.config.schema import Config
 from r2m_cli.console import say
 from r2m_cli.conversation import Pair, Prompt
-from r2m_cli.data.reading import told_apart
 from r2m_cli.data.source import Source, described, fitting, load_source, renderable
 from r2m_cli.data.template import ChatFormat
+from r2m_cli.data.truncation import told_apart
 from r2m_cli.distributed import comm
 from r2m_cli.errors import UserError
 from r2m_cli.files.cache import cache_dir
@@ -35,8 +35,8 @@ from r2m_cli.monitor.sinks import Sinks
 from r2m_cli.seeds import Stream, draw_seed
 from r2m_cli.stages.judged import remembered
 from r2m_cli.stages.label_pairs import known_pairs
-from r2m_cli.stages.labelled import Labels, fits
-from r2m_cli.stages.reward_check import inspect_reward_model
+from r2m_cli.stages.pair_learning import Labels, fits
+from r2m_cli.stages.reward_check import reward_check
 from r2m_cli.stages.warm_up import warm_up
 from r2m_cli.text import number
 
@@ -48,7 +48,7 @@ def run(config: Config, run_dir: Path) -> None:
     origin = {"config": asdict(config), "inputs": inputs(config) if comm.is_main() else {}}
     source = load_source(config.data, config.eval.prompts)
     actors = build_actors(config, source)
-    formats = [actors.format, *(reader.format for reader in actors.reward.readers)]
+    formats = [actors.format, *(member.format for member in actors.reward.truncations)]
     source = renderable(source, formats)
     prompts, eval_prompts, notes = usable_prompts(source, actors.format, config)
     notes += check_known(source, *formats)
@@ -125,7 +125,7 @@ def real_labels(config: Config, source: Source, actors: Actors) -> Labels:
 def _usable(actors: Actors, pairs: list[Pair], what: str) -> tuple[list[Pair], list[str]]:
     """The pairs that the policy can read and the reward model tell apart, and notes for the person."""
     read = [pair for pair in pairs if fits(actors, pair)]
-    kept, notes = told_apart(actors.reward.readers, read, what)
+    kept, notes = told_apart(actors.reward.truncations, read, what)
     if len(read) < len(pairs):
         notes.insert(
             0, f"{len(pairs) - len(read)} of {len(pairs)} {what} are longer than the policy reads, and are left out"
@@ -141,22 +141,22 @@ def before_training(
     warnings: list[str] = []
     if config.feedback.warmup_pairs:
         try:
-            figures = warm_up(actors, labels, config, run_dir)
+            values = warm_up(actors, labels, config, run_dir)
         except FloatingPointError as error:
             rate = "feedback.lr" if config.feedback.warmup_lr is None else "feedback.warmup_lr"
             raise UserError(f"feedback.warmup_pairs: {error}; lower {rate}, or check the reward model") from error
-        notes.append("warm-up of adapter and head: " + ", ".join(f"{k} {number(v, 3)}" for k, v in figures.items()))
+        notes.append("warm-up of adapter and head: " + ", ".join(f"{k} {number(v, 3)}" for k, v in values.items()))
     if labels.heldout:
         omega = weight_at(config.train.steps, config)
         warm = config.feedback.warmup_pairs > 0
-        more, warnings = inspect_reward_model(actors, labels.heldout, omega, config.rollout.tokens_per_batch, warm)
+        more, warnings = reward_check(actors, labels.heldout, omega, config.rollout.tokens_per_batch, warm)
         notes += more
     return notes, warnings
 
 
 def remarks(actors: Actors, prompts: list[Prompt], config: Config) -> list[str]:
     """What works but may surprise."""
-    chats = [actors.format, *(reader.format for reader in actors.reward.readers)]
+    chats = [actors.format, *(member.format for member in actors.reward.truncations)]
     notes = list(dict.fromkeys(note for note in (chat.note() for chat in chats) if note is not None))
     for what, chat in (("policy", actors.format), ("reward model", actors.reward.format)):
         if chat.pad_id in chat.eos_ids:
@@ -214,20 +214,20 @@ def _sinks(config: Config, run_dir: Path, start: int) -> Any:
 
 
 def summary(run_dir: Path, config: Config, steps: int, seconds: float) -> dict[str, Any]:
-    """The run's final figures, from metrics.jsonl (which also covers the part before a resume)."""
+    """The run's final values, from metrics.jsonl (which also covers the part before a resume)."""
     rows = [json.loads(line) for line in lines_of(run_dir / METRICS)]
     last: dict[str, Any] = {}
     for row in rows:
         last |= row
-    figures: dict[str, Any] = {"steps": steps, "seed": config.seed, "seconds": round(seconds, 2)}
-    figures |= {
+    values: dict[str, Any] = {"steps": steps, "seed": config.seed, "seconds": round(seconds, 2)}
+    values |= {
         name: last[name] for name in sorted(last) if name.startswith("eval/") or name in ("reward", "gold", "kl")
     }
     gold = [(row["eval/gold"], row["step"]) for row in rows if row.get("eval/gold") is not None]
     if gold:
-        figures["gold_start"], figures["gold_end"] = gold[0][0], gold[-1][0]
-        figures["gold_peak"], figures["gold_peak_step"] = max(gold, key=lambda pair: pair[0])
+        values["gold_start"], values["gold_end"] = gold[0][0], gold[-1][0]
+        values["gold_peak"], values["gold_peak_step"] = max(gold, key=lambda pair: pair[0])
     # What a sweep optimises: the truth where it is known, the reward where it is not.
     candidates = (last.get(name) for name in ("eval/gold", "gold", "eval/reward", "reward"))
-    figures["objective"] = next((value for value in candidates if value is not None), None)
-    return figures
+    values["objective"] = next((value for value in candidates if value is not None), None)
+    return values

@@ -57,7 +57,7 @@
     const place = Number(button.dataset.series);
     if (!hidden.delete(place)) hidden.add(place);
     button.setAttribute("aria-pressed", String(!hidden.has(place)));
-    document.querySelector(`.verdict[data-series="${place}"]`).classList.toggle("off", hidden.has(place));
+    document.querySelector(`.conclusion[data-series="${place}"]`).classList.toggle("off", hidden.has(place));
     draw();
   }
 

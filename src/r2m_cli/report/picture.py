@@ -62,7 +62,7 @@ def draw(runs: list[Run], path: Path, dpi: int = 200) -> Path:
     groups = grouped(runs)
     truth = truth_of(groups)
     looks = {
-        group.label: Look(COLOURS[number % len(COLOURS)], DASHES[number // len(COLOURS) % len(DASHES)])
+        group.name: Look(COLOURS[number % len(COLOURS)], DASHES[number // len(COLOURS) % len(DASHES)])
         for number, group in enumerate(groups)
     }
     with plt.rc_context(STYLE):
@@ -70,7 +70,7 @@ def draw(runs: list[Run], path: Path, dpi: int = 200) -> Path:
         figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.06)
         axes[3].sharey(axes[0])
         for group in groups:
-            look = looks[group.label]
+            look = looks[group.name]
             for ax, name in zip(axes, (truth, "reward_frozen", "kl"), strict=False):
                 _against_steps(ax, group.table(name), look, star=ax is axes[0] and name == "gold")
             _against_kl(axes[3], group.table(truth), group.table("kl"), look, star=truth == "gold")

@@ -23,7 +23,7 @@ from r2m_cli.stages.accuracy import units_of
 from r2m_cli.stages.advantages import advantages
 from r2m_cli.stages.annotate import annotate
 from r2m_cli.stages.policy_step import policy_step
-from r2m_cli.stages.reward_check import inspect_reward_model
+from r2m_cli.stages.reward_check import reward_check
 from r2m_cli.stages.reward_step import RewardStep
 from r2m_cli.stages.rollout import rollout
 from r2m_cli.tasks.train import remarks
@@ -129,7 +129,7 @@ def figures(rewards, pairs):
 def test_accuracy_and_spread_equal_a_plain_recomputation(make_actors, pairs, micro_rows):
     actors = make_actors()
     frozen, live = plain_rewards(actors, pairs)
-    notes, _ = inspect_reward_model(actors, pairs, WEIGHT, micro_rows)
+    notes, _ = reward_check(actors, pairs, WEIGHT, micro_rows)
     assert notes == [
         f"reward model on 17 held-out pairs: {figures(frozen, pairs)}",
         f"with feedback, before any RL, at w = 0.6: {figures(live, pairs)}",
@@ -141,7 +141,7 @@ def test_accuracy_and_spread_equal_a_plain_recomputation(make_actors, pairs, mic
 @torch.no_grad()
 def test_without_an_adapter_there_is_one_note(make_actors, pairs, kind):
     actors = make_actors(kind=kind)
-    notes, _ = inspect_reward_model(actors, pairs, 1.0, 4)
+    notes, _ = reward_check(actors, pairs, 1.0, 4)
     assert notes == [f"reward model on 17 held-out pairs: {figures(plain_rewards(actors, pairs)[0], pairs)}"]
 
 
@@ -156,15 +156,15 @@ def ordered(actors, pairs):
 def test_a_good_reward_model_gives_no_warning_and_a_random_one_does(make_actors, pairs):
     actors = make_actors(feedback=False)
     good = ordered(actors, pairs)
-    assert inspect_reward_model(actors, good, 1.0, 4)[1] == []
+    assert reward_check(actors, good, 1.0, 4)[1] == []
     bad = [Pair(p.prompt, p.rejected, p.chosen) for p in good]
-    (warning,) = inspect_reward_model(actors, bad, 1.0, 4)[1]
+    (warning,) = reward_check(actors, bad, 1.0, 4)[1]
     assert "no better than chance" in warning
     # Half of the pairs is chance, too; a dozen pairs say nothing yet.
-    (warning,) = inspect_reward_model(actors, good[:8] + bad[8:16], 1.0, 4)[1]
+    (warning,) = reward_check(actors, good[:8] + bad[8:16], 1.0, 4)[1]
     assert "no better than chance" in warning
-    assert inspect_reward_model(actors, good[:9] + bad[9:16], 1.0, 4)[1] == []
-    assert inspect_reward_model(actors, bad[:15], 1.0, 4)[1] == []
+    assert reward_check(actors, good[:9] + bad[9:16], 1.0, 4)[1] == []
+    assert reward_check(actors, bad[:15], 1.0, 4)[1] == []
 
 
 def test_an_adapter_that_does_harm_is_warned_of_once_it_has_learnt(make_actors, pairs):
@@ -172,28 +172,28 @@ def test_an_adapter_that_does_harm_is_warned_of_once_it_has_learnt(make_actors, 
     good = ordered(actors, pairs)
     with torch.no_grad():  # the live reward model contradicts the initial one
         actors.reward.feedback.module.phi.weight.neg_()
-    assert inspect_reward_model(actors, good, 1.0, 4)[1] == []
-    (warning,) = inspect_reward_model(actors, good, 1.0, 4, warm=True)[1]
+    assert reward_check(actors, good, 1.0, 4)[1] == []
+    (warning,) = reward_check(actors, good, 1.0, 4, warm=True)[1]
     assert "fewer held-out pairs are ordered right than by the text alone (0.0%, not 100.0%)" in warning
     # A pair or two more or less is no harm that can be shown; nor is a dozen pairs enough to say so.
     with torch.no_grad():
         actors.reward.feedback.module.phi.weight.neg_()
-    assert inspect_reward_model(actors, good, 1.0, 4, warm=True)[1] == []
-    assert inspect_reward_model(actors, good[:15], 1.0, 4, warm=True)[1] == []
+    assert reward_check(actors, good, 1.0, 4, warm=True)[1] == []
+    assert reward_check(actors, good[:15], 1.0, 4, warm=True)[1] == []
 
 
 def test_flat_rewards_are_warned_of(make_actors, pairs):
     actors = make_actors(feedback=False)
     with torch.no_grad():
         actors.reward.frozen_head.weight.zero_()
-    (warning,) = inspect_reward_model(actors, pairs, 1.0, 4)[1]
+    (warning,) = reward_check(actors, pairs, 1.0, 4)[1]
     assert "all equal" in warning
 
 
 def test_missing_rewards_are_counted_and_warned_of(make_actors, pairs):
     actors = make_actors(feedback=False)
     blind(actors, [1, 2, 5])
-    (warning,) = inspect_reward_model(actors, pairs, 1.0, 10000)[1]
+    (warning,) = reward_check(actors, pairs, 1.0, 10000)[1]
     assert warning.startswith("3 of 34 rewards are not finite numbers")
 
 
@@ -211,8 +211,8 @@ def blind(actors, rows, value=math.nan):
         if own is None:
             return rte
         hidden = own.hidden.clone()
-        hidden[[int(own.readable[row].nonzero()[-1]) for row in lost], 0] = value
-        return rte, States(hidden, own.readable)
+        hidden[[int(own.visible[row].nonzero()[-1]) for row in lost], 0] = value
+        return rte, States(hidden, own.visible)
 
     return actors.reward.backbone.register_forward_hook(spoil)
 
@@ -328,10 +328,10 @@ CONFIG = Config(
 )
 
 
-@pytest.mark.parametrize("states", ["policy", "reward"])
+@pytest.mark.parametrize("source", ["policy", "reward"])
 @pytest.mark.parametrize("algorithm", ["rloo", "grpo", "remax", "reinforce_pp", "ppo"])
-def test_a_run_goes_on_over_missing_rewards(make_actors, prompts, tmp_path, algorithm, states):
-    actors = make_actors(critic=algorithm == "ppo", states=states)
+def test_a_run_goes_on_over_missing_rewards(make_actors, prompts, tmp_path, algorithm, source):
+    actors = make_actors(critic=algorithm == "ppo", source=source)
     before = [p.detach().clone() for p in actors.policy.parameters]
     blind(actors, LOST)
     ratio = "token" if algorithm in ("reinforce_pp", "ppo") else "sequence"

@@ -8,7 +8,7 @@ import pandas as pd  # type: ignore[import-untyped, unused-ignore]
 from r2m_cli.files.regular import require_regular
 from r2m_cli.files.run_folder import WARNINGS
 from r2m_cli.report.groups import Group
-from r2m_cli.report.labels import IGNORED, flatten, plain
+from r2m_cli.report.run_names import IGNORED, flatten, plain
 from r2m_cli.report.runs import finite
 from r2m_cli.report.samples import read_samples
 from r2m_cli.text import fixed
@@ -30,10 +30,10 @@ SMALL = 0.05  # and never less than this share of the curve's range
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What happened to gold in the runs of one label."""
+class Conclusion:
+    """What happened to gold in the runs of one name."""
 
-    label: str
+    name: str
     kind: Kind
     text: str  # one or two sentences with the numbers
     peak: int | None = None  # step of gold's peak, of the mean over the runs; None: no gold
@@ -45,7 +45,7 @@ class Verdict:
         return HEADLINES[self.kind] + (f", -{fixed(self.lost)}" if self.lost is not None else "")
 
 
-def verdict(group: Group) -> Verdict:
+def conclusion(group: Group) -> Conclusion:
     """Judge the mean curves of a label's runs.
 
     Over-optimised: gold ends below its peak by more than its noise, while the proxy (the initial, frozen reward model) or the
@@ -54,25 +54,25 @@ def verdict(group: Group) -> Verdict:
     """
     gold = group.mean("gold")
     if gold.empty:
-        return Verdict(group.label, "unknown", _without_gold(group))
+        return Conclusion(group.name, "unknown", _without_gold(group))
     peak, end = int(gold.idxmax()), int(gold.index[-1])
     start, top, last = gold.iloc[0], gold.max(), gold.iloc[-1]
     course = f"gold went from {fixed(start)} to {fixed(last)} in {end} steps"
     if len(gold) < POINTS:
         text = f"{course}; {len(gold)} measurements cannot tell noise from a fall."
-        return Verdict(group.label, "short", _sentence(text, group), peak)
+        return Conclusion(group.name, "short", _sentence(text, group), peak)
     threshold = _threshold(gold, FALL, sampling_error(group))
     if top - last > threshold:
         kind, others = _beside_the_fall(group, peak)
         where = "before training" if peak == 0 else f"step {peak}"
         text = f"gold peaked at {fixed(top)} ({where}) and fell to {fixed(last)}{others}."
-        return Verdict(group.label, kind, _sentence(text, group, peak), peak, lost=float(top - last))
+        return Conclusion(group.name, kind, _sentence(text, group, peak), peak, lost=float(top - last))
     most = "" if peak == end else f" (highest: {fixed(top)}, step {peak})"
     if last - start > threshold:
         text = f"{course}{most} and did not fall from its peak beyond its noise ({fixed(threshold)}): no over-optimisation."
-        return Verdict(group.label, "held", _sentence(text, group), peak)
+        return Conclusion(group.name, "held", _sentence(text, group), peak)
     text = f"{course}{most}: no gain and no loss beyond its noise ({fixed(threshold)})."
-    return Verdict(group.label, "flat", _sentence(text, group), peak)
+    return Conclusion(group.name, "flat", _sentence(text, group), peak)
 
 
 def noise(curve: pd.Series) -> float:
@@ -157,12 +157,12 @@ def _without_gold(group: Group) -> str:
     return _sentence(text + (f", at a KL of {fixed(kl.iloc[-1], 1)} nats." if len(kl) else "."), group)
 
 
-def lede(verdicts: list[Verdict]) -> str:
-    """The verdicts in one sentence: which labels were over-optimised, the worst first, and which were not."""
+def lede(conclusions: list[Conclusion]) -> str:
+    """The conclusions in one sentence: which labels were over-optimised, the worst first, and which were not."""
     by_kind: dict[Kind, list[str]] = {}
-    for one in sorted(verdicts, key=lambda one: -(one.lost or 0.0)):
-        lost = f" (-{fixed(one.lost)})" if one.lost is not None and len(verdicts) > 1 else ""
-        by_kind.setdefault(one.kind, []).append(one.label + lost)
+    for one in sorted(conclusions, key=lambda one: -(one.lost or 0.0)):
+        lost = f" (-{fixed(one.lost)})" if one.lost is not None and len(conclusions) > 1 else ""
+        by_kind.setdefault(one.kind, []).append(one.name + lost)
     phrases: dict[Kind, str] = {
         "gamed": "the reward model was gamed in {}: gold fell while the reward rose",
         "fell": "in {} gold fell without any reward being won",
@@ -171,7 +171,7 @@ def lede(verdicts: list[Verdict]) -> str:
         "short": "{} ended too early to say",
         "unknown": "of {} the true reward is not known, and over-optimisation cannot be seen without it",
     }
-    parts = [text.format(_listed(by_kind[kind], len(verdicts))) for kind, text in phrases.items() if kind in by_kind]
+    parts = [text.format(_listed(by_kind[kind], len(conclusions))) for kind, text in phrases.items() if kind in by_kind]
     said = "; ".join(parts)
     return f"{said[0].upper()}{said[1:]}." if said else ""
 
@@ -219,4 +219,4 @@ def warnings(groups: list[Group]) -> list[Said]:
 
 def _whose(group: Group, count: int) -> str:
     total = len(group.runs)
-    return group.label if count == total else f"{group.label} ({count} of {total} runs)"
+    return group.name if count == total else f"{group.name} ({count} of {total} runs)"

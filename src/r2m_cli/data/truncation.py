@@ -1,4 +1,4 @@
-"""What a reward model reads of conversations, and what its limit on tokens does to them: counted and said."""
+"""What a reward model's limit on tokens does to conversations: cut on the left, counted and reported."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -21,8 +21,8 @@ ADVICE = {
 
 
 @dataclass(frozen=True)
-class Reader:
-    """How one reward model reads conversations."""
+class Truncation:
+    """How one reward model's limit on tokens cuts conversations."""
 
     format: ChatFormat
     max_tokens: int  # of a conversation; what is older is cut off
@@ -42,21 +42,23 @@ class Reader:
         return f"{self.limited_by}={self.max_tokens} and lose their beginning; {ADVICE[self.limited_by]}"
 
 
-def which_cut(readers: Sequence[Reader], prompts: Sequence[Prompt], replies: Sequence[str]) -> list[bool]:
-    """Which conversations are cut, by any of the readers (the members of an ensemble)."""
-    return [bool(_cutters(readers, *text)) for text in zip(prompts, replies)]
+def which_cut(truncations: Sequence[Truncation], prompts: Sequence[Prompt], replies: Sequence[str]) -> list[bool]:
+    """Which conversations are cut, by any member of an ensemble."""
+    return [bool(_cutters(truncations, *text)) for text in zip(prompts, replies)]
 
 
-def cut_notes(readers: Sequence[Reader], prompts: Sequence[Prompt], replies: Sequence[str], what: str) -> list[str]:
+def cut_notes(
+    truncations: Sequence[Truncation], prompts: Sequence[Prompt], replies: Sequence[str], what: str
+) -> list[str]:
     """A note for the person on how many conversations are longer than is read; none if all are read whole.
 
     Args:
         what: the conversations, as in "31 of 64 WHAT are longer than ...".
     """
-    return _notes([_cutters(readers, *text) for text in zip(prompts, replies)], what)
+    return _notes([_cutters(truncations, *text) for text in zip(prompts, replies)], what)
 
 
-def told_apart(readers: Sequence[Reader], pairs: Sequence[Pair], what: str) -> tuple[list[int], list[str]]:
+def told_apart(truncations: Sequence[Truncation], pairs: Sequence[Pair], what: str) -> tuple[list[int], list[str]]:
     """Places of the pairs whose replies still differ once their conversations are cut; and notes for the person.
 
     A pair that the cut makes equal has no order: it is neither right nor wrong, and nothing can be learnt from it.
@@ -65,11 +67,13 @@ def told_apart(readers: Sequence[Reader], pairs: Sequence[Pair], what: str) -> t
         what: the pairs, as in "3 of 32 WHAT are equal ...".
     """
     kept: list[int] = []
-    cutters: list[list[Reader]] = []  # of each conversation
+    cutters: list[list[Truncation]] = []  # of each conversation
     for i, pair in enumerate(pairs):  # one pair at a time: a large file's conversations are not encoded again
-        both = [_cutters(readers, pair.prompt, reply) for reply in (pair.chosen, pair.rejected)]
+        both = [_cutters(truncations, pair.prompt, reply) for reply in (pair.chosen, pair.rejected)]
         cutters += both
-        if not any(both) or any(r.ids(pair.prompt, pair.chosen) != r.ids(pair.prompt, pair.rejected) for r in readers):
+        if not any(both) or any(
+            r.ids(pair.prompt, pair.chosen) != r.ids(pair.prompt, pair.rejected) for r in truncations
+        ):
             kept.append(i)
     notes = _notes(cutters, f"conversations of the {what}")
     if len(kept) < len(pairs):
@@ -77,13 +81,13 @@ def told_apart(readers: Sequence[Reader], pairs: Sequence[Pair], what: str) -> t
     return kept, notes
 
 
-def _cutters(readers: Sequence[Reader], prompt: Prompt, reply: str) -> list[Reader]:
-    return [reader for reader in readers if reader.cuts(prompt, reply)]
+def _cutters(truncations: Sequence[Truncation], prompt: Prompt, reply: str) -> list[Truncation]:
+    return [truncation for truncation in truncations if truncation.cuts(prompt, reply)]
 
 
-def _notes(cutters: Sequence[Sequence[Reader]], what: str) -> list[str]:
+def _notes(cutters: Sequence[Sequence[Truncation]], what: str) -> list[str]:
     count = sum(map(bool, cutters))
     if not count:
         return []
-    limit, _ = Counter(reader.limit for found in cutters for reader in found).most_common(1)[0]
+    limit, _ = Counter(truncation.limit for found in cutters for truncation in found).most_common(1)[0]
     return [f"{count} of {len(cutters)} {what} are longer than {limit}"]

@@ -12,9 +12,9 @@ from r2m_cli.analysis.rewards import accuracy, figure2, require_finite
 from r2m_cli.analysis.sequences import Selection, select
 from r2m_cli.config.schema import Config
 from r2m_cli.conversation import Pair
-from r2m_cli.data.reading import cut_notes, told_apart
 from r2m_cli.data.source import Source
 from r2m_cli.data.template import ChatFormat
+from r2m_cli.data.truncation import cut_notes, told_apart
 from r2m_cli.errors import UserError
 from r2m_cli.evaluation.policy import text_scores
 from r2m_cli.files.run_folder import POLICY
@@ -25,7 +25,7 @@ from r2m_cli.stages.label_pairs import known_pairs
 from r2m_cli.stages.packing import rows_per_forward
 
 
-def labelled(
+def pair_figures(
     config: Config,
     source: Source,
     lm: Any,
@@ -45,10 +45,10 @@ def labelled(
         )
     limit = min(reward.max_tokens, context_length(lm.config) or reward.max_tokens)
     selection = select(pairs, chat, limit, config.seed, config.analysis)
-    chats = (chat, *(reader.format for reader in reward.readers))
+    chats = (chat, *(member.format for member in reward.truncations))
     results.notes += dict.fromkeys(note for note in (each.note() for each in chats) if note is not None)
     texts = [s.prompt for s in selection.sequences], [s.response for s in selection.sequences]
-    results.notes += cut_notes(reward.readers, *texts, "sequences")
+    results.notes += cut_notes(reward.truncations, *texts, "sequences")
     _say(config, source, lm, pairs, limit, selection, results)
     sequences, budget = selection.sequences, config.rollout.tokens_per_batch
     print(f"r2m: {len(sequences)} sequences: their rewards, then their hidden states", file=sys.stderr, flush=True)
@@ -62,7 +62,7 @@ def labelled(
     figure2(states, rewards, selection, results)
     compared = sequences[: selection.compared]
     figure1_pairs = [Pair(a.prompt, a.response, b.response) for a, b in zip(compared[::2], compared[1::2])]
-    apart, notes = told_apart(reward.readers, figure1_pairs, "pairs of figure 1")
+    apart, notes = told_apart(reward.truncations, figure1_pairs, "pairs of figure 1")
     results.notes += notes[1:]  # the first is of conversations, which `cut_notes` has counted
     accuracy(rewards, selection, apart, results)
     return selection

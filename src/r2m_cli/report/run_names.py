@@ -15,7 +15,7 @@ LONG_NUMBER = re.compile(r"(?<==)\d+\.\d{5,}(e[-+]?\d+)?")
 LONG_PATH = re.compile(r"(?<==).*/(?=[^/]+$)")
 
 
-def labels_of(paths: list[Path], configs: list[dict[str, Any]]) -> list[str]:
+def names_of(paths: list[Path], configs: list[dict[str, Any]]) -> list[str]:
     """A job of a sweep is named by its overrides, another run by its folder below what all runs share; without the seeds, and
     without what all of them have. Where that has no word in it (a date, a job number), by what differs between the
     configurations.
@@ -29,7 +29,7 @@ def labels_of(paths: list[Path], configs: list[dict[str, Any]]) -> list[str]:
     return [text or name or shared for text, name in zip(differences, named, strict=True)]
 
 
-def job_labels(jobs: list[Path]) -> list[str]:
+def job_names(jobs: list[Path]) -> list[str]:
     """The names of all jobs of a sweep, by their overrides alone, whether they have finished or not."""
     return bare([_parts(job, None) for job in jobs])
 

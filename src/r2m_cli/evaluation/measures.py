@@ -20,23 +20,23 @@ AGAINST_CHANCE = ("pairs/accuracy", "pairs/accuracy_feedback", "win_rate", "win_
 
 
 @dataclass
-class Findings:
+class Measures:
     """Collects figures; `name` is the figure's name in evaluation.json and in the table."""
 
     run_dir: Path
     resamples: int  # of every interval
     seed: int
-    figures: dict[str, float] = field(default_factory=dict)
+    values: dict[str, float] = field(default_factory=dict)
     intervals: dict[str, tuple[float, float] | None] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def number(self, name: str, value: float) -> None:
         """A figure without an interval."""
-        self.figures[name] = float(value)
+        self.values[name] = float(value)
 
     def estimate(self, name: str, estimate: Estimate) -> None:
         """A figure with its interval."""
-        self.figures[name] = estimate.value
+        self.values[name] = estimate.value
         self.intervals[name] = estimate.interval
 
     def mean(self, name: str, values: Tensor, units: Tensor, bounds: tuple[float, float] | None = None) -> Estimate:
@@ -72,14 +72,14 @@ class Findings:
         """Write evaluation.json: name -> value; under "intervals" name -> [low, high], 95 %, or null where
         there is none; under "notes" what was said."""
         intervals = {k: None if v is None else list(v) for k, v in self.intervals.items()}
-        found: dict[str, Any] = {**self.figures, "intervals": intervals, "notes": self.notes}
+        found: dict[str, Any] = {**self.values, "intervals": intervals, "notes": self.notes}
         (self.run_dir / EVALUATION).write_text(json.dumps(found, indent=2))
 
     def show(self) -> None:
         """Print the notes, then a line per figure; those of the best-of-n curve have a table of their own."""
         for note in self.notes:
             print(f"r2m: {note}")
-        lines = {k: v for k, v in self.figures.items() if not k.startswith("best_of/")}
+        lines = {k: v for k, v in self.values.items() if not k.startswith("best_of/")}
         width = max(map(len, lines), default=0)
         for name, value in lines.items():
             around = "  " + self._around(name) if name in self.intervals else ""

@@ -56,23 +56,23 @@ def pair_tokens(actors: Actors, pairs: Sequence[Pair]) -> list[int]:
     ]
 
 
-class Read(NamedTuple):
+class EmbeddedPairs(NamedTuple):
     """What the models that the light update leaves alone make of m pairs, the chosen reply of each before its rejected one."""
 
     rte: Tensor  # [2m, D_rm]
     states: States | None  # of the 2m replies; None where nothing reads them
 
 
-def read(actors: Actors, pairs: Sequence[Pair]) -> Read:
+def embed_pairs(actors: Actors, pairs: Sequence[Pair]) -> EmbeddedPairs:
     """All replies in one batch: read apart, anything that depends on the batch could tell winners from losers."""
     prompts, replies = _replies(pairs)
     rte, own = actors.reward.embed(prompts, replies, actors.device)
     if not actors.reward.has_adapter:
-        return Read(rte, None)
-    return Read(rte, _read(actors, prompts, replies) if own is None else own)
+        return EmbeddedPairs(rte, None)
+    return EmbeddedPairs(rte, _policy_states(actors, prompts, replies) if own is None else own)
 
 
-def live_rewards(actors: Actors, known: Read, weight: float, seeds: list[int]) -> Tensor:
+def live_rewards(actors: Actors, known: EmbeddedPairs, weight: float, seeds: list[int]) -> Tensor:
     """The live reward model's scores of pairs, with a gradient to adapter and head. [m, 2].
 
     Args:
@@ -84,7 +84,7 @@ def live_rewards(actors: Actors, known: Read, weight: float, seeds: list[int]) -
     if known.states is None:
         return reward.feedback(known.rte, None, weight).reward.view(-1, 2)  # type: ignore[no-any-return]
     rows = [draw_seed(Stream.SIDE_OF_PAIR, seed, side) for seed in seeds for side in (0, 1)]
-    return reward.read(known.rte, known.states, weight, rows, block=2, phase=LABELLED).reward.view(-1, 2)
+    return reward.live_scores(known.rte, known.states, weight, rows, block=2, phase=LABELLED).reward.view(-1, 2)
 
 
 def pair_rewards(
@@ -98,7 +98,7 @@ def pair_rewards(
     Returns:
         [m, 2] and, with feedback, [m, 2]; the chosen reply first.
     """
-    known = read(actors, pairs)
+    known = embed_pairs(actors, pairs)
     frozen = actors.reward.frozen_scores(known.rte, *_replies(pairs), actors.device).view(-1, 2)
     return frozen, None if actors.reward.feedback is None else live_rewards(actors, known, weight, seeds)
 
@@ -110,7 +110,7 @@ def _replies(pairs: Sequence[Pair]) -> tuple[list[Prompt], list[str]]:
 
 
 @torch.no_grad()
-def _read(actors: Actors, prompts: Sequence[Prompt], replies: Sequence[str]) -> States:
+def _policy_states(actors: Actors, prompts: Sequence[Prompt], replies: Sequence[str]) -> States:
     """The policy's states of pairs of replies, or the reference's."""
     chat = actors.format
     prompt_ids = [chat.prompt_ids(p) for p in prompts]
@@ -118,14 +118,19 @@ def _read(actors: Actors, prompts: Sequence[Prompt], replies: Sequence[str]) -> 
     tokens, lengths = pad([p + r for p, r in zip(prompt_ids, reply_ids)], chat.pad_id)
     prompt_lengths = torch.tensor([len(p) for p in prompt_ids])
     tokens, lengths, prompt_lengths = (t.to(actors.device) for t in (tokens, lengths, prompt_lengths))
-    reader = actors.reference if actors.feedback_source == "reference" else actors.policy
-    assert reader is not None
-    output = reader(Sequences(tokens, prompt_lengths, lengths - prompt_lengths, group_size=2), 1.0)
+    model = actors.reference if actors.feedback_source == "reference" else actors.policy
+    assert model is not None
+    output = model(Sequences(tokens, prompt_lengths, lengths - prompt_lengths, group_size=2), 1.0)
     return output.states  # type: ignore[no-any-return]
 
 
 def learn_from_pairs(
-    actors: Actors, pairs: Sequence[Pair], weight: float, seed: int, budget: int, known: Sequence[Read] | None = None
+    actors: Actors,
+    pairs: Sequence[Pair],
+    weight: float,
+    seed: int,
+    budget: int,
+    known: Sequence[EmbeddedPairs] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Add the gradient of the pairs' mean Bradley-Terry loss over all ranks to adapter and head; no optimiser step.
 
@@ -144,7 +149,9 @@ def learn_from_pairs(
     losses, right = [], []
     for start in range(0, len(mine), micro_rows):
         part = mine[start : start + micro_rows]
-        batch = join([known[i] for i in part], actors.device) if known else read(actors, [pairs[i] for i in part])
+        batch = (
+            join([known[i] for i in part], actors.device) if known else embed_pairs(actors, [pairs[i] for i in part])
+        )
         live = live_rewards(actors, batch, weight, [draw_seed(Stream.PAIR_OF_STEP, seed, i) for i in part])
         counts = torch.tensor(real[start : start + micro_rows], device=live.device)
         loss = torch.where(counts, bradley_terry(live[:, 0], live[:, 1]), 0.0)
@@ -162,14 +169,14 @@ def share(count: int) -> tuple[list[int], list[bool]]:
     return [min(i, count - 1) for i in mine], [i < count for i in mine]
 
 
-def join(parts: Sequence[Read], device: torch.device) -> Read:
+def join(parts: Sequence[EmbeddedPairs], device: torch.device) -> EmbeddedPairs:
     """Pairs that were read apart, as one batch."""
     rte = torch.cat([part.rte for part in parts]).to(device)
     states = [part.states for part in parts if part.states is not None]
     if not states:
-        return Read(rte, None)
-    readable = torch.block_diag(*(s.readable for s in states)).bool()
-    return Read(rte, States(torch.cat([s.hidden for s in states]).to(device), readable.to(device)))
+        return EmbeddedPairs(rte, None)
+    visible = torch.block_diag(*(s.visible for s in states)).bool()
+    return EmbeddedPairs(rte, States(torch.cat([s.hidden for s in states]).to(device), visible.to(device)))
 
 
 def replay_batch(labels: Labels, config: FeedbackConfig, seed: int, step: int) -> list[Pair]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from r2m_cli.config.registry import ESTIMATORS, FEEDBACKS
 from r2m_cli.config.schema import Config, PolicyConfig, RewardConfig
 from r2m_cli.console import say
 from r2m_cli.data.forms import BUILT_IN
@@ -136,7 +137,7 @@ def build_actors(config: Config, source: Source, policy_path: str | None = None)
             frozen = Policy(base, attention=engine.attention, features=features_of(config, "reference"))
             reference = place_frozen(frozen, engine, device)
     critic = None
-    if training and trainer.algorithm == "ppo":
+    if training and ESTIMATORS[trainer.algorithm].critic:
         body = load_causal_lm(config.policy.path, "policy.path", dtype)
         values = Critic(body, engine.gradient_checkpointing, engine.attention)
         critic = make_engine(values, engine, device, weight_decay=decay, max_grad_norm=norm)
@@ -171,7 +172,7 @@ def build_reward(config: Config, feedback_size: int, device: torch.device, key: 
     feedback, f = None, config.feedback
     if f.kind != "none":
         module: torch.nn.Module = HeadOnly(head)
-        if f.kind != "head_only":
+        if FEEDBACKS[f.kind].states is not None:
             seed = draw_seed(Stream.ADAPTER, config.seed)
             size = width(classifier, f.features) if f.source == "reward" else feedback_size
             module = FeedbackHead(head, size, f.dim, seed, f.heads, f.query == "learned")
@@ -225,7 +226,7 @@ def features_of(config: Config, model: str, lora: bool = False) -> str:
     """
     f = config.feedback
     whose = (model, "reference") if lora else (model,)
-    return f.features if f.kind not in ("none", "head_only") and f.source in whose else "states"
+    return f.features if FEEDBACKS[f.kind].states is not None and f.source in whose else "states"
 
 
 def check_context(config: Config, policy: str, context: int | None, why: str = "") -> None:

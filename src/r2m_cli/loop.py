@@ -12,6 +12,7 @@ from torch import Tensor
 from r2m_cli.batch import Annotated
 from r2m_cli.checkpoints import checkpoint
 from r2m_cli.checkpoints.state import LoopState
+from r2m_cli.config.registry import ESTIMATORS, FEEDBACKS
 from r2m_cli.config.schema import Config
 from r2m_cli.conversation import Prompt
 from r2m_cli.data.source import PromptStream
@@ -107,20 +108,20 @@ def train_step(run: Training, state: LoopState, step: int, timer: Timer) -> tupl
     with timer("rollout"):
         mine, group_ids = shard(run.prompts.batch(step - 1, c.prompts_per_step))
         batch = rollout(actors, mine, group_ids, c.group_size, config.rollout, config.seed, Stream.ROLLOUT, step)
-        batch = balance(batch, together=2 if config.feedback.kind == "shuffled" else 1)
+        batch = balance(batch, together=2 if FEEDBACKS[config.feedback.kind].mixes else 1)
         packs = pack(batch, budget, c.mini_batches)
     with timer("annotate"):
         annotated = annotate(actors, batch, [p for mini_batch in packs for p in mini_batch], weight, temperature)
         require_finite(annotated, step)
     greedy = preference = reward_step = learn = None
-    if c.algorithm == "remax":
+    if ESTIMATORS[c.algorithm].greedy:
         with timer("baseline"):
             greedy = greedy_responses(actors, batch, config, step, weight)
     trainable = advantages(annotated, c, greedy)
     if labels.judge is not None:
         with timer("judge"):
             preference = ask(run, annotated, state, step)
-    if actors.reward.feedback is not None and config.feedback.kind != "frozen":
+    if actors.reward.feedback is not None and FEEDBACKS[config.feedback.kind].learns:
         reward_step = RewardStep(actors, annotated, config.feedback, weight, preference)
         learn = timer("reward_step")(reward_step.consume)
 
@@ -147,7 +148,7 @@ def train_step(run: Training, state: LoopState, step: int, timer: Timer) -> tupl
 
 def weight_at(step: int, config: Config) -> float:
     """w(t), the weight of the text in the live reward at a step: 1 where no adapter reads beside it."""
-    if config.feedback.kind in ("none", "head_only"):
+    if FEEDBACKS[config.feedback.kind].states is None:
         return 1.0
     return feedback_weight(step, config.train.steps, config.feedback.omega, config.feedback.schedule)
 

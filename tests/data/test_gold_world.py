@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from r2m_cli.data.gold_world import FILLERS, POLITE, SPECIALS, TOPIC_OF, TOPICS, GoldWorld
+from r2m_cli.data.gold_world import FILLERS, POLITE, TOPIC_OF, TOPICS, GoldWorld
+from r2m_cli.data.words import SPECIALS
 from r2m_cli.errors import UserError
 
 PROMPT = "fruit : pear apple"

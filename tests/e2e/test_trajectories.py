@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 from conftest import QUICK, Run, rows
 
+from r2m_cli.config.registry import ESTIMATORS, FEEDBACKS
+
 FILE = Path(__file__).with_name("trajectories.json")
 WRITE = os.environ.get("R2M_WRITE_TRAJECTORIES") == "1"
 LABELS = ("feedback.dim=64", "feedback.warmup_epochs=2")
 CASES = {
-    **{f"{optimiser}-r2m": (f"ppo={optimiser}",) for optimiser in ("rloo", "grpo", "remax", "reinforce_pp", "ppo")},
-    **{f"rloo-{kind}": (f"feedback={kind}",) for kind in ("frozen", "noise", "shuffled", "head_only", "none")},
+    **{f"{name}-r2m": (f"ppo={name}",) for name in ESTIMATORS},
+    **{f"rloo-{kind}": (f"feedback={kind}",) for kind in FEEDBACKS if kind != "r2m"},
     **{f"rloo-{kind}": (f"feedback={kind}", *LABELS) for kind in ("r2m_safe", "r2m_judged")},
     "ppo-none": ("ppo=ppo", "feedback=none"),
 }

@@ -1,11 +1,10 @@
 """Combinations of configuration values that cannot work, each refused with one line that says the mend."""
 
+from r2m_cli.config.registry import ESTIMATORS, FEEDBACKS, has_own_models
 from r2m_cli.config.schema import Config
 from r2m_cli.errors import UserError
 
-GROUP_BASELINES = ("rloo", "grpo")
-TOKEN_ADVANTAGES = ("reinforce_pp", "ppo")
-LEARNING = ("r2m", "noise", "shuffled", "head_only")  # kinds of feedback with an update of adapter or head
+LEARNING = tuple(kind for kind, feedback in FEEDBACKS.items() if feedback.learns)
 
 
 def check_combinations(config: Config) -> None:
@@ -63,12 +62,12 @@ def _templates(c: Config) -> None:
 
 
 def _ppo(c: Config) -> None:
-    p = c.ppo
-    if p.group_size < 2 and p.algorithm in GROUP_BASELINES:
+    p, estimator = c.ppo, ESTIMATORS[c.ppo.algorithm]
+    if p.group_size < 2 and estimator.compares:
         raise UserError(
             f"ppo.group_size={p.group_size}: {p.algorithm} compares the K responses of a prompt, so K must be at least 2"
         )
-    if p.algorithm in TOKEN_ADVANTAGES and p.ratio != "token":
+    if estimator.per_token and p.ratio != "token":
         raise UserError(f"ppo.ratio={p.ratio}: {p.algorithm} gives every token its advantage; it needs ppo.ratio=token")
     if p.kl_estimator == "k1" and p.kl_in == "loss" and p.beta > 0:
         raise UserError("ppo.kl_estimator=k1 has no gradient in expectation: use k2 or k3, or ppo.kl_in=reward")
@@ -115,7 +114,7 @@ def _feedback(c: Config) -> None:
             "feedback.self_labels=none: the update learns from labels alone and there are none; set feedback.replay_pairs or "
             "feedback.judge, or feedback=frozen"
         )
-    if f.source == "reference" and f.kind not in ("none", "head_only") and c.ppo.beta == 0:
+    if f.source == "reference" and FEEDBACKS[f.kind].states is not None and c.ppo.beta == 0:
         raise UserError("feedback.source=reference: with ppo.beta=0 there is no reference; set ppo.beta above 0")
     if f.dim % f.heads:
         raise UserError(f"feedback.dim={f.dim}: must be a multiple of feedback.heads={f.heads}")
@@ -132,7 +131,7 @@ def _reward(c: Config) -> None:
     r = c.reward
     if r.paths and len(r.paths) + 1 > r.members:
         raise UserError(f"reward.members={r.members}: reward.path and {len(r.paths)} reward.paths are more; raise it")
-    if r.pretrain_epochs and (r.base is not None or c.data.kind != "gold"):
+    if r.pretrain_epochs and (r.base is not None or not has_own_models(c.data.kind)):
         raise UserError(
             f"reward.pretrain_epochs={r.pretrain_epochs}: it is for a fresh model of the gold world; that of reward.base has "
             "learnt its language already"

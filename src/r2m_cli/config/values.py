@@ -3,12 +3,14 @@
 import re
 from typing import Any
 
+from r2m_cli.config.registry import ESTIMATORS, FEEDBACKS, WORLDS
+
 CHOICES: dict[str, tuple[Any, ...]] = {
     "task": ("train", "sft", "reward", "evaluate", "analyze"),
     "policy.fit.parameters": ("full", "lora", "head"),
     "reward.fit.parameters": ("full", "lora", "head"),
     "reward.combine": ("mean", "worst", "uncertainty"),
-    "feedback.kind": ("r2m", "frozen", "noise", "shuffled", "head_only", "none"),
+    "feedback.kind": tuple(FEEDBACKS),
     "feedback.schedule": ("cosine", "constant"),
     "feedback.source": ("policy", "reference", "reward"),
     "feedback.features": ("states", "tokens", "both"),
@@ -16,13 +18,13 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "feedback.self_labels": ("all", "agreed", "none"),
     "feedback.judge": ("none", "gold", "labeller", "openai"),
     "feedback.pair": ("recomputed", "annotated"),
-    "ppo.algorithm": ("rloo", "grpo", "remax", "reinforce_pp", "ppo"),
+    "ppo.algorithm": tuple(ESTIMATORS),
     "ppo.ratio": ("sequence", "token"),
     "ppo.kl_in": ("loss", "reward"),
     "ppo.kl_estimator": ("k1", "k2", "k3"),
     "ppo.normalise": ("none", "scale", "whiten"),
     "ppo.lr_schedule": ("constant", "linear", "cosine"),
-    "data.kind": ("gold", "english", "file"),
+    "data.kind": (*WORLDS, "file"),
     "eval.judge": ("none", "reward", "gold", "openai"),
     "engine.kind": ("single", "zero"),
     "engine.stage": (0, 1, 2, 3),

@@ -41,8 +41,8 @@ class EnglishWorld(World):
 
     LABELLERS = Labellers(bias=0.4, temperature=0.3)
 
-    def __init__(self, labellers: Labellers = LABELLERS) -> None:
-        self.labellers = labellers
+    def __init__(self, labellers: Labellers | None = None) -> None:
+        super().__init__(labellers)
         try:
             from textblob import TextBlob
         except ImportError as error:

@@ -19,10 +19,11 @@ import re
 from itertools import combinations
 from typing import TYPE_CHECKING, ClassVar
 
+from r2m_cli.data.words import word_tokenizer
 from r2m_cli.data.world import Labellers, World
 from r2m_cli.errors import UserError
 
-if TYPE_CHECKING:  # the configuration's schema reads this file: it must not cost the import of transformers
+if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 TOPICS: dict[str, tuple[str, ...]] = {
@@ -37,18 +38,8 @@ OPENING = ("i", "suggest")
 POLITE = ("gladly", "kindly", "please", "thanks")
 FILLERS = ("just", "know", "like", "maybe", "perhaps", "quite", "really", "so", "very", "you")
 STOP = "."
-PAD, UNK, EOS, USER, ASSISTANT = SPECIALS = ("<pad>", "<unk>", "<eos>", "<user>", "<assistant>")
 
 TOPIC_OF = {word: topic for topic, words in TOPICS.items() for word in words}
-
-# A generation prompt ends with <assistant>, so it is a prefix of prompt + response, in text and in tokens.
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if message['role'] == 'assistant' %}<assistant> {{ message['content'] }} <eos> "
-    "{% else %}<user> {{ message['content'] }} {% endif %}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
 
 
 class GoldWorld(World):
@@ -74,9 +65,6 @@ class GoldWorld(World):
     SOFT_LENGTH = 11  # words of the longest response that costs nothing
 
     LABELLERS = Labellers(bias=0.15, temperature=0.3)
-
-    def __init__(self, labellers: Labellers = LABELLERS) -> None:
-        self.labellers = labellers
 
     def prompts(self, count: int, seed: int) -> list[str]:
         """`count` prompts such as "fruit : pear apple", drawn with replacement from the 336 that exist."""
@@ -160,30 +148,8 @@ class GoldWorld(World):
         return self.labellers.prefer_first(liking_a, liking_b, rng)
 
     def tokenizer(self) -> "PreTrainedTokenizerFast":
-        """One token per word, with a chat template: it takes the road that a real chat model's tokenizer takes.
-
-        Pad, end and unknown are three different tokens. With pad = end, a reward model that looks for the last
-        token by id would not see whether a response has ended.
-        """
-        from tokenizers import Tokenizer
-        from tokenizers.models import WordLevel
-        from tokenizers.pre_tokenizers import Whitespace
-        from transformers import PreTrainedTokenizerFast
-
-        words = [*SPECIALS, STOP, ":", *TOPICS, *TOPIC_OF, *OPENING, *POLITE, *FILLERS]
-        backend = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token=UNK))
-        backend.pre_tokenizer = Whitespace()
-        return PreTrainedTokenizerFast(
-            tokenizer_object=backend,
-            pad_token=PAD,
-            unk_token=UNK,
-            eos_token=EOS,
-            extra_special_tokens=[USER, ASSISTANT],
-            chat_template=CHAT_TEMPLATE,
-            # The decoded text must be the words with one space between them, also before the full stop.
-            clean_up_tokenization_spaces=False,
-            model_input_names=["input_ids", "attention_mask"],
-        )
+        """One token per word."""
+        return word_tokenizer([STOP, ":", *TOPICS, *TOPIC_OF, *OPENING, *POLITE, *FILLERS])
 
 
 def _parse(prompt: str) -> tuple[str, list[str]]:

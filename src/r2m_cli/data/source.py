@@ -1,14 +1,16 @@
 """What a run draws from: a world whose true reward is known, or a file, split once into training and held-out parts."""
 
+import inspect
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from pkgutil import resolve_name
 
+from r2m_cli.config.registry import WORLDS, has_own_models
 from r2m_cli.config.schema import DataConfig
 from r2m_cli.console import say
 from r2m_cli.conversation import Pair, Prompt
-from r2m_cli.data.english_world import EnglishWorld
-from r2m_cli.data.gold_world import GoldWorld
 from r2m_cli.data.preferences import Dropped, describe, load_preferences, reasons
 from r2m_cli.data.rendered import rendered_notes
 from r2m_cli.data.template import ChatFormat
@@ -67,9 +69,15 @@ def load_source(config: DataConfig, eval_prompts: int, evaluating: bool = False)
 
 
 def world_of(config: DataConfig) -> World:
-    """The world of data=gold or data=english. Raises UserError for a package that it needs and that is not there."""
-    kind = GoldWorld if config.kind == "gold" else EnglishWorld
-    return kind(labellers_of(config, kind.LABELLERS))
+    """The world that data.kind names. Raises UserError for a package that it needs and that is not there."""
+    world = world_class(config.kind)
+    return world(labellers_of(config, world.LABELLERS))
+
+
+def world_class(kind: str) -> type[World]:
+    """The class of a world of the registry."""
+    world: type[World] = resolve_name(WORLDS[kind].world)
+    return world
 
 
 def labellers_of(config: DataConfig, own: Labellers) -> Labellers:
@@ -81,8 +89,7 @@ def labellers_of(config: DataConfig, own: Labellers) -> Labellers:
 def _world(config: DataConfig, eval_prompts: int) -> Source:
     rng = random.Random(draw_seed(Stream.DEMONSTRATIONS, config.seed))
     world = world_of(config)
-    # The English world has no demonstrations: its policies can chat already.
-    wanted = config.demonstrations if config.kind == "gold" else 0
+    wanted = config.demonstrations if has_own_models(config.kind) else 0  # else its policies can chat already
     asked = world.prompts(wanted, draw_seed(Stream.DEMONSTRATIONS, config.seed))
     return Source(
         prompts=[user_prompt(p) for p in world.prompts(config.prompts, draw_seed(Stream.WORLD_PROMPTS, config.seed))],
@@ -179,14 +186,15 @@ def _identity(prompt: Prompt) -> tuple[tuple[str, str], ...]:
 
 
 def identity_of(config: DataConfig, labels: bool = True) -> list[object]:
-    """What the data is, for a cache key: the world and its labellers, or the file's digest (a hub data set's name).
+    """What the data is, for a cache key: the world's code and its labellers, or the file's digest (a hub data set's name).
 
     Args:
         labels: with those of the world's labellers, whom the policy's demonstrations do not know.
     """
     if config.kind != "file":
-        world = GoldWorld if config.kind == "gold" else EnglishWorld
-        return [config.kind, config.seed, *([asdict(labellers_of(config, world.LABELLERS))] if labels else [])]
+        world = world_class(config.kind)
+        code = digest_of(Path(inspect.getfile(world)))  # a world under work changes
+        return [config.kind, config.seed, code, *([asdict(labellers_of(config, world.LABELLERS))] if labels else [])]
     path = from_home(config.path or "")
     content = digest_of(path) if path.exists() else config.path
     subset = [config.subset] if config.subset is not None else []

@@ -4,7 +4,7 @@ import math
 import random
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -27,6 +27,11 @@ class Labellers:
 
 class World(ABC):
     """Prompts, true scores and labels. The responses to be labelled are the starting policy's own."""
+
+    LABELLERS: ClassVar[Labellers]  # the world's own
+
+    def __init__(self, labellers: Labellers | None = None) -> None:
+        self.labellers = labellers or self.LABELLERS
 
     @abstractmethod
     def prompts(self, count: int, seed: int) -> list[str]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+from r2m_cli.config.registry import has_own_models
 from r2m_cli.config.schema import Config
 from r2m_cli.files.run_folder import (
     ALPACA_EVAL,
@@ -86,6 +87,6 @@ def _with_the_model(config: Config, folder: Path, overrides: Iterable[str]) -> l
     made, other = ("policy", config.reward) if config.task == "sft" else ("reward", config.policy)
     dropped = ("output=", "hydra.", *MAKERS[config.task])
     kept = [text for text in overrides if not text.lstrip("+").startswith(dropped)]
-    if config.data.kind != "gold" and other.path is None and other.base is None:
+    if not has_own_models(config.data.kind) and other.path is None and other.base is None:
         kept.append("reward.path=REWARD_MODEL" if made == "policy" else "policy.path=POLICY")
     return [*kept, f"{made}.path={place(folder)}"]

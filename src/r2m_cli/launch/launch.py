@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from r2m_cli.config.combinations import reads_curves_only
+from r2m_cli.config.registry import FEEDBACKS, has_own_models
 from r2m_cli.config.schema import Config
 from r2m_cli.console import tell
 from r2m_cli.errors import UserError
@@ -92,7 +93,10 @@ def _without_states(name: str | None) -> str | None:
     from r2m_cli.checkpoints.checkpoint import ADAPTER_CONFIG
 
     settings = from_home(name or "") / ADAPTER_CONFIG
-    if name is None or not settings.is_file() or read_json(settings).get("kind") == "head_only":
+    if name is None or not settings.is_file():
+        return None
+    kind = read_json(settings).get("kind")
+    if kind in FEEDBACKS and FEEDBACKS[kind].states is None:
         return None
     return (
         f"note: {name} was left by a run with feedback and is read here without states: its learnt head on the text alone "
@@ -116,7 +120,7 @@ def fit_once(config: Config) -> Path:
 
     what = {"sft": "SFT policy", "reward": "reward model"}[config.task]
     output = None if config.output is None else new_folder(config.output)
-    if config.task == "reward" and config.data.kind == "gold" and config.policy.path is None:
+    if config.task == "reward" and has_own_models(config.data.kind) and config.policy.path is None:
         path = fit_once(replace(config, task="sft", output=None))
         named = replace(config, policy=replace(config.policy, path=str(path)))
         cached = reward_cache(config)

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from r2m_cli.config.combinations import reads_curves_only
+from r2m_cli.config.registry import has_own_models
 from r2m_cli.config.schema import Config
 from r2m_cli.errors import UserError
 from r2m_cli.text import from_home
@@ -114,8 +115,8 @@ def _named(config: Config) -> dict[str, str]:
         value = model.path if name == "path" else model.base
         if value is not None and not unread:
             named[f"{key}.{name}"] = value
-        elif config.data.kind != "gold" and not unread:
-            named[f"{key}.{'base' if fitted else 'path'}"] = ""  # only the gold world has models of its own
+        elif not has_own_models(config.data.kind) and not unread:
+            named[f"{key}.{'base' if fitted else 'path'}"] = ""  # there is nothing to fit it from
     if config.task in ("train", "evaluate", "analyze"):
         c = config.reward
         named |= {f"reward.paths[{i}]": path for i, path in enumerate(c.paths)}
@@ -214,5 +215,5 @@ def _check_context(config: Config, named: dict[str, str]) -> None:
                     return
                 check_context(config, f"{key}={named[key]}", context_length(model), why_no_longer(model))
             return
-    if config.data.kind == "gold" and not reads_curves_only(config):
+    if has_own_models(config.data.kind) and not reads_curves_only(config):
         check_context(config, "the small policy that is fitted here", FRESH_CONTEXT)

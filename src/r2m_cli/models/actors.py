@@ -32,5 +32,4 @@ class Actors:
     def feedback_source(self) -> str:
         """Whose features the adapter attends to: policy, reference or reward; policy where there is no adapter."""
         reward = self.reward
-        adapter = reward.feedback is not None and reward.kind != "head_only"
-        return reward.source if adapter else "policy"
+        return reward.source if reward.has_adapter else "policy"

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from r2m_cli.config.registry import FEEDBACKS
 from r2m_cli.conversation import Prompt
 from r2m_cli.data.template import ChatFormat
 from r2m_cli.data.truncation import MAX_TOKENS, Truncation
@@ -39,6 +40,11 @@ class RewardModel:
     source: str = "policy"  # feedback.source: whose
     ensemble: Ensemble | None = None  # further frozen models; None for a single one
     unshared: str = ""  # why the backbone reads every prompt once per response; empty where it shares them
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether hidden states are read at all."""
+        return self.feedback is not None and FEEDBACKS[self.kind].states is not None
 
     @property
     def truncations(self) -> tuple[Truncation, ...]:

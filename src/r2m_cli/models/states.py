@@ -1,10 +1,12 @@
 """What the adapter reads: the policy's states, or what an ablation puts in their place."""
 
+from pkgutil import resolve_name
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from r2m_cli.config.registry import FEEDBACKS
 from r2m_cli.seeds import Stream, draw_seed
 
 ANNOTATED, FRESH, LABELLED = range(3)  # looks at the same sequences
@@ -60,38 +62,58 @@ def rms(rows: Tensor) -> Tensor:
 
 
 def feedback_states(kind: str, states: States, seeds: list[int], block: int, phase: int) -> States:
-    """The states that the adapter gets under `feedback.kind`.
+    """The states that the adapter gets under `feedback.kind`: those that the variant's function makes of the model's own.
 
     Args:
-        states: the policy's own.
+        states: the model's own.
         seeds: B, one per sequence.
-        block: `shuffled` moves states among this many neighbouring sequences, a group or a pair, so that neither
-            micro-batches nor ranks change what is read (but for single responses in odd numbers, see `balance`).
-        phase: ANNOTATED, FRESH or LABELLED; noise is drawn anew for each look.
+        block: a variant may move states among this many neighbouring sequences (a group or a pair) and no further: then
+            neither micro-batches nor ranks change the result (but for single responses in odd numbers, see `balance`).
+        phase: ANNOTATED, FRESH or LABELLED; each has random draws of its own.
+
+    Raises ValueError unless there is one seed per sequence.
     """
     if len(seeds) != len(states.visible):
         raise ValueError(f"{len(seeds)} seeds for {len(states.visible)} sequences")
-    if kind == "noise":
-        return noise_like(states, [draw_seed(Stream.NOISE, seed, phase) for seed in seeds])
-    if kind == "shuffled":
-        order = neighbours(len(seeds), block).to(states.visible.device)
-        return States(states.hidden, states.visible[order])
+    variant = FEEDBACKS[kind].states
+    if variant is None:
+        return states
+    made: States = resolve_name(variant)(states, [draw_seed(Stream.NOISE, seed, phase) for seed in seeds], block)
+    return made
+
+
+def own(states: States, seeds: list[int], block: int) -> States:
+    """The model's own states: the published method.
+
+    Every variant is a function of the same three arguments.
+
+    Args:
+        states: of B sequences.
+        seeds: B, for random draws.
+        block: sequences of a group.
+    """
     return states
 
 
-def noise_like(states: States, seeds: list[int]) -> States:
+def noise_like(states: States, seeds: list[int], block: int) -> States:
     """Gaussian noise with the mean and variance that each sequence's states have over positions and features.
 
     Every sequence has noise of its own, where those of a group have the states of their prompt in common.
     """
     rows = []
     for seed, visible in zip(seeds, states.visible):
-        own = states.hidden[visible].float()
-        drawn = torch.randn(own.shape, generator=torch.Generator().manual_seed(seed)).to(own.device)
-        rows.append(own.mean() + own.std(correction=0) * drawn)
+        values = states.hidden[visible].float()
+        drawn = torch.randn(values.shape, generator=torch.Generator().manual_seed(seed)).to(values.device)
+        rows.append(values.mean() + values.std(correction=0) * drawn)
     owner = torch.arange(len(rows)).repeat_interleave(torch.tensor([len(row) for row in rows]))
     visible = owner[None] == torch.arange(len(rows))[:, None]
     return States(torch.cat(rows).to(states.hidden.dtype), visible.to(states.hidden.device))
+
+
+def shuffled(states: States, seeds: list[int], block: int) -> States:
+    """The states of the next response of the same group."""
+    order = neighbours(len(seeds), block).to(states.visible.device)
+    return States(states.hidden, states.visible[order])
 
 
 def neighbours(rows: int, block: int) -> Tensor:

@@ -37,7 +37,7 @@ class Labels:
 def fits(actors: Actors, pair: Pair) -> bool:
     """Whether the policy can read prompt and either reply whole; where its states are not wanted it is not asked to."""
     limit = context_length(actors.policy.module.lm.config)
-    if limit is None or actors.reward.feedback is None or actors.reward.kind == "head_only":
+    if limit is None or not actors.reward.has_adapter:
         return True
     prompt = len(actors.format.prompt_ids(pair.prompt))
     replies = (actors.format.response_ids(pair.prompt, reply) for reply in (pair.chosen, pair.rejected))
@@ -69,7 +69,7 @@ def embed_pairs(actors: Actors, pairs: Sequence[Pair]) -> EmbeddedPairs:
     """All replies in one batch: read apart, anything that depends on the batch could tell winners from losers."""
     prompts, replies = _replies(pairs)
     rte, own = actors.reward.embed(prompts, replies, actors.device)
-    if actors.reward.feedback is None or actors.reward.kind == "head_only":
+    if not actors.reward.has_adapter:
         return EmbeddedPairs(rte, None)
     return EmbeddedPairs(rte, _policy_states(actors, prompts, replies) if own is None else own)
 

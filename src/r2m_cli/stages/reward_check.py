@@ -25,7 +25,7 @@ def reward_check(
     """
     frozen, live = score_pairs(actors, pairs, omega, budget)
     notes = [f"reward model on {len(pairs)} held-out pairs: {_describe(pairs, frozen)}"]
-    if live is not None and actors.reward.kind != "head_only":
+    if live is not None and actors.reward.has_adapter:
         notes.append(f"with feedback, before any RL, at w = {omega:g}: {_describe(pairs, live)}")
     missing = int((~frozen.isfinite()).sum())
     warnings = []

@@ -1,4 +1,4 @@
-"""Reward models that stay frozen: fits with margin and centring, fits that differ by their seed, ensembles of them."""
+"""Reward models that stay frozen: fits with centring, fits that differ by their seed, ensembles of them."""
 
 import json
 import shutil
@@ -46,8 +46,8 @@ def pair_scores(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def loss_of(chosen: np.ndarray, rejected: np.ndarray) -> float:
-    """Bradley-Terry with a margin of 0.7 and centring of 0.2."""
-    return float(np.mean(np.log1p(np.exp(-(chosen - rejected - 0.7))) + 0.2 * (chosen + rejected) ** 2))
+    """Bradley-Terry with centring of 0.2."""
+    return float(np.mean(np.log1p(np.exp(-(chosen - rejected))) + 0.2 * (chosen + rejected) ** 2))
 
 
 def figures(folder: Path) -> dict[str, float]:

@@ -18,7 +18,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "feedback.judge_select": ("first", "wide", "close"),
     "feedback.pair": ("recomputed", "annotated"),
     "ppo.algorithm": ("rloo", "grpo", "remax", "reinforce_pp", "ppo"),
-    "ppo.ratio": ("sequence", "token"),
+    "ppo.ratio": ("sequence", "sequence_mean", "token"),
     "ppo.kl_in": ("loss", "reward"),
     "ppo.kl_estimator": ("k1", "k2", "k3"),
     "ppo.normalise": ("none", "scale", "whiten"),

@@ -9,11 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from r2m_cli.maths.masking import length_mask
-from r2m_cli.maths.policy_loss import policy_loss
+from r2m_cli.maths.policy_loss import LEVELS, policy_loss
 
 QUICK = settings(max_examples=25, deadline=None)
 
-LEVELS = ("sequence", "token")
 LENGTHS = (3, 1, 5, 2)
 
 
@@ -51,7 +50,7 @@ def kl_of(estimator: str, p: float, q: float) -> float:
     return {"k1": d, "k2": d * d / 2, "k3": math.exp(-d) - 1 + d}[estimator]
 
 
-def naive(logp, old, ref, mask, advantages, level, low, high, beta, estimator):
+def naive(logp, old, ref, mask, advantages, level, low, high, beta, estimator, dual=math.inf):
     """Response by response, token by token: lists (total, kl, ratio, clipped). Advantages [B], or [B, R] by token."""
     columns = []
     for b in range(len(advantages)):
@@ -60,6 +59,9 @@ def naive(logp, old, ref, mask, advantages, level, low, high, beta, estimator):
         if level == "sequence":
             ratios = [math.exp(sum(float(logp[b, j]) - float(old[b, j]) for j in where))]
             kl = sum(kls)
+        elif level == "sequence_mean":
+            ratios = [math.exp(sum(float(logp[b, j]) - float(old[b, j]) for j in where) / len(where))]
+            kl = sum(kls) / len(kls)
         else:
             ratios = [math.exp(float(logp[b, j]) - float(old[b, j])) for j in where]
             kl = sum(kls) / len(kls)
@@ -67,8 +69,11 @@ def naive(logp, old, ref, mask, advantages, level, low, high, beta, estimator):
         surrogate, cut = 0.0, 0
         for ratio, advantage in zip(ratios, per_ratio):
             clipped = min(max(ratio, 1 - low), 1 + high)
-            surrogate += min(ratio * advantage, clipped * advantage) / len(ratios)
-            cut += clipped * advantage < ratio * advantage
+            objective = min(ratio * advantage, clipped * advantage)
+            if advantage < 0:
+                objective = max(objective, dual * advantage)
+            surrogate += objective / len(ratios)
+            cut += objective != ratio * advantage
         total = -surrogate + beta * kl
         columns.append((total, kl, sum(ratios) / len(ratios), cut / len(ratios)))
     return [list(column) for column in zip(*columns)]
@@ -107,6 +112,10 @@ def test_two_tokens_by_hand():
     assert sequence.total.item() == pytest.approx(-0.5 + 0.1 * log2)
     assert sequence.kl.item() == pytest.approx(log2)
 
+    mean = loss_of(logp, old, ref, mask, advantages, "sequence_mean", beta=0.1, estimator="k1")
+    assert mean.ratio.item() == pytest.approx(0.5**0.5)  # the square root: two tokens
+    assert mean.total.item() == pytest.approx(-(0.5**0.5) + 0.1 * log2 / 2)
+
     token = loss_of(logp, old, ref, mask, advantages, "token", beta=0.1, estimator="k1")
     assert token.total.item() == pytest.approx(-(1.2 + 0.25) / 2 + 0.1 * log2 / 2)
     assert token.ratio.item() == pytest.approx((2 + 0.25) / 2)
@@ -127,12 +136,12 @@ def test_equals_a_naive_loop(level, estimator, seed):
 @QUICK
 @given(
     st.sampled_from(LEVELS), st.integers(0, 1000), st.floats(0, 0.9), st.floats(0, 2), st.floats(0, 1),
-    st.sampled_from(["k1", "k2", "k3"]),
+    st.sampled_from(["k1", "k2", "k3"]), st.none() | st.floats(3.1, 10), st.floats(0.1, 2),
 )  # fmt: skip
-def test_equals_a_naive_loop_whatever_the_settings(level, seed, low, high, beta, estimator):
-    data = inputs(seed)
-    got = loss_of(*data, level, low, high, beta, estimator)
-    expected = naive(*data, level, low, high, beta, estimator)
+def test_equals_a_naive_loop_whatever_the_settings(level, seed, low, high, beta, estimator, dual, spread):
+    data = inputs(seed, spread)
+    got = loss_of(*data, level, low, high, beta, estimator, dual_clip=dual)
+    expected = naive(*data, level, low, high, beta, estimator, math.inf if dual is None else dual)
     assert got.total.tolist() == pytest.approx(expected[0], rel=1e-8, abs=1e-8)
 
 
@@ -167,6 +176,43 @@ def test_a_ratio_beyond_fp32_is_clipped_as_any_other(level, advantage):
     got.total.sum().backward()
     assert got.total.item() == pytest.approx(-1.2 * advantage)
     assert logp.grad.item() == 0
+
+
+@pytest.mark.parametrize("log_ratio", [math.log(5), 95.0])  # the second is beyond fp32
+@pytest.mark.parametrize("level", LEVELS)
+def test_the_dual_clip_bounds_the_loss_where_the_advantage_is_negative(level, log_ratio):
+    old = torch.tensor([[-100.0]])
+    logp = (old + log_ratio).requires_grad_(True)
+    got = loss_of(logp, old, None, torch.tensor([[True]]), torch.tensor([-2.0]), level, dual_clip=3.0)
+    got.total.sum().backward()
+    assert got.total.item() == pytest.approx(6.0)  # 3 x 2, not 5 x 2 and not infinite
+    assert got.clipped.item() == 1
+    assert logp.grad.item() == 0
+
+
+@pytest.mark.parametrize(("ratio", "advantage"), [(2.9, -1.0), (0.1, -1.0), (5.0, 1.0), (1.0, -1.0)])
+@pytest.mark.parametrize("level", LEVELS)
+def test_the_dual_clip_changes_nothing_else(level, ratio, advantage):
+    def run(dual):
+        old = torch.tensor([[-1.0]])
+        logp = (old + math.log(ratio)).requires_grad_(True)
+        got = loss_of(logp, old, None, torch.tensor([[True]]), torch.tensor([advantage]), level, dual_clip=dual)
+        got.total.sum().backward()
+        return got.total.item(), got.clipped.item(), logp.grad.item()
+
+    assert run(3.0) == run(None)
+
+
+def test_a_ratio_per_mean_token_does_not_grow_with_the_length():
+    # every token is 10% likelier than before: over 256 tokens the sequence is 4e10 times as likely
+    old = torch.full((1, 256), -2.0, dtype=torch.float64)
+    whole = torch.ones(1, 256, dtype=torch.bool)
+    got = {
+        level: loss_of(old + math.log(1.1), old, None, whole, torch.tensor([-1.0]), level, high=0.2).ratio.item()
+        for level in LEVELS
+    }
+    assert got["sequence_mean"] == pytest.approx(1.1) == got["token"]
+    assert got["sequence"] == pytest.approx(1.1**256)
 
 
 @pytest.mark.parametrize(("ratio", "advantage"), [(1.5, -1.0), (0.5, 1.0)])
@@ -235,7 +281,7 @@ def test_what_is_reported_carries_no_gradient():
 
 
 def test_another_level_is_an_error():
-    with pytest.raises(ValueError, match="'sequence' or 'token'"):
+    with pytest.raises(ValueError, match="level is one of sequence, sequence_mean, token"):
         loss_of(*inputs(0), level="word")
 
 

@@ -49,7 +49,7 @@ def prepared(arguments: Sequence[str], word: str) -> list[str]:
     sweeps = any(text in ("-m", "--multirun") for text in options) or any(
         text.startswith("+sweep=") or text == "hydra.mode=MULTIRUN" for text in overrides
     )
-    ready = [quoted(override, sweeps) for override in sweep.in_order(overrides)]
+    ready = [_free(quoted(override, sweeps)) for override in sweep.in_order(overrides)]
     if shows := [text.split("=")[0] for text in options if text.split("=")[0] in SHOWING]:
         _refuse_several(ready, shows[0])
     return [*options, *ready]
@@ -64,6 +64,14 @@ def _refuse_several(overrides: Sequence[str], option: str) -> None:
         with suppress(HydraException):  # what cannot be read is named when Hydra composes
             if parser.parse_override(text).is_sweep_override():
                 raise UserError(f"{text}: {option} shows the configuration of one run; give every key one value")
+
+
+def _free(override: str) -> str:
+    """An override below engine.deepspeed, whose keys are not r2m's, with the plus signs that let Hydra add what is not there."""
+    name, _, value = override.partition("=")
+    if name.lstrip("+") == "engine.deepspeed" and not value.startswith("{"):
+        raise UserError(f"{override}: takes keys of DeepSpeed's JSON, engine.deepspeed.KEY=VALUE")
+    return f"++{override}" if name.startswith("engine.deepspeed") else override
 
 
 def parted(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -21,7 +21,7 @@ from r2m_cli.files.jobs import QUOTED
 
 # Keys whose value may name a place on this disk: a leading ~ is the home folder.
 PATHS = ("data.path", "policy.path", "policy.base", "reward.path", "reward.base", "reward.paths", "policy.template", "reward.template",
-         "eval.reward", "eval.against",
+         "eval.reward", "eval.against", "engine.hostfile",
          "output", "out", "resume", "run", "runs", "hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")  # fmt: skip
 # Of those: places where something is written, one for the whole command line.
 PLACES = ("output", "out", "hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")

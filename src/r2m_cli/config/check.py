@@ -2,6 +2,7 @@
 
 import difflib
 import math
+from dataclasses import is_dataclass
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -82,7 +83,8 @@ def keys(schema: type = Config) -> list[str]:
         for name in node:
             value = node._get_node(name)
             path = prefix + str(name)
-            found += walk(value, path + ".") if isinstance(value, DictConfig) else [path]
+            part = isinstance(value, DictConfig) and is_dataclass(OmegaConf.get_type(value))
+            found += walk(value, path + ".") if part else [path]
         return found
 
     return walk(OmegaConf.structured(schema), "")

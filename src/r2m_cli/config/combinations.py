@@ -67,6 +67,10 @@ def _ppo(c: Config) -> None:
         raise UserError(
             f"ppo.group_size={p.group_size}: {p.algorithm} compares the K responses of a prompt, so K must be at least 2"
         )
+    if p.dual_clip is not None and not p.dual_clip > 1 + p.clip_high:
+        raise UserError(
+            f"ppo.dual_clip={p.dual_clip:g}: must be above 1 + ppo.clip_high = {1 + p.clip_high:g} (3 is usual), or null"
+        )
     if estimator.per_token and p.ratio != "token":
         raise UserError(f"ppo.ratio={p.ratio}: {p.algorithm} gives every token its advantage; it needs ppo.ratio=token")
     if p.kl_estimator == "k1" and p.kl_in == "loss" and p.beta > 0:

@@ -5,6 +5,7 @@ embedded gold world. `check.py` checks what types cannot say.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass
@@ -155,13 +156,15 @@ class PpoConfig:
     epochs: int = 2
     # optimiser steps per pass; each takes an equal part of every rank's prompts
     mini_batches: int = 1
-    # importance ratio per: sequence (the paper's) | token
+    # importance ratio per: sequence (the paper's) | sequence_mean (its length-normalised form, GSPO's) | token
     ratio: str = "sequence"
     # the ratio is clipped to [1 - clip_low, 1 + clip_high]
     clip_low: float = 0.2
     clip_high: float = 0.2
-    # weight of KL(policy || reference), see kl_in; with ratio=sequence a sum over the response, in nats; 0: no reference,
-    # and no KL is measured either
+    # where an advantage is negative the loss is bounded at this ratio, above 1 + clip_high (dual clip; 3 is usual); null: no bound
+    dual_clip: float | None = None
+    # weight of KL(policy || reference), see kl_in; with ratio=sequence a sum over the response, in nats, else a mean over
+    # its tokens; 0: no reference, and no KL is measured either
     beta: float = 0.05
     # nats per response that an adaptive weight, never below beta, holds the KL to (Ziegler et al. 2019); null: beta is constant
     kl_target: float | None = None
@@ -301,6 +304,8 @@ class EngineConfig:
     node_rank: int = 0
     # HOST:PORT where the machines meet
     rendezvous: str | None = None
+    # a DeepSpeed hostfile (NAME slots=N a line), which says all of the four; start the same command on every machine
+    hostfile: str | None = None
     # auto (cuda where there is one) | cpu | cuda
     device: str = "auto"
     # fp32 | bf16
@@ -312,6 +317,9 @@ class EngineConfig:
     gradient_checkpointing: bool = False
     # keep the optimiser state in host memory (zero, stages 1 to 3)
     offload_optimizer: bool = False
+    # any keys of DeepSpeed's own JSON, put over r2m's last, for the policy, the critic and sharded frozen models:
+    # engine.deepspeed.zero_optimization.overlap_comm=true
+    deepspeed: dict[str, Any] = field(default_factory=dict)
     # CPU threads per rank, also of engine=single; OMP_NUM_THREADS does not count
     threads: int = 1
     # seconds after which a silent collective counts as failed

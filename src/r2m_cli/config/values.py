@@ -19,7 +19,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "feedback.judge": ("none", "gold", "labeller", "openai"),
     "feedback.pair": ("recomputed", "annotated"),
     "ppo.algorithm": tuple(ESTIMATORS),
-    "ppo.ratio": ("sequence", "token"),
+    "ppo.ratio": ("sequence", "sequence_mean", "token"),
     "ppo.kl_in": ("loss", "reward"),
     "ppo.kl_estimator": ("k1", "k2", "k3"),
     "ppo.normalise": ("none", "scale", "whiten"),

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from r2m_cli.config.schema import EngineConfig
+from r2m_cli.distributed.settings import merged
 
 try:
     import deepspeed
@@ -38,7 +39,7 @@ def start_process_group(config: EngineConfig, device: torch.device) -> None:
 
 
 def deepspeed_config(config: EngineConfig, max_grad_norm: float, small: bool = False) -> dict[str, Any]:
-    """DeepSpeed's own configuration for a module; `small` ones stay in fp32 and at stage 1 or below."""
+    """DeepSpeed's own configuration for a module; `small` ones stay in fp32 and at stage 1 or below, without `engine.deepspeed`."""
     stage = min(config.stage, 1) if small else config.stage
     zero_config: dict[str, Any] = {"stage": stage}
     if stage == 3:
@@ -46,7 +47,7 @@ def deepspeed_config(config: EngineConfig, max_grad_norm: float, small: bool = F
         zero_config |= {"stage3_param_persistence_threshold": 0}
     if config.offload_optimizer and stage > 0 and not small:
         zero_config["offload_optimizer"] = {"device": "cpu"}
-    return {
+    settings = {
         # Micro-batches are whole groups, counted by the loop and not by DeepSpeed, which accumulates until `step`.
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -58,6 +59,7 @@ def deepspeed_config(config: EngineConfig, max_grad_norm: float, small: bool = F
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
     }
+    return settings if small else merged(settings, config.deepspeed)
 
 
 class ZeroEngine:

@@ -43,6 +43,10 @@ def _checks(config: Config) -> Iterator[Callable[[], object]]:
         yield lambda: _check_output(str(config.output))
     yield lambda: _check_packages(config)
     yield lambda: _check_gpus(config)
+    if config.engine.deepspeed:
+        from r2m_cli.distributed.settings import check_settings
+
+        yield lambda: check_settings(config.engine)
     if reads_curves_only(config):
         return
     if config.task == "evaluate":

@@ -15,6 +15,7 @@ from r2m_cli.data.forms import BUILT_IN
 from r2m_cli.errors import UserError
 from r2m_cli.files.run_folder import CONFIG, JUDGED, METRICS, SAMPLES, checkpoints, finished
 from r2m_cli.files.yaml_files import read_yaml
+from r2m_cli.launch.hosts import with_hosts
 from r2m_cli.text import from_home
 
 # What may differ between a run and its evaluation or analysis.
@@ -39,11 +40,12 @@ def configured(composed: DictConfig, overrides: list[str]) -> Config:
     if config.resume is not None:
         folder = from_home(config.resume)
         config = replace(_from_run(config, folder, overrides, RESUMABLE), resume=config.resume)
-        return continued(config, folder, _keys_of(overrides))
+        return with_hosts(continued(config, folder, _keys_of(overrides)))
     if config.run is not None:
         folder = from_home(config.run)
         saved = _from_run(config, folder, overrides, EVALUABLE)
         config = replace(saved, task=config.task, run=config.run, runs=config.runs, resume=None, engine=config.engine)
+    config = with_hosts(config)
     validate(config)
     return config
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from r2m_cli.maths import kl
 from r2m_cli.maths.masking import masked_mean, masked_sum
 
+LEVELS = ("sequence", "sequence_mean", "token")  # what has an importance ratio of its own
 LARGEST = 80.0  # log-ratio; exp() of a little more is infinite in fp32
 
 
@@ -31,6 +32,7 @@ def policy_loss(
     level: str,
     clip_low: float,
     clip_high: float,
+    dual_clip: float | None = None,
     beta: float,
     estimator: str,
     entropy: Tensor | None = None,
@@ -39,33 +41,38 @@ def policy_loss(
     """-min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A) + beta KL(pi_theta || pi_ref) - bonus * entropy.
 
     With `level="sequence"` rho is one ratio per sequence, pi(y|x) / pi_old(y|x), and KL is summed over the
-    response (the paper's form). With `level="token"` every token has its ratio and both terms are means over
-    the response's tokens (GRPO's form), so beta then weighs a KL per token.
+    response (the paper's form). With `level="sequence_mean"` rho is the |y|-th root of that, the exponential of the mean
+    log-ratio (GSPO, arXiv 2507.18071, eq. 7), so that its size does not grow with the length. With `level="token"` every
+    token has its ratio (GRPO's form). In the last two KL is a mean over the response's tokens, so beta weighs a KL per token.
+
+    Where A < 0 that objective has no bound: a ratio of a thousand is a loss of a thousand. `dual_clip` = c bounds it from
+    below by c A (Ye et al. 2020, arXiv 1912.09729, eq. 5), and such a sequence or token then gives no gradient.
 
     Args:
         logp, old_logp, ref_logp: [B, R] log-probabilities of the response tokens; `ref_logp` None leaves the KL out.
         mask: [B, R], true on response tokens.
         advantages: [B], or [B, R] with `level="token"`.
+        dual_clip: c > 1 + clip_high; None: no bound.
         entropy: [B, R] of the policy, with gradient, nats; its mean over the response's tokens is rewarded.
     """
     advantage = advantages[:, None] if advantages.dim() == 1 else advantages
     log_ratio = torch.where(mask, logp - old_logp, 0.0)
-    if level == "sequence":
+    if level not in LEVELS:
+        raise ValueError(f"level is one of {', '.join(LEVELS)}, got {level!r}")
+    reduce = masked_sum if level == "sequence" else masked_mean
+    ratio_mask = mask
+    if level != "token":
         if advantages.dim() != 1:
             raise ValueError(f"one ratio per sequence takes one advantage per sequence, got {tuple(advantages.shape)}")
-        reduce = masked_sum
-        log_ratio = log_ratio.sum(dim=1, keepdim=True)  # [B, 1]
+        log_ratio = reduce(log_ratio, mask)[:, None]  # [B, 1]
         ratio_mask = torch.ones_like(log_ratio, dtype=torch.bool)
-    elif level == "token":
-        reduce = masked_mean
-        ratio_mask = mask
-    else:
-        raise ValueError(f"level is 'sequence' or 'token', got {level!r}")
 
-    # Where A >= 0 the clip takes the place of a large ratio, and an infinite one would make its gradient 0 x inf.
-    ratio = torch.where(advantage >= 0, log_ratio.clamp(max=LARGEST), log_ratio).exp()
-    clipped_ratio = ratio.clamp(1 - clip_low, 1 + clip_high)
-    surrogate = torch.minimum(ratio * advantage, clipped_ratio * advantage)
+    # Where a clip takes the place of a large ratio, an infinite one would make its gradient 0 x inf.
+    bounded = (advantage >= 0) | (dual_clip is not None)
+    ratio = torch.where(bounded, log_ratio.clamp(max=LARGEST), log_ratio).exp()
+    surrogate = torch.minimum(ratio * advantage, ratio.clamp(1 - clip_low, 1 + clip_high) * advantage)
+    if dual_clip is not None:
+        surrogate = torch.where(advantage < 0, torch.maximum(surrogate, dual_clip * advantage), surrogate)
     loss = -masked_mean(surrogate, ratio_mask)
 
     penalty = torch.zeros_like(loss)
@@ -77,7 +84,7 @@ def policy_loss(
         loss = loss - entropy_bonus * masked_mean(entropy, mask)
 
     with torch.no_grad():
-        cut = (ratio * advantage > clipped_ratio * advantage).float()
+        cut = (ratio * advantage != surrogate).float()
         return PolicyLoss(
             total=loss,
             kl=penalty.detach(),

@@ -29,6 +29,12 @@ RULES: dict[str, tuple[Callable[[float], bool], str]] = {
         "reward.max_tokens if that is the limit (a note at the start says which is), or lower rollout.max_prompt_tokens or "
         "rollout.max_new_tokens",
     ),
+    "ratio_mean": (
+        lambda ratio: ratio > 10,
+        "the importance ratio is {number} on average (1 is no change): the policy moves so far within a step that the clipped "
+        "loss has no bound where advantages are negative. Lower ppo.lr or ppo.epochs, set ppo.dual_clip=3, or take "
+        "ppo.ratio=sequence_mean or token, which do not grow with the response's length",
+    ),
     "kl": (
         lambda nats: nats < -1 or nats > 100 or nats != nats,
         "KL to the reference is {number} nats per response. It is estimated by k1, so a little below 0 is noise; far "

@@ -54,6 +54,7 @@ def policy_step(
                     level=config.ratio,
                     clip_low=config.clip_low,
                     clip_high=config.clip_high,
+                    dual_clip=config.dual_clip,
                     beta=config.beta,
                     estimator=config.kl_estimator,
                     entropy=output.entropy,

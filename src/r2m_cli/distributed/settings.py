@@ -1,0 +1,85 @@
+"""`engine.deepspeed`: keys of DeepSpeed's own JSON, put over r2m's, and what is wrong with them in one line each."""
+
+import difflib
+import logging
+from typing import Any
+
+from r2m_cli.config.schema import EngineConfig
+from r2m_cli.errors import UserError
+
+# What r2m sets from keys of its own, or must set for its loop to be right: DeepSpeed's name -> what to do instead.
+OWNED = {
+    "train_batch_size": "use ppo.prompts_per_step",
+    "train_micro_batch_size_per_gpu": "use rollout.tokens_per_batch",
+    "gradient_accumulation_steps": "use rollout.tokens_per_batch",
+    "managed_gradient_accumulation": "r2m counts the micro-batches itself",
+    "gradient_clipping": "use ppo.max_grad_norm",
+    "optimizer": "use ppo.lr and ppo.weight_decay",
+    "scheduler": "use ppo.lr_schedule and ppo.warmup_steps",
+    "bf16": "use engine.dtype",
+    "fp16": "use engine.dtype",
+    "zero_optimization.stage": "use engine.stage",
+    "zero_optimization.offload_optimizer.device": "use engine.offload_optimizer for the CPU",
+}
+SECTIONS = ("activation_checkpointing", "aio", "autotuning", "checkpoint", "comet", "comms_logger", "compile", "compression_training",
+            "csv_monitor", "data_efficiency", "data_types", "elasticity", "flops_profiler", "hybrid_engine", "nebula", "pipeline",
+            "tensor_parallel", "tensorboard", "timers", "wandb", "zero_optimization")  # fmt: skip
+
+
+def merged(settings: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """`settings` with `more` put over it, section by section."""
+    result = dict(settings)
+    for name, value in more.items():
+        below = result.get(name)
+        result[name] = merged(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return result
+
+
+def check_settings(config: EngineConfig) -> None:
+    """Hold `engine.deepspeed` to what DeepSpeed knows. It imports DeepSpeed, which takes seconds, only where there is something.
+
+    Raises:
+        UserError: a key that DeepSpeed does not have or r2m sets itself, or a value that DeepSpeed does not take.
+    """
+    given = config.deepspeed
+    if not given:
+        return
+    if config.kind != "zero":
+        raise UserError("engine.deepspeed: needs engine=zero; engine=single does not use DeepSpeed")
+    for name, instead in OWNED.items():
+        if _holds(given, name):
+            raise UserError(f"engine.deepspeed.{name}: r2m sets it itself; {instead}")
+
+    logging.disable(logging.WARNING)  # DeepSpeed says on import that it found no GPU
+    try:
+        from deepspeed.runtime import constants
+        from deepspeed.runtime.config import DeepSpeedConfig
+        from pydantic import ValidationError
+
+        from r2m_cli.distributed.zero import deepspeed_config
+    finally:
+        logging.disable(logging.NOTSET)
+    known = {value for name, value in vars(constants).items() if name.isupper() and isinstance(value, str)}
+    known |= set(SECTIONS)
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else "deepspeed.ai/docs/config-json lists all"
+            raise UserError(f"engine.deepspeed.{name}: DeepSpeed has no such key; {hint}")
+    try:
+        DeepSpeedConfig(deepspeed_config(config, max_grad_norm=1.0))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        section = next((name for name, part in given.items() if _holds(part, where)), "zero_optimization")
+        what = "DeepSpeed has no such key" if first["type"] == "extra_forbidden" else first["msg"]
+        raise UserError(f"engine.deepspeed.{section}.{where}: {what}") from None
+    except Exception as error:  # asserts, and whatever a value of the wrong type runs into
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"engine.deepspeed={given}: DeepSpeed does not take it: {reason}") from None
+
+
+def _holds(tree: Any, dotted: str) -> bool:
+    """Whether a dotted key stands in nested dictionaries."""
+    name, _, rest = dotted.partition(".")
+    return isinstance(tree, dict) and name in tree and (not rest or _holds(tree[name], rest))

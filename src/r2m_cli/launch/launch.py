@@ -19,8 +19,8 @@ from r2m_cli.text import from_home, number, place
 TOLD = ("accuracy", "loss", "pairs", "demonstrations")  # figures of a fit that a line has room for
 
 
-def launch(config: Config, run_dir: Path, overrides: list[str] | None = None) -> float | None:
-    """Run the task with everything it needs; gives the objective of a training run.
+def launch(config: Config, run_dir: Path, overrides: list[str] | None = None) -> Path:
+    """Run the task with everything it needs; gives the folder that it filled: `run_dir`, or a fitted model's.
 
     Args:
         overrides: what was typed on the command line, for the last lines; None in a sweep, which has its own.
@@ -46,13 +46,14 @@ def launch(config: Config, run_dir: Path, overrides: list[str] | None = None) ->
 
         tell(f"reading {described(config.data)}")  # once: the fits of missing models read it, too
     if fits:
-        _end(config, fit_once(config), overrides)
-        return None
+        model = fit_once(config)
+        _end(config, model, overrides)
+        return model
     if not reads_curves_only(config):
         config = prepare(config)
     execute(config, run_dir)
     _end(config, run_dir, overrides)
-    return objective(run_dir) if config.task == "train" else None
+    return run_dir
 
 
 def _end(config: Config, folder: Path, overrides: list[str] | None) -> None:

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from r2m_cli.errors import UserError
-from r2m_cli.report.groups import COLOURS, Group, grouped, truth_of
-from r2m_cli.report.runs import Run
+from r2m_cli.reporting.groups import COLOURS, Group, grouped, truth_of
+from r2m_cli.reporting.runs import Run
 
 Dashes = Literal["-", "--", ":", "-."]
 DASHES: tuple[Dashes, ...] = ("-", "--", ":", "-.")

@@ -71,7 +71,7 @@ def test_a_second_run_in_one_process_is_the_first_again_and_that_of_the_command(
         (["ppo.group_size=1"], "ppo.group_size=1: rloo compares"),
         (["policy.path=nowhere"], "policy.path=nowhere"),
         (["-m", "seed=0,1"], "-m: a function of r2m_cli takes key=value and runs once"),
-        (["seed=0,1"], "seed: several values make a sweep"),
+        (["seed=0,1"], "seed=0,1: several values make a sweep"),
         ("seed=1", "overrides='seed=1': give a list"),
     ],
 )

@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from r2m_cli.config.combinations import reads_curves_only
+from r2m_cli.config.combinations import reads_curves_only, without_reward_model
 from r2m_cli.config.registry import FEEDBACKS, has_own_models
 from r2m_cli.config.schema import Config
 from r2m_cli.console import tell
@@ -75,6 +75,8 @@ def prepare(config: Config) -> Config:
     if config.policy.path is None:
         path = fit_once(replace(config, task="sft", output=None))
         config = replace(config, policy=replace(config.policy, path=str(path)))
+    if without_reward_model(config):
+        return config
     c = config.reward
     members = [c.path, *c.paths]
     members += [None] * (c.members - len(members))
@@ -108,7 +110,7 @@ def _without_states(name: str | None) -> str | None:
 def _member(config: Config, place: int) -> Config:
     """What fits one member of an ensemble, or the only reward model: the configuration of a single model."""
     c = config.reward
-    alone = replace(c, path=None, paths=[], members=1, fit=replace(c.fit, seed=c.fit.seed + place))
+    alone = replace(c, path=None, paths=[], members=1, function=None, fit=replace(c.fit, seed=c.fit.seed + place))
     return replace(config, task="reward", output=None, reward=alone)
 
 

@@ -7,15 +7,9 @@ import pandas as pd  # type: ignore[import-untyped, unused-ignore]
 
 from r2m_cli.files.regular import require_regular
 from r2m_cli.files.run_folder import WARNINGS
-<<<<<<<< HEAD:src/r2m_cli/reporting/conclusions.py
 from r2m_cli.reporting.groups import Group
 from r2m_cli.reporting.run_names import IGNORED, flatten, plain
 from r2m_cli.reporting.runs import finite
-========
-from r2m_cli.reporting.groups import Group
-from r2m_cli.reporting.labels import IGNORED, flatten, plain
-from r2m_cli.reporting.runs import finite
->>>>>>>> fb014c0 (The words of the command as functions: r2m_cli.train([...]) and the others, through the command's own code path):src/r2m_cli/reporting/findings.py
 from r2m_cli.text import fixed
 
 Kind = Literal["gamed", "fell", "held", "flat", "short", "unknown"]

@@ -31,8 +31,9 @@ def start(environment: dict[str, str], tmp_path: Path):
     return run
 
 
+@pytest.mark.slow
 def test_the_gold_world(start, tmp_path: Path) -> None:
-    said = start("1_gold_world.py", *QUICK, "feedback.warmup_pairs=16", "feedback.warmup_epochs=1")
+    said = start("1_gold_world.py", *QUICK)
     assert "R2M with labelled pairs: gold " in said
     assert (tmp_path / "outputs" / "gold_world.html").is_file()
 
@@ -41,6 +42,7 @@ def test_a_reward_function(start) -> None:
     assert "reward_function" in start("2_reward_function.py", *QUICK)
 
 
+@pytest.mark.slow
 def test_own_pairs(start, r2m: Run, tmp_path: Path) -> None:
     r2m("sft", *QUICK, "output=base")
     rows = [{"prompt": f"fruit : apple {i}", "chosen": "apple", "rejected": "pear"} for i in range(40)]
@@ -50,6 +52,7 @@ def test_own_pairs(start, r2m: Run, tmp_path: Path) -> None:
     assert "pairs/accuracy" in said
 
 
+@pytest.mark.slow
 def test_a_comparison(start, tmp_path: Path) -> None:
     start("4_compare.sh", *QUICK, SEEDS="0")
     assert (tmp_path / "outputs" / "compare" / "page.html").is_file()
@@ -71,12 +74,13 @@ def test_the_notebook(environment: dict[str, str], tmp_path: Path, monkeypatch: 
     notebook = nbformat.read(EXAMPLES / "quickstart.ipynb", as_version=4)
     first = next(cell for cell in notebook.cells if cell.cell_type == "code")
     assert "more: list[str] = []" in first.source
-    small = [*QUICK, "feedback.warmup_epochs=1"]
-    first.source = first.source.replace("more: list[str] = []", f"more = {small!r}")
+    notebook.cells.append(nbformat.v4.new_code_cell("gold.plot();"))  # a report has been drawn by then
+    first.source = first.source.replace("more: list[str] = []", f"more = {[*QUICK]!r}")
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
     outputs = [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
-    assert any("image/png" in output.get("data", {}) for output in outputs[2])
-    assert "did you mean train.steps?" in outputs[-1][0]["text"]
+    for plotted in (outputs[2], outputs[-1]):
+        assert any("image/png" in output.get("data", {}) for output in plotted)
+    assert "did you mean train.steps?" in outputs[-2][0]["text"]
 
 
 def test_the_notebook_holds_no_outputs() -> None:

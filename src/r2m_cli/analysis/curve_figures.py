@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from r2m_cli.reporting.groups import COLOURS
-from r2m_cli.reporting.picture import DASHES, STYLE  # which also takes a backend that needs no screen
+from r2m_cli.reporting.picture import DASHES, STYLE
 from r2m_cli.reporting.runs import Run
 
 Groups = dict[str, list[Run]]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from r2m_cli.maths.statistics import LEVEL, Estimate
 from r2m_cli.reporting.groups import COLOURS
-from r2m_cli.reporting.picture import STYLE  # which also takes a backend that needs no screen
+from r2m_cli.reporting.picture import STYLE
 from r2m_cli.text import fixed
 
 SIMILARITY = "similarity, (1 + cosine) / 2"

@@ -42,6 +42,7 @@ def main() -> None:
     """Entry point of `r2m`. Exit codes: 0 done, 1 a failure, 2 bad input, 128 + n ended by signal n."""
     from r2m_cli.monitor.streams import outlived
 
+    os.environ["MPLBACKEND"] = "Agg"  # pictures are files: no screen is needed. A notebook keeps its own.
     try:
         with outlived():
             _command(sys.argv[1:])
@@ -107,11 +108,7 @@ def run_word(word: str, arguments: list[str]) -> Path | None:
     from hydra.core.config_store import ConfigStore
     from omegaconf import DictConfig
 
-    from r2m_cli.cli import (
-        command_line,  # sweep registers the names of the run folders
-        help,  # sweep registers the names of the run folders
-        sweep,  # sweep registers the names of the run folders
-    )
+    from r2m_cli.cli import command_line, help, sweep  # sweep registers the names of the run folders
     from r2m_cli.cli.explain import one_line
     from r2m_cli.config.schema import Config, ReportConfig
     from r2m_cli.errors import UserError

@@ -98,8 +98,8 @@ def test_hydra_of_ones_own_is_as_it_was() -> None:
 
 def test_configuration_files_of_ones_own(tmp_path: Path) -> None:
     (tmp_path / "conf" / "method").mkdir(parents=True)
-    (tmp_path / "conf" / "method" / "mine.yaml").write_text("# @package _global_\ntrain:\n  steps: 1\n")
-    assert r2m_cli.train([*NONE, "+method=mine"], config_dir=tmp_path / "conf").summary["steps"] == 1
+    (tmp_path / "conf" / "method" / "mine.yaml").write_text("# @package _global_\nseed: 7\n")
+    assert r2m_cli.train([*NONE, "+method=mine"], config_dir=tmp_path / "conf").summary["seed"] == 7
 
 
 def test_a_run_that_ends_early_is_given_back_and_goes_on() -> None:

@@ -41,7 +41,7 @@ def test_the_words_give_back_what_they_have_written(tmp_path: Path, capfd: pytes
     assert isinstance(evaluation.notes, list)
     analysis = r2m_cli.analyze([f"runs=[{run.folder}]"], run_dir="analysis")
     assert analysis.results["conditions"]["seed"] == 0
-    assert r2m_cli.reporting([run], out="page.html") == tmp_path / "page.html"
+    assert r2m_cli.report([run], out="page.html") == tmp_path / "page.html"
     assert (tmp_path / "page.html").is_file()
     model = r2m_cli.reward(QUICK, output="rm")
     assert (model.folder / "config.json").is_file()
@@ -156,7 +156,7 @@ def test_importing_is_quick_and_names_are_offered() -> None:
         "assert not {'torch', 'hydra', 'pandas', 'omegaconf'} & set(sys.modules)\n"
         "assert set(r2m_cli.__all__) <= set(dir(r2m_cli))\n"
         "import r2m_cli.tasks.report, r2m_cli.reporting\n"
-        "assert r2m_cli.reporting.__doc__.startswith('Write a page')\n"
+        "assert r2m_cli.report.__doc__.startswith('Write a page')\n"
         "from r2m_cli import *\n"
         "assert train is r2m_cli.train\n"
     )

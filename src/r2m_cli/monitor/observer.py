@@ -121,7 +121,7 @@ def sample_rows(annotated: Annotated) -> list[dict[str, Any]]:
     }
     if annotated.function_rewards is not None:
         columns["reward_function"] = annotated.function_rewards.flatten()
-    columns |= ({"gold": annotated.gold.flatten()} if annotated.gold is not None else {})
+    columns |= {"gold": annotated.gold.flatten()} if annotated.gold is not None else {}
     return [
         {"prompt": [dict(m) for m in prompt], "response": response, "finished": finished}
         | {name: round(float(values[i]), 6) for name, values in columns.items()}

@@ -88,7 +88,9 @@ def judged(annotated: Annotated, judge: Judge, asked: list[int]) -> tuple[Tensor
 def _extremes(annotated: Annotated) -> tuple[list[int], list[int]]:
     """Of each group the places in the batch of best and worst response by annotated reward."""
     first = torch.arange(len(annotated.rewards)) * annotated.rollout.group_size
-    best, worst = (index.cpu() for index in (annotated.model_rewards.argmax(dim=1), annotated.model_rewards.argmin(dim=1)))
+    best, worst = (
+        index.cpu() for index in (annotated.model_rewards.argmax(dim=1), annotated.model_rewards.argmin(dim=1))
+    )
     return (first + best).tolist(), (first + worst).tolist()
 
 

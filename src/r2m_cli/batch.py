@@ -55,6 +55,17 @@ class Annotated:
     attention_entropy: Tensor  # [B] nats; empty without an adapter
     adapter_scale: Tensor  # [B]; empty without an adapter
     cut: Tensor  # [B] true where the conversation is longer than the reward model reads
+    function_rewards: Tensor | None = None  # [n, K] reward.function's part of both rewards; 0 where one is missing
+
+    @property
+    def model_rewards(self) -> Tensor:
+        """`rewards` as the reward model itself gives them, without the part of reward.function. [n, K]."""
+        return self.rewards if self.function_rewards is None else self.rewards - self.function_rewards
+
+    @property
+    def model_frozen_rewards(self) -> Tensor:
+        """`frozen_rewards` without the part of reward.function. [n, K]."""
+        return self.frozen_rewards if self.function_rewards is None else self.frozen_rewards - self.function_rewards
 
     @property
     def kl(self) -> Tensor | None:

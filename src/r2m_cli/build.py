@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from r2m_cli.config.combinations import without_reward_model
 from r2m_cli.config.registry import ESTIMATORS, FEEDBACKS
 from r2m_cli.config.schema import Config, PolicyConfig, RewardConfig
 from r2m_cli.console import say
@@ -13,7 +14,7 @@ from r2m_cli.data.source import Source, identity_of
 from r2m_cli.distributed.engine import DTYPES, make_engine, place_frozen, resolve_device
 from r2m_cli.errors import UserError
 from r2m_cli.files.cache import cache_dir, digest_of, key_of
-from r2m_cli.models.actors import Actors
+from r2m_cli.models.actors import Actors, function_alone
 from r2m_cli.models.classifier_check import check_reward
 from r2m_cli.models.critic import Critic
 from r2m_cli.models.ensemble import Calibration, Ensemble, calibration_of
@@ -23,6 +24,7 @@ from r2m_cli.models.loading import context_length, load_causal_lm, load_reward_m
 from r2m_cli.models.lora import BaseOfLora, with_lora
 from r2m_cli.models.policy import Policy
 from r2m_cli.models.reward_backbone import RewardBackbone, find_head, frozen_head
+from r2m_cli.models.reward_function import function_of
 from r2m_cli.models.reward_model import FeedbackHead, HeadOnly, RewardModel
 from r2m_cli.models.states import width
 from r2m_cli.seeds import Stream, draw_seed
@@ -42,7 +44,8 @@ def policy_cache(config: Config) -> Path:
 def reward_cache(config: Config) -> Path:
     """Where the fitted reward model of this configuration lies, or will lie."""
     model = _identity(config.reward)
-    for key in ("members", "paths", "combine", "uncertainty"):  # a member of an ensemble is a model like any other
+    # A member of an ensemble is a model like any other, and a function beside it changes nothing in it.
+    for key in ("members", "paths", "combine", "uncertainty", "function", "function_weight"):
         del model[key]
     labels: list[object] = [identity_of(config.data), config.engine.dtype]
     if config.data.kind != "file":  # the pairs are sampled from the starting policy
@@ -141,10 +144,12 @@ def build_actors(config: Config, source: Source, policy_path: str | None = None)
         body = load_causal_lm(config.policy.path, "policy.path", dtype)
         values = Critic(body, engine.gradient_checkpointing, engine.attention)
         critic = make_engine(values, engine, device, weight_decay=decay, max_grad_norm=norm)
+    alone = without_reward_model(config)
+    reward = function_alone(config.reward, chat) if alone else build_reward(config, feedback_size, device)
     return Actors(
         policy=policy_engine,
         reference=reference,
-        reward=build_reward(config, feedback_size, device),
+        reward=reward,
         format=chat,
         gold=source.gold if source.world is not None else None,
         device=device,
@@ -190,6 +195,7 @@ def build_reward(config: Config, feedback_size: int, device: torch.device, key: 
         kind=f.kind,
         source=f.source,
         ensemble=_ensemble(config, device) if config.reward.paths else None,
+        function=function_of(config.reward),
         unshared=backbone.unshared,
     )
 
@@ -199,7 +205,8 @@ def build_heldout_reward(config: Config, device: torch.device) -> RewardModel | 
     if config.eval.reward is None:
         return None
     # reward.template is that of another model.
-    model = replace(config.reward, path=config.eval.reward, members=1, paths=[], template=None, end_token=None)
+    named = replace(config.reward, path=config.eval.reward, members=1, paths=[], template=None, end_token=None)
+    model = replace(named, function=None, function_weight=1.0)
     alone = replace(config, reward=model, feedback=replace(config.feedback, kind="none"))
     return build_reward(alone, 0, device, key="eval.reward")
 
@@ -210,7 +217,8 @@ def _ensemble(config: Config, device: torch.device) -> Ensemble:
     assert c.path is not None
     further = []
     for i, path in enumerate(c.paths):
-        alone = replace(config, reward=replace(c, path=path, paths=[]), feedback=replace(config.feedback, kind="none"))
+        member = replace(c, path=path, paths=[], function=None)
+        alone = replace(config, reward=member, feedback=replace(config.feedback, kind="none"))
         further.append(build_reward(alone, 0, device, f"reward.paths[{i}]"))
     calibrations = tuple(calibration_of(path) or Calibration() for path in (c.path, *c.paths))
     truncations = tuple(one for member in further for one in member.truncations)

@@ -21,6 +21,7 @@ from r2m_cli.errors import UserError
 from r2m_cli.judges.openai_judge import OpenAIJudge
 from r2m_cli.maths.schedule import adapted_beta, feedback_weight, learning_rate
 from r2m_cli.models.actors import Actors
+from r2m_cli.models.reward_function import FunctionFailed
 from r2m_cli.monitor import stop
 from r2m_cli.monitor.observer import Observer, Timer, step_tokens
 from r2m_cli.seeds import Stream, draw_seed
@@ -74,7 +75,7 @@ def train(run: Training, state: LoopState) -> None:
         annotated, values = train_step(run, state, step, timer)
         ended = why_it_ends(step, values, config)
         if config.eval.every and (step % config.eval.every == 0 or ended):
-            with timer("eval"):
+            with timer("eval"), failing_at(step):
                 values |= measured(run, step, pairs=ended is not None)
 
         tokens = step_tokens(annotated.rollout)
@@ -110,12 +111,12 @@ def train_step(run: Training, state: LoopState, step: int, timer: Timer) -> tupl
         batch = rollout(actors, mine, group_ids, c.group_size, config.rollout, config.seed, Stream.ROLLOUT, step)
         batch = balance(batch, together=2 if FEEDBACKS[config.feedback.kind].mixes else 1)
         packs = pack(batch, budget, c.mini_batches)
-    with timer("annotate"):
+    with timer("annotate"), failing_at(step):
         annotated = annotate(actors, batch, [p for mini_batch in packs for p in mini_batch], weight, temperature)
         require_finite(annotated, step)
     greedy = preference = reward_step = learn = None
     if ESTIMATORS[c.algorithm].greedy:
-        with timer("baseline"):
+        with timer("baseline"), failing_at(step):
             greedy = greedy_responses(actors, batch, config, step, weight)
     trainable = advantages(annotated, c, greedy)
     if labels.judge is not None:
@@ -199,6 +200,15 @@ def save(run: Training, state: LoopState) -> None:
     """Write a checkpoint. Collective."""
     run.observer.stage("checkpoint")
     checkpoint.save(run.folder, run.actors, state, run.origin, run.config.checkpoint.keep)
+
+
+@contextmanager
+def failing_at(step: int) -> Iterator[None]:
+    """Add the step to what reward.function is blamed for. Raises UserError; the other ranks are ended with this one."""
+    try:
+        yield
+    except FunctionFailed as error:
+        raise UserError(f"step {step}: {error}") from error
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from conftest import QUICK, Run, rows
 
 from r2m_cli.checkpoints.manifest import CHECKSUMS, LOOP, seal
 from r2m_cli.files.run_folder import checkpoints
-from r2m_cli.report.runs import load_runs
+from r2m_cli.reporting.runs import load_runs
 
 
 def _as_it_was(config: dict[str, Any]) -> dict[str, Any]:

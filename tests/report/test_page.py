@@ -8,13 +8,13 @@ import plotly.graph_objects as go
 import pytest
 from run_folders import add_samples, make_run
 
-from r2m_cli.report import page
-from r2m_cli.report.arguments import split
-from r2m_cli.report.charts import charts
-from r2m_cli.report.conclusions import conclusion, differences, lede, noise, sampling_error, warnings
-from r2m_cli.report.groups import grouped
-from r2m_cli.report.runs import load_runs
-from r2m_cli.report.samples import samples_of
+from r2m_cli.reporting import page
+from r2m_cli.reporting.arguments import split
+from r2m_cli.reporting.charts import charts
+from r2m_cli.reporting.conclusions import conclusion, differences, lede, noise, sampling_error, warnings
+from r2m_cli.reporting.groups import grouped
+from r2m_cli.reporting.runs import load_runs
+from r2m_cli.reporting.samples import samples_of
 
 HOSTILE = "</script><script>document.title = 'gamed'</script><img src=x onerror=\"document.title = 'gamed'\">"
 

@@ -16,8 +16,8 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webdriver import WebDriver
 
-from r2m_cli.report import page
-from r2m_cli.report.runs import load_runs
+from r2m_cli.reporting import page
+from r2m_cli.reporting.runs import load_runs
 
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",

@@ -11,8 +11,8 @@ from run_folders import make_run
 
 from r2m_cli.errors import UserError
 from r2m_cli.files.jobs import Job, write_job
-from r2m_cli.report.runs import load_runs
-from r2m_cli.report.table import markdown, over_seeds, summarise
+from r2m_cli.reporting.runs import load_runs
+from r2m_cli.reporting.table import markdown, over_seeds, summarise
 from r2m_cli.tasks.report import report
 
 

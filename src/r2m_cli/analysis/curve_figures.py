@@ -8,9 +8,9 @@ import pandas as pd  # type: ignore[import-untyped, unused-ignore]
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from r2m_cli.report.groups import COLOURS
-from r2m_cli.report.picture import DASHES, STYLE  # which also takes a backend that needs no screen
-from r2m_cli.report.runs import Run
+from r2m_cli.reporting.groups import COLOURS
+from r2m_cli.reporting.picture import DASHES, STYLE
+from r2m_cli.reporting.runs import Run
 
 Groups = dict[str, list[Run]]
 STAGE_COLOURS = {

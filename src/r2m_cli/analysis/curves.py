@@ -11,7 +11,7 @@ from r2m_cli.analysis.results import Results
 from r2m_cli.errors import UserError
 from r2m_cli.files.run_folder import METRICS
 from r2m_cli.maths.statistics import bootstrap_mean
-from r2m_cli.report.runs import Run, load_runs
+from r2m_cli.reporting.runs import Run, load_runs
 
 PLACES = ("outputs", "multirun")  # where r2m train puts its runs
 CURVES = ("loss", "reward", "reward_frozen", "kl", "gold")

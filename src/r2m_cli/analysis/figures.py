@@ -10,8 +10,8 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from r2m_cli.maths.statistics import LEVEL, Estimate
-from r2m_cli.report.groups import COLOURS
-from r2m_cli.report.picture import STYLE  # which also takes a backend that needs no screen
+from r2m_cli.reporting.groups import COLOURS
+from r2m_cli.reporting.picture import STYLE
 from r2m_cli.text import fixed
 
 SIMILARITY = "similarity, (1 + cosine) / 2"

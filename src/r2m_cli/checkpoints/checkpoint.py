@@ -125,7 +125,6 @@ def export(
     adapter and head, and `feedback.json` what `feedback` says (Omega, d, ...), enough to score with the policy's states.
     """
     assert policy_path is not None, "prepare() fills it"
-    assert reward_path is not None, "prepare() fills it"
     with actors.policy.whole() as policy:
         if comm.is_main():
 
@@ -138,7 +137,7 @@ def export(
                 actors.format.save(folder)
 
             write_folder(run_dir / POLICY, policy_files)
-    if comm.is_main():
+    if comm.is_main() and reward_path is not None:  # else reward.function scored alone
 
         def reward_files(folder: Path) -> None:
             chat = actors.reward.format

@@ -10,6 +10,7 @@ import xxhash
 
 from r2m_cli.config.schema import Config
 from r2m_cli.data.forms import BUILT_IN
+from r2m_cli.models.reward_function import source_of
 from r2m_cli.text import from_home
 
 Inputs = dict[str, dict[str, str | None]]  # configuration key -> its "name", and the "digest" of what it names
@@ -29,6 +30,12 @@ def inputs(config: Config) -> Inputs:
     for key, form in (("policy.template", config.policy.template), ("reward.template", config.reward.template)):
         if form is not None and form not in BUILT_IN:
             found[key] = {"name": form, "digest": _of_data(form)}
+    if config.reward.function is not None:
+        source = source_of(config.reward.function)
+        found["reward.function"] = {
+            "name": config.reward.function,
+            "digest": None if source is None else of_file(source),
+        }
     if config.data.kind == "file" and config.data.path is not None:
         found["data.path"] = {"name": config.data.path, "digest": _of_data(config.data.path)}
     return found

@@ -55,8 +55,9 @@ def checkpoints_take(config: Config, actors: Actors, steps: int, held: int = 0) 
 
 
 def export_takes(actors: Actors) -> int:
-    """Bytes of policy/ and of reward_model/, which is saved in fp32."""
-    reward = sum(_size(parameter) for parameter in actors.reward.backbone.parameters())
+    """Bytes of policy/ and of reward_model/, which is saved in fp32; reward.function alone leaves none."""
+    backbone = actors.reward.backbone
+    reward = sum(_size(parameter) for parameter in backbone.parameters()) if backbone is not None else 0
     return parameters_take(actors.policy.module) + 4 * reward
 
 

@@ -12,15 +12,9 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LONGEST = 500  # characters of an error that is not ours
 
 
-def explain(error: Exception, word: str, typed: Sequence[str] = (), composing: bool = False) -> int:
-    """Print an error in its readable form; gives the exit code.
-
-    Args:
-        typed: the overrides.
-        composing: whether it came from Hydra, OmegaConf or one of their plugins, before the job began or between two: then it is
-            what was typed that is at fault, whatever kind of error it is.
-    """
-    said = one_line(error, word, typed, composing)
+def explain(error: Exception, word: str) -> int:
+    """Print an error in its readable form; gives the exit code."""
+    said = one_line(error, word)
     if said is not None:
         print(f"r2m: error: {said}", file=sys.stderr)
         return 2
@@ -34,7 +28,13 @@ def explain(error: Exception, word: str, typed: Sequence[str] = (), composing: b
 
 
 def one_line(error: Exception, word: str, typed: Sequence[str] = (), composing: bool = False) -> str | None:
-    """The error in one line; None for one that is a fault of the program."""
+    """The error in one line; None for one that is a fault of the program.
+
+    Args:
+        typed: the overrides.
+        composing: whether it came from Hydra, OmegaConf or one of their plugins, before the job began or between two: then it is
+            what was typed that is at fault, whatever kind of error it is.
+    """
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 

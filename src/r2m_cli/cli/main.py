@@ -2,6 +2,8 @@
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +42,7 @@ def main() -> None:
     """Entry point of `r2m`. Exit codes: 0 done, 1 a failure, 2 bad input, 128 + n ended by signal n."""
     from r2m_cli.monitor.streams import outlived
 
+    os.environ["MPLBACKEND"] = "Agg"  # pictures are files: no screen is needed. A notebook keeps its own.
     try:
         with outlived():
             _command(sys.argv[1:])
@@ -70,7 +73,7 @@ def _command(arguments: list[str]) -> None:
             word, rest = rest[0], ["--help", *rest[1:]]
         if word not in WORDS:
             raise _unknown_word(word)
-        _run_hydra(word, rest)
+        run_word(word, rest)
     except KeyboardInterrupt:
         print("\nr2m: stopped", file=sys.stderr)
         sys.exit(130)
@@ -80,45 +83,93 @@ def _command(arguments: list[str]) -> None:
         sys.exit(explain(error, word))
 
 
-def _run_hydra(word: str, overrides: list[str]) -> None:
+class Failed(BaseException):
+    """The error of a single run on its way through Hydra, which would print an Exception in its own way."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+def run_word(word: str, arguments: list[str]) -> Path | None:
+    """Run `r2m word arguments`; the command and the functions of `r2m_cli` both come through here.
+
+    `sys.argv`, the environment and Hydra's global state are afterwards what they were.
+
+    Returns:
+        The folder that a single run filled, or the page of a report; None for a sweep and for pages of help.
+
+    Raises:
+        UserError: bad input, in one line.
+        SystemExit: Ctrl-C or SIGTERM (128 + signal), or what Hydra ends with.
+        Exception: anything else is a fault of the program, or a rank that failed.
+    """
     import hydra
     from hydra.core.config_store import ConfigStore
     from omegaconf import DictConfig
 
-    from r2m_cli.cli import (
-        command_line,  # sweep registers the names of the run folders
-        help,  # sweep registers the names of the run folders
-        sweep,  # sweep registers the names of the run folders
-    )
-    from r2m_cli.cli.explain import explain
+    from r2m_cli.cli import command_line, help, sweep  # sweep registers the names of the run folders
+    from r2m_cli.cli.explain import one_line
     from r2m_cli.config.schema import Config, ReportConfig
-    from r2m_cli.report import arguments
+    from r2m_cli.errors import UserError
+    from r2m_cli.reporting import arguments as report_arguments
 
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     store.store(name="report_schema", node=ReportConfig)
 
-    overrides, runs = arguments.split(overrides) if word == "report" else (overrides, [])
+    overrides, runs = report_arguments.split(arguments) if word == "report" else (arguments, [])
+    filled: list[Path] = []
+    failure: Exception | None = None
 
     def job(composed: DictConfig) -> Any:  # a launcher may pickle it and call it in another process
-        return _job(composed, word, runs)
+        result = _job(composed, word, runs)
+        if isinstance(result, Path):
+            filled.append(result)
+        return result
 
-    # With this set, Hydra hands its own errors to us instead of printing them its way and exiting with 1.
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    sys.argv = ["r2m", *command_line.prepared(overrides, word)]
+    with _global_state():
+        # With this set, Hydra hands its own errors to us instead of printing them its way and exiting with 1.
+        os.environ["HYDRA_FULL_ERROR"] = "1"
+        sys.argv = ["r2m", *command_line.prepared(overrides, word)]
+        try:
+            if any(text in help.HELP for text in sys.argv):
+                print(help.page(word, WORDS[word], *command_line.composed(sys.argv[1:], word)), end="")
+                return None
+            hydra.main(version_base="1.3", config_path="pkg://r2m_cli.conf", config_name=word)(job)()
+        except sweep.JobFailed as failed:
+            sys.exit(failed.code)
+        except Failed as failed:
+            failure = failed.error
+        except SystemExit as end:
+            # Hydra has said in one line that --package is not there, and ends with 1.
+            raise SystemExit(2 if end.code == 1 and {"--cfg", "-c"} & {*sys.argv} else end.code) from None
+        except Exception as error:
+            typed = command_line.parted(sys.argv[1:])[1]
+            raise UserError(one_line(error, word, typed, composing=True) or str(error)) from error
+        finally:
+            sweep.close()
+    if failure is not None:
+        raise failure
+    return filled[0] if filled else None
+
+
+@contextmanager
+def _global_state() -> Iterator[None]:
+    """Keep what a run changes in this process: Hydra's singleton, `sys.argv`, one variable of the environment."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    arguments, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    hydra, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
     try:
-        if any(text in help.HELP for text in sys.argv):
-            return print(help.page(word, WORDS[word], *command_line.composed(sys.argv[1:], word)), end="")
-        hydra.main(version_base="1.3", config_path="pkg://r2m_cli.conf", config_name=word)(job)()
-    except sweep.JobFailed as failed:
-        sys.exit(failed.code)
-    except SystemExit as end:
-        # Hydra has said in one line that --package is not there, and ends with 1.
-        raise SystemExit(2 if end.code == 1 and {"--cfg", "-c"} & {*sys.argv} else end.code) from None
-    except Exception as error:
-        sys.exit(explain(error, word, command_line.parted(sys.argv[1:])[1], composing=True))
+        yield
     finally:
-        sweep.close()
+        GlobalHydra.instance().hydra = hydra
+        sys.argv = arguments
+        if full_error is None:
+            os.environ.pop("HYDRA_FULL_ERROR", None)
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = full_error
 
 
 def _job(composed: "DictConfig", word: str, runs: list[str]) -> Any:
@@ -157,22 +208,26 @@ def _run_job(composed: "DictConfig", word: str, runs: list[str]) -> Any:
         config = configured(composed, list(hydra_config.overrides.task))
         if config.task != word:
             raise UserError(f"task={config.task}: the word says what is run: r2m {config.task}")
-        if word == "train" and sweep.in_a_sweep(hydra_config) and config.resume is None:
+        in_sweep = sweep.in_a_sweep(hydra_config)
+        if word == "train" and in_sweep and config.resume is None:
             config, done = go_on(config, run_dir)
             if done:
                 print(f"r2m: done already: {run_dir}", file=sys.stderr, flush=True)
                 return objective(run_dir)
-        typed_here = None if sweep.in_a_sweep(hydra_config) else list(hydra_config.overrides.task)
-        return launch(config, run_dir if config.resume is None else from_home(config.resume), typed_here)
+        folder = run_dir if config.resume is None else from_home(config.resume)
+        folder = launch(config, folder, None if in_sweep else list(hydra_config.overrides.task))
+        return objective(folder) if in_sweep else folder
     except SystemExit as end:
-        if end.code == 0 and sweep.in_a_sweep(hydra_config):  # train.stop_at ends a run, not its sweep
+        if end.code != 0:
+            raise
+        if sweep.in_a_sweep(hydra_config):  # train.stop_at ends a run, not its sweep
             raise sweep.failed(run_dir, 0, "stopped at train.stop_at") from None
-        raise
+        return folder
     except Exception as error:
+        if not sweep.in_a_sweep(hydra_config):
+            raise Failed(error) from None
         code = explain(error, word)
-        if sweep.in_a_sweep(hydra_config):
-            raise sweep.failed(run_dir, code, str(error) or type(error).__name__) from None
-        raise SystemExit(code) from None
+        raise sweep.failed(run_dir, code, str(error) or type(error).__name__) from None
     finally:
         if new and not sweep.in_a_sweep(hydra_config):
             _forget(run_dir)

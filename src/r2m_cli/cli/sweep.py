@@ -158,9 +158,9 @@ def tabulate(folder: Path) -> None:
     Raises:
         UserError: from the report, a broken file in a finished run.
     """
-    from r2m_cli.report import page, picture, table
-    from r2m_cli.report.run_names import job_names
-    from r2m_cli.report.runs import load_runs
+    from r2m_cli.reporting import page, picture, table
+    from r2m_cli.reporting.run_names import job_names
+    from r2m_cli.reporting.runs import load_runs
 
     found = {path.parent: read_job(path.parent) for path in folder.rglob(JOB)}
     jobs = sorted((job for job in found if found[job] is not None), key=lambda job: (found[job].number, str(job)))  # type: ignore[union-attr]

@@ -131,8 +131,17 @@ def _feedback(c: Config) -> None:
         )
 
 
+def without_reward_model(c: Config) -> bool:
+    """Whether reward.function alone scores the responses."""
+    return c.reward.function is not None and c.reward.function_weight is None
+
+
 def _reward(c: Config) -> None:
     r = c.reward
+    if r.function is None and r.function_weight is None:
+        raise UserError("reward.function is not set: name a Python function, reward.function=module:name")
+    if without_reward_model(c):
+        _function_alone(c)
     if r.paths and len(r.paths) + 1 > r.members:
         raise UserError(f"reward.members={r.members}: reward.path and {len(r.paths)} reward.paths are more; raise it")
     if r.pretrain_epochs and (r.base is not None or not has_own_models(c.data.kind)):
@@ -144,6 +153,28 @@ def _reward(c: Config) -> None:
         raise UserError(f"reward.combine={r.combine}: there is one reward model; raise reward.members")
     if r.members > 1 and c.feedback.kind != "none" and c.task == "train":
         raise UserError(f"reward.members={r.members}: an ensemble is a frozen baseline; it needs feedback=none")
+
+
+def _function_alone(c: Config) -> None:
+    r, why = c.reward, f"reward.function={c.reward.function} scores alone (reward.function_weight=null)"
+    if c.task == "train" and c.feedback.kind != "none":
+        raise UserError(
+            f"feedback={c.feedback.kind}: {why}, and feedback needs a reward model; add feedback=none, or set "
+            "reward.function_weight=1 to add the function to a model's score"
+        )
+    if c.task == "reward":
+        raise UserError(f"r2m reward: {why}: there is no model to fit; go on with r2m train")
+    if c.task == "analyze" and not reads_curves_only(c):
+        raise UserError(
+            f"r2m analyze: {why}, and the figures need a reward model; r2m analyze runs=[RUN] reads curves alone"
+        )
+    named = (("reward.path", r.path), ("reward.base", r.base), ("reward.paths", r.paths or None))
+    key = next((f"{key}={value}" for key, value in named if value is not None), None)
+    if key is not None or r.members > 1:
+        raise UserError(
+            f"{key or f'reward.members={r.members}'}: {why}; leave the model out, or set reward.function_weight=1 to add the "
+            "function to its score"
+        )
 
 
 def _judges(c: Config) -> None:

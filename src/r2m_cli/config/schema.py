@@ -80,6 +80,12 @@ class RewardConfig(ModelConfig):
     combine: str = "mean"
     # weight of the members' variance when combine=uncertainty
     uncertainty: float = 1.0
+    # a Python function that scores responses, module:name, of a module in the working directory or an installed one; it gets
+    # the prompts (lists of messages) and the responses (texts) and returns a float for each; null: none
+    function: str | None = None
+    # times the function's value is added to the reward model's score, frozen and live alike; null: the function alone, there
+    # is no reward model
+    function_weight: float | None = 1.0
     # a fresh model's passes over the demonstrations as a language model, by policy.fit, before it sees a label: with
     # reward.fit.parameters=head a generic, frozen backbone; 0: none
     pretrain_epochs: int = 0

@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from r2m_cli.config.combinations import reads_curves_only
+from r2m_cli.config.combinations import reads_curves_only, without_reward_model
 from r2m_cli.config.registry import FEEDBACKS, has_own_models
 from r2m_cli.config.schema import Config
 from r2m_cli.console import tell
@@ -19,8 +19,8 @@ from r2m_cli.text import from_home, number, place
 TOLD = ("accuracy", "loss", "pairs", "demonstrations")  # figures of a fit that a line has room for
 
 
-def launch(config: Config, run_dir: Path, overrides: list[str] | None = None) -> float | None:
-    """Run the task with everything it needs; gives the objective of a training run.
+def launch(config: Config, run_dir: Path, overrides: list[str] | None = None) -> Path:
+    """Run the task with everything it needs; gives the folder that it filled: `run_dir`, or a fitted model's.
 
     Args:
         overrides: what was typed on the command line, for the last lines; None in a sweep, which has its own.
@@ -46,13 +46,14 @@ def launch(config: Config, run_dir: Path, overrides: list[str] | None = None) ->
 
         tell(f"reading {described(config.data)}")  # once: the fits of missing models read it, too
     if fits:
-        _end(config, fit_once(config), overrides)
-        return None
+        model = fit_once(config)
+        _end(config, model, overrides)
+        return model
     if not reads_curves_only(config):
         config = prepare(config)
     execute(config, run_dir)
     _end(config, run_dir, overrides)
-    return objective(run_dir) if config.task == "train" else None
+    return run_dir
 
 
 def _end(config: Config, folder: Path, overrides: list[str] | None) -> None:
@@ -74,6 +75,8 @@ def prepare(config: Config) -> Config:
     if config.policy.path is None:
         path = fit_once(replace(config, task="sft", output=None))
         config = replace(config, policy=replace(config.policy, path=str(path)))
+    if without_reward_model(config):
+        return config
     c = config.reward
     members = [c.path, *c.paths]
     members += [None] * (c.members - len(members))
@@ -107,7 +110,7 @@ def _without_states(name: str | None) -> str | None:
 def _member(config: Config, place: int) -> Config:
     """What fits one member of an ensemble, or the only reward model: the configuration of a single model."""
     c = config.reward
-    alone = replace(c, path=None, paths=[], members=1, fit=replace(c.fit, seed=c.fit.seed + place))
+    alone = replace(c, path=None, paths=[], members=1, function=None, fit=replace(c.fit, seed=c.fit.seed + place))
     return replace(config, task="reward", output=None, reward=alone)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from r2m_cli.config.combinations import reads_curves_only
+from r2m_cli.config.combinations import reads_curves_only, without_reward_model
 from r2m_cli.config.registry import has_own_models
 from r2m_cli.config.schema import Config
 from r2m_cli.errors import UserError
@@ -53,12 +53,16 @@ def _checks(config: Config) -> Iterator[Callable[[], object]]:
         from r2m_cli.tasks.evaluate import check
 
         yield lambda: check(config)
+    from r2m_cli.models.reward_function import load
+
     if config.data.kind != "file":
         from r2m_cli.data.source import world_of
 
         yield lambda: world_of(config.data)
     for key, template in (("policy.template", config.policy.template), ("reward.template", config.reward.template)):
         yield partial(_check_template, key, template)
+    if config.reward.function is not None and config.task in ("train", "evaluate"):
+        yield lambda: load(str(config.reward.function))
     named = _named(config)
     yield from (partial(_check_name, config, key, name) for key, name in named.items())
     yield lambda: _check_context(config, named)
@@ -112,7 +116,7 @@ def _named(config: Config) -> dict[str, str]:
         named["data.path"] = config.data.path
     for key, model, unread in (
         ("policy", config.policy, config.task == "reward" and config.data.kind == "file"),
-        ("reward", config.reward, config.task == "sft"),
+        ("reward", config.reward, config.task == "sft" or without_reward_model(config)),
     ):
         fitted = (config.task, key) in (("sft", "policy"), ("reward", "reward"))  # this word makes it, from a base
         name = "path" if model.path is not None and not fitted else "base"

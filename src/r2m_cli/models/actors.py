@@ -1,5 +1,6 @@
 """The models that take part in a step, each where it is trained or kept frozen."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -7,9 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from r2m_cli.config.schema import RewardConfig
 from r2m_cli.conversation import Prompt
 from r2m_cli.data.template import ChatFormat
 from r2m_cli.distributed.engine import Engine
+from r2m_cli.models.reward_function import function_of
 from r2m_cli.models.reward_model import RewardModel
 
 Gold = Callable[[Prompt, str, bool], float]  # prompt, response, finished -> true reward
@@ -33,3 +36,12 @@ class Actors:
         """Whose features the adapter attends to: policy, reference or reward; policy where there is no adapter."""
         reward = self.reward
         return reward.source if reward.has_adapter else "policy"
+
+
+def function_alone(config: RewardConfig, chat: ChatFormat) -> RewardModel:
+    """reward.function in place of a reward model: it reads whole texts, so that no limit on tokens applies.
+
+    Args:
+        chat: the policy's format; nothing is tokenized for a function.
+    """
+    return RewardModel(None, None, None, chat, max_tokens=sys.maxsize, kind="none", function=function_of(config))

@@ -14,6 +14,7 @@ from r2m_cli.distributed.engine import Engine
 from r2m_cli.models.cross_attention import CrossAttention
 from r2m_cli.models.ensemble import Ensemble
 from r2m_cli.models.reward_backbone import frozen_head
+from r2m_cli.models.reward_function import RewardFunction
 from r2m_cli.models.sequences import pad
 from r2m_cli.models.states import States, feedback_states, rms
 
@@ -30,8 +31,8 @@ class Score(NamedTuple):
 class RewardModel:
     """A frozen backbone with its initial head, and, with feedback, the adapter and head that learn."""
 
-    backbone: nn.Module  # RewardBackbone
-    frozen_head: nn.Linear  # phi as it was before RL
+    backbone: nn.Module | None  # RewardBackbone; None: `function` alone
+    frozen_head: nn.Linear | None  # phi as it was before RL; None: `function` alone
     feedback: Engine | None  # FeedbackHead or HeadOnly; None for feedback=none
     format: ChatFormat
     max_tokens: int
@@ -39,6 +40,7 @@ class RewardModel:
     kind: str = "r2m"  # feedback.kind: what the adapter reads
     source: str = "policy"  # feedback.source: whose
     ensemble: Ensemble | None = None  # further frozen models; None for a single one
+    function: RewardFunction | None = None  # reward.function
     unshared: str = ""  # why the backbone reads every prompt once per response; empty where it shares them
 
     @property
@@ -48,7 +50,9 @@ class RewardModel:
 
     @property
     def truncations(self) -> tuple[Truncation, ...]:
-        """How each member of the ensemble reads conversations; this model itself is the first."""
+        """How each member of the ensemble reads conversations; this model itself is the first. None where there is no model."""
+        if self.backbone is None:
+            return ()
         own = Truncation(self.format, self.max_tokens, self.limited_by)
         return (own, *(self.ensemble.truncations if self.ensemble is not None else ()))
 
@@ -64,21 +68,31 @@ class RewardModel:
 
     @torch.no_grad()
     def frozen_scores(self, rte: Tensor, prompts: list[Prompt], responses: list[str], device: torch.device) -> Tensor:
-        """Rewards of the model as it was before RL; `rte` is what `embed` gave for the same texts. [B].
+        """Rewards of the model alone as it was before RL; `rte` is what `embed` gave for the same texts. [B].
 
         Of an ensemble they are its members' combined ones, in standard deviations of their scores on labelled responses.
         """
+        if self.frozen_head is None:
+            return rte.new_zeros(len(responses))
         first: Tensor = self.frozen_head(rte).squeeze(1)
         return first if self.ensemble is None else self.ensemble.reward(first, prompts, responses, device)
 
+    def function_scores(self, prompts: list[Prompt], responses: list[str], device: torch.device) -> Tensor | None:
+        """What reward.function adds to frozen and live rewards, [B]; None without one. Raises FunctionFailed."""
+        return None if self.function is None else self.function(prompts, responses).to(device)
+
     def score(self, prompts: list[Prompt], responses: list[str], device: torch.device) -> Tensor:
-        """`frozen_scores` of texts that nothing has embedded yet. [B]."""
-        return self.frozen_scores(self.embed(prompts, responses, device)[0], prompts, responses, device)
+        """Frozen rewards, that of reward.function included, of texts that nothing has embedded yet. [B]."""
+        scores = self.frozen_scores(self.embed(prompts, responses, device)[0], prompts, responses, device)
+        added = self.function_scores(prompts, responses, device)
+        return scores if added is None else scores + added
 
     @torch.no_grad()
     def embed(self, prompts: list[Prompt], responses: list[str], device: torch.device) -> tuple[Tensor, States | None]:
         """Reward token embeddings of whole conversations, through the reward model's own template, [B, D_rm] fp32; and, where
         the adapter reads them, the backbone's states of all their tokens."""
+        if self.backbone is None:
+            return torch.zeros(len(prompts), 0, device=device), None
         rows = [self.truncations[0].ids(*text) for text in zip(prompts, responses)]
         tokens, lengths = pad(rows, self.format.pad_id)
         batch = tokens.to(device), lengths.to(device), group_size(prompts)

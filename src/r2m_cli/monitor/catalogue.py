@@ -32,6 +32,7 @@ _ROWS: tuple[tuple[str, str, Reduction, str], ...] = (
     ("reward", "score", "mean", "the live reward model's score of the step's rollouts, no KL penalty"),
     ("reward_std", "score", "mean", "std of the live reward within a group, mean over the groups"),
     ("reward_frozen", "score", "mean", "the same responses scored by the initial, frozen reward model"),
+    ("reward_function", "score", "mean", "the part of both that reward.function gives, times reward.function_weight"),
     ("frac_reward_zero_std", "share", "mean", "groups whose rewards are all equal: they teach nothing"),
     ("frac_reward_missing", "share", "mean", "rewards that are not a finite number: masked, advantage 0"),
     ("gold", "gold", "mean", "true reward of the step's rollouts (worlds only)"),

@@ -118,7 +118,10 @@ def sample_rows(annotated: Annotated) -> list[dict[str, Any]]:
         "reward": annotated.rewards.flatten(),
         "reward_frozen": annotated.frozen_rewards.flatten(),
         "kl": kls,
-    } | ({"gold": annotated.gold.flatten()} if annotated.gold is not None else {})
+    }
+    if annotated.function_rewards is not None:
+        columns["reward_function"] = annotated.function_rewards.flatten()
+    columns |= {"gold": annotated.gold.flatten()} if annotated.gold is not None else {}
     return [
         {"prompt": [dict(m) for m in prompt], "response": response, "finished": finished}
         | {name: round(float(values[i]), 6) for name, values in columns.items()}

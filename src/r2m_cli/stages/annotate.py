@@ -70,6 +70,10 @@ def annotate(
     groups = (-1, rollout.group_size)
     frozen = joined["frozen"].view(groups)
     live = joined["live"].view(groups) if "live" in joined else frozen
+    added = reward.function_scores(prompts, rollout.responses, actors.device)
+    if added is not None:
+        added = added.view(groups)
+        frozen, live = frozen + added, live + added
     valid = live.isfinite() & frozen.isfinite()
     gold = None
     if actors.gold is not None:
@@ -91,4 +95,5 @@ def annotate(
         attention_entropy=joined.get("attention", nothing),
         adapter_scale=joined.get("scale", nothing),
         cut=torch.tensor(which_cut(reward.truncations, prompts, rollout.responses)),
+        function_rewards=None if added is None else torch.where(valid, added, 0.0),
     )

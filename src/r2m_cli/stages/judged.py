@@ -66,7 +66,7 @@ def judged(annotated: Annotated, judge: Judge, asked: list[int]) -> tuple[Tensor
     Returns:
         [n] preference for the best one, 0 to 1; NaN where the judge was not asked. And this rank's verdicts, without ties.
     """
-    rollout, rewards = annotated.rollout, annotated.rewards
+    rollout, rewards = annotated.rollout, annotated.model_rewards
     best, worst = _extremes(annotated)
     questions = []
     for group in asked:
@@ -88,7 +88,9 @@ def judged(annotated: Annotated, judge: Judge, asked: list[int]) -> tuple[Tensor
 def _extremes(annotated: Annotated) -> tuple[list[int], list[int]]:
     """Of each group the places in the batch of best and worst response by annotated reward."""
     first = torch.arange(len(annotated.rewards)) * annotated.rollout.group_size
-    best, worst = (index.cpu() for index in (annotated.rewards.argmax(dim=1), annotated.rewards.argmin(dim=1)))
+    best, worst = (
+        index.cpu() for index in (annotated.model_rewards.argmax(dim=1), annotated.model_rewards.argmin(dim=1))
+    )
     return (first + best).tolist(), (first + worst).tolist()
 
 

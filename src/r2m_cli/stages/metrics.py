@@ -12,6 +12,8 @@ def rollout_metrics(annotated: Annotated) -> MetricSums:
     rollout, metrics = annotated.rollout, MetricSums()
     metrics.add("reward", annotated.rewards)
     metrics.add("reward_frozen", annotated.frozen_rewards)
+    if annotated.function_rewards is not None:
+        metrics.add("reward_function", annotated.function_rewards[annotated.valid])
     metrics.add("frac_reward_missing", (~annotated.valid).float())
     metrics.add("reward_model/cut_ratio", annotated.cut.float())
     if rollout.group_size > 1:

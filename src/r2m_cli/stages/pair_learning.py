@@ -92,7 +92,8 @@ def live_rewards(actors: Actors, known: EmbeddedPairs, weight: float, seeds: lis
 def pair_rewards(
     actors: Actors, pairs: Sequence[Pair], weight: float, seeds: list[int]
 ) -> tuple[Tensor, Tensor | None]:
-    """Rewards of chosen and rejected replies: the initial model's on the text, and, with feedback, `live_rewards`.
+    """Rewards of chosen and rejected replies: the initial model's on the text, and, with feedback, `live_rewards`; both with
+    the part of reward.function.
 
     Args:
         pairs: such as the policy can read, see `fits`.
@@ -102,7 +103,12 @@ def pair_rewards(
     """
     known = embed_pairs(actors, pairs)
     frozen = actors.reward.frozen_scores(known.rte, *_replies(pairs), actors.device).view(-1, 2)
-    return frozen, None if actors.reward.feedback is None else live_rewards(actors, known, weight, seeds)
+    live = None if actors.reward.feedback is None else live_rewards(actors, known, weight, seeds)
+    added = actors.reward.function_scores(*_replies(pairs), actors.device)
+    if added is not None:
+        added = added.view(-1, 2)
+        frozen, live = frozen + added, None if live is None else live + added
+    return frozen, live
 
 
 def _replies(pairs: Sequence[Pair]) -> tuple[list[Prompt], list[str]]:

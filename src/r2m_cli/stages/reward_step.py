@@ -54,14 +54,14 @@ class RewardStep:
         if self.actors.feedback_source != "policy":
             states = self._others(pack)
         group_size, groups = self.annotated.rollout.group_size, pack.groups
-        annotated_rewards = self.annotated.rewards[groups]
+        annotated_rewards = self.annotated.model_rewards[groups]
         seeds = [self.annotated.rollout.seeds[i] for i in pack.rows.tolist()]
         rte = self.annotated.rte[pack.rows]
         score = self.actors.reward.live_scores(rte, states, self.weight, seeds, group_size, phase=FRESH)
         # A group with a missing reward has equal ones here: no gradient, but its place in the mean.
         whole = self.annotated.valid[groups].all(dim=1, keepdim=True)
         rewards = torch.where(whole, score.reward.view(-1, group_size), 0.0)
-        live, frozen = rewards.detach(), self.annotated.frozen_rewards[groups]
+        live, frozen = rewards.detach(), self.annotated.model_frozen_rewards[groups]
         # The judge saw the pair that the annotated rewards picked.
         pick = live if self.preference is None and self.config.pair == "recomputed" else annotated_rewards
         best, worst = pick.argmax(dim=1, keepdim=True), pick.argmin(dim=1, keepdim=True)

@@ -106,9 +106,8 @@ def check(config: Config) -> None:
 
 def _pairs(config: Config, source: Source, measures: Measures) -> list[Pair]:
     """The first eval.pairs held-out pairs: the file's, or those beside the gold world's reward model."""
-    assert config.reward.path is not None, "prepare() fills it"
     pairs = source.heldout_pairs
-    if source.world is not None:
+    if source.world is not None and config.reward.path is not None:
         pairs = saved_pairs(from_home(config.reward.path), "heldout")
     if len(pairs) > config.eval.pairs:
         measures.notes.append(f"eval.pairs={config.eval.pairs} of the {len(pairs)} held-out pairs are scored")

@@ -22,8 +22,8 @@ def report(runs: list[str], out: str = "report.html") -> Path:
     Raises:
         UserError: a folder that holds no run, a broken file in one, or a file of another kind.
     """
-    from r2m_cli.report import page, picture, table  # matplotlib and pandas: slow to import, and only needed here
-    from r2m_cli.report.runs import load_runs
+    from r2m_cli.reporting import page, picture, table  # matplotlib and pandas: slow to import, and only needed here
+    from r2m_cli.reporting.runs import load_runs
 
     path = Path(out)
     if path.suffix not in (".html", *PICTURES):

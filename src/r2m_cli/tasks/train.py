@@ -161,7 +161,8 @@ def remarks(actors: Actors, prompts: list[Prompt], config: Config) -> list[str]:
     """What works but may surprise."""
     chats = [actors.format, *(member.format for member in actors.reward.truncations)]
     notes = list(dict.fromkeys(note for note in (chat.note() for chat in chats) if note is not None))
-    for what, chat in (("policy", actors.format), ("reward model", actors.reward.format)):
+    models = [("policy", actors.format), *(("reward model", reader.format) for reader in actors.reward.truncations[:1])]
+    for what, chat in models:
         if chat.pad_id in chat.eos_ids:
             notes.append(f"the {what}'s tokenizer pads with its end token; r2m masks by length, other tools may not")
     for what, reason in (("policy", actors.policy.module.unshared), ("reward model", actors.reward.unshared)):

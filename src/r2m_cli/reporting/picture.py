@@ -3,10 +3,6 @@
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import matplotlib.pyplot as plt
 import pandas as pd  # type: ignore[import-untyped, unused-ignore]
 from matplotlib.axes import Axes
@@ -14,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from r2m_cli.errors import UserError
-from r2m_cli.report.groups import COLOURS, Group, grouped, truth_of
-from r2m_cli.report.runs import Run
+from r2m_cli.reporting.groups import COLOURS, Group, grouped, truth_of
+from r2m_cli.reporting.runs import Run
 
 Dashes = Literal["-", "--", ":", "-."]
 DASHES: tuple[Dashes, ...] = ("-", "--", ":", "-.")

@@ -4,9 +4,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from r2m_cli.report.groups import Group
-from r2m_cli.report.lines import Row
-from r2m_cli.report.runs import Run, finite
+from r2m_cli.reporting.groups import Group
+from r2m_cli.reporting.lines import Row
+from r2m_cli.reporting.runs import Run, finite
 from r2m_cli.text import fixed
 
 PROMPTS = 3  # shown per run

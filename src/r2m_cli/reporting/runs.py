@@ -20,8 +20,8 @@ from r2m_cli.files.regular import require_regular
 from r2m_cli.files.run_folder import CONFIG, METRICS, SAMPLES, SUMMARY
 from r2m_cli.files.yaml_files import read_yaml
 from r2m_cli.monitor.catalogue import RENAMED
-from r2m_cli.report.lines import Row, by_step, read_lines
-from r2m_cli.report.run_names import names_of
+from r2m_cli.reporting.lines import Row, by_step, read_lines
+from r2m_cli.reporting.run_names import names_of
 
 LARGEST = 1e100  # a larger number is no measurement, and its square is no float
 
@@ -81,7 +81,7 @@ def load_runs(folders: Iterable[str | Path]) -> list[Run]:
     configs = [_read_config(path / CONFIG) for path in paths]
     names = names_of(paths, configs)
     return [
-        Run(path, name, config, _read_metrics(path / METRICS), _read_summary(path / SUMMARY))
+        Run(path, name, config, read_metrics(path / METRICS), _read_summary(path / SUMMARY))
         for path, name, config in zip(paths, names, configs, strict=True)
     ]
 
@@ -116,7 +116,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     return translated(config)
 
 
-def _read_metrics(path: Path) -> pd.DataFrame:
+def read_metrics(path: Path) -> pd.DataFrame:
     def numbers(line: bytes) -> dict[str, Any]:
         row = row_of(line)
         return {RENAMED.get(name, name): finite(value) for name, value in row.items()} | {"step": row["step"]}

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pandas as pd  # type: ignore[import-untyped, unused-ignore]
 
 from r2m_cli.errors import UserError
-from r2m_cli.report.runs import Run
+from r2m_cli.reporting.runs import Run
 
 # Okabe and Ito's colours, told apart by colour-blind readers; yellow left out, it vanishes on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from r2m_cli.report.runs import Run
+from r2m_cli.reporting.runs import Run
 from r2m_cli.text import fixed
 
 HEADINGS = {

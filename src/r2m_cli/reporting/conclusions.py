@@ -7,9 +7,9 @@ import pandas as pd  # type: ignore[import-untyped, unused-ignore]
 
 from r2m_cli.files.regular import require_regular
 from r2m_cli.files.run_folder import WARNINGS
-from r2m_cli.report.groups import Group
-from r2m_cli.report.run_names import IGNORED, flatten, plain
-from r2m_cli.report.runs import finite
+from r2m_cli.reporting.groups import Group
+from r2m_cli.reporting.run_names import IGNORED, flatten, plain
+from r2m_cli.reporting.runs import finite
 from r2m_cli.text import fixed
 
 Kind = Literal["gamed", "fell", "held", "flat", "short", "unknown"]

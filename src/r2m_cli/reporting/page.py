@@ -11,12 +11,12 @@ from markupsafe import Markup
 
 from r2m_cli import __version__
 from r2m_cli.files.jsonl import replace_text
-from r2m_cli.report import table
-from r2m_cli.report.charts import charts, dashes
-from r2m_cli.report.conclusions import conclusion, differences, lede, warnings
-from r2m_cli.report.groups import COLOURS, grouped, truth_of
-from r2m_cli.report.runs import Run
-from r2m_cli.report.samples import samples_of
+from r2m_cli.reporting import table
+from r2m_cli.reporting.charts import charts, dashes
+from r2m_cli.reporting.conclusions import conclusion, differences, lede, warnings
+from r2m_cli.reporting.groups import COLOURS, grouped, truth_of
+from r2m_cli.reporting.runs import Run
+from r2m_cli.reporting.samples import samples_of
 
 # The colours of the labels on a dark page: as on a light one, but for those that would be lost on black.
 ON_DARK = {"#0072B2": "#4C9FD8", "#56B4E9": "#9AD4F7", "#000000": "#F2F2F2"}
@@ -43,7 +43,7 @@ def render(runs: list[Run]) -> str:
     drawn = charts(groups, conclusions, truth)
     samples = [samples_of(place, group, conclusions[place].peak) for place, group in enumerate(groups)]
     environment = Environment(
-        loader=PackageLoader("r2m_cli.report", "template"),
+        loader=PackageLoader("r2m_cli.reporting", "template"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -84,7 +84,7 @@ def _look(place: int) -> dict[str, str]:
 
 def _own(name: str) -> Markup:
     """A file of the template, to be put into the page as it is."""
-    return Markup(files("r2m_cli.report").joinpath("template", name).read_text(encoding="utf-8"))
+    return Markup(files("r2m_cli.reporting").joinpath("template", name).read_text(encoding="utf-8"))
 
 
 def _plotly() -> Markup:

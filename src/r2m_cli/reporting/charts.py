@@ -12,8 +12,8 @@ from typing import Any
 import pandas as pd  # type: ignore[import-untyped, unused-ignore]
 
 from r2m_cli.monitor.catalogue import CATALOGUE
-from r2m_cli.report.conclusions import Conclusion
-from r2m_cli.report.groups import COLOURS, Group
+from r2m_cli.reporting.conclusions import Conclusion
+from r2m_cli.reporting.groups import COLOURS, Group
 
 DASHES = ("solid", "dash", "dot", "dashdot")
 STAGES = [name.removeprefix("time/") for name in CATALOGUE if name.startswith("time/")]

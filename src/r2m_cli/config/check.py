@@ -83,8 +83,10 @@ def keys(schema: type = Config) -> list[str]:
         for name in node:
             value = node._get_node(name)
             path = prefix + str(name)
-            part = isinstance(value, DictConfig) and is_dataclass(OmegaConf.get_type(value))
-            found += walk(value, path + ".") if part else [path]
+            if isinstance(value, DictConfig) and is_dataclass(OmegaConf.get_type(value)):
+                found += walk(value, path + ".")
+            else:
+                found.append(path)
         return found
 
     return walk(OmegaConf.structured(schema), "")

@@ -39,9 +39,9 @@ def inline(page: str) -> Iterator[list[str]]:
         yield words[: next((i for i, word in enumerate(words) if word in ("|", "&")), None)]
 
 
-def of_r2m(page: str) -> list[list[str]]:
+def of_r2m(page: str, *, blocks_only: bool = False) -> list[list[str]]:
     """The arguments of a page's r2m commands, each once."""
-    commands = [words[1:] for words in [*fenced(page), *inline(page)] if words[0] == "r2m"]
+    commands = [words[1:] for words in [*fenced(page), *([] if blocks_only else inline(page))] if words[0] == "r2m"]
     return [list(words) for words in dict.fromkeys(map(tuple, commands))]
 
 
@@ -98,7 +98,6 @@ NOT_RUN = {
     "feedback.judge=openai": "an endpoint: tests/judges has one",
     "MODEL output=": "a base model: tests/e2e/test_own_data.py has one",
     "+sweep=": "many runs: tests/e2e/test_sweeps.py runs small ones",
-    "--help": "tests/config/test_help.py",
 }
 
 
@@ -109,9 +108,12 @@ def things(r2m: Run) -> dict[str, str]:
         r2m("train", *QUICK, f"feedback={name.rpartition('/')[2].replace('vanilla', 'none')}", f"hydra.run.dir={name}")
     shutil.copytree("outputs/r2m", "outputs/demo/r2m")
     shutil.copytree("outputs/r2m", "multirun/2026-01-31/12-00-00/0_seed=0")
-    row = {"prompt": "Tell me about music", "chosen": "I like the bright song", "rejected": "the the the"}
-    rows = "".join(json.dumps(row | {"prompt": f"{row['prompt']} {i}"}) + "\n" for i in range(24))
-    Path("pairs.jsonl").write_text(rows, encoding="utf-8")
+    said: dict[str, list[str]] = {}
+    for line in Path("outputs/r2m/samples.jsonl").read_text(encoding="utf-8").splitlines():
+        sample = json.loads(line)
+        said.setdefault(sample["prompt"], []).append(sample["response"])
+    rows = [{"prompt": p, "chosen": r[0], "rejected": r[1]} for p, r in said.items() if len(set(r[:2])) == 2]
+    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return {
         "RUN": "outputs/r2m",
         "A,B": "outputs/vanilla,outputs/r2m",
@@ -126,14 +128,14 @@ def things(r2m: Run) -> dict[str, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in PAGES if page.startswith("docs/") and of_r2m(page)])
-def test_what_a_page_says_runs(r2m: Run, things: dict[str, str], page: str) -> None:
+@pytest.mark.parametrize("page", [page for page in PAGES if page.startswith("docs/") and of_r2m(page, blocks_only=True)])
+def test_the_blocks_of_a_page_run(r2m: Run, things: dict[str, str], page: str) -> None:
     known = re.compile(r"(?<=[=\[ ])(" + "|".join(sorted(map(re.escape, things), key=len, reverse=True)) + r")(?=[\] ]|$)")
     write_files(page)
-    for words in of_r2m(page):
+    for words in of_r2m(page, blocks_only=True):
         line = " ".join(words)
-        if words[0] in ("WORD", "help") or any(part in line for part in NOT_RUN):
+        if any(part in line for part in NOT_RUN):
             continue
         words = known.sub(lambda name: things[name[0]], line).split(" ")
         words = [path for word in words for path in (sorted(map(str, Path().glob(word))) if word.endswith("/*") else [word])]
-        r2m(*words, *(QUICK if words[0] == "train" and "resume" not in line else ()))
+        r2m(*words, *(QUICK if words[0] == "train" else ()))

@@ -111,8 +111,8 @@ def things(r2m: Run) -> dict[str, str]:
     said: dict[str, list[str]] = {}
     for line in Path("outputs/r2m/samples.jsonl").read_text(encoding="utf-8").splitlines():
         sample = json.loads(line)
-        said.setdefault(sample["prompt"], []).append(sample["response"])
-    rows = [{"prompt": p, "chosen": r[0], "rejected": r[1]} for p, r in said.items() if len(set(r[:2])) == 2]
+        said.setdefault(sample["prompt"][0]["content"], []).append(sample["response"])
+    rows = [{"prompt": p, "chosen": r[0], "rejected": r[1]} for p, r in said.items() if len({r[0], r[1], ""}) == 3]
     Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return {
         "RUN": "outputs/r2m",

@@ -29,7 +29,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         uri = _uri(path)
         if files.get_file_from_path(uri) is None:
             if path.suffix in CODE:
-                text = f"# {path.relative_to(ROOT)}\n\n~~~~{CODE[path.suffix]}\n{path.read_text(encoding='utf-8')}\n~~~~\n"
+                text = (
+                    f"# {path.relative_to(ROOT)}\n\n~~~~{CODE[path.suffix]}\n{path.read_text(encoding='utf-8')}\n~~~~\n"
+                )
                 files.append(File.generated(config, uri, content=text))
             else:
                 files.append(File.generated(config, uri, abs_src_path=str(path)))

@@ -47,7 +47,9 @@ def of_r2m(page: str, *, blocks_only: bool = False) -> list[list[str]]:
 
 def write_files(page: str) -> None:
     """Write the files that a page gives in full."""
-    for name, text in re.findall(r"A file `([^`]+)`[^`]*(?:`[^`]+`[^`]*)*?```yaml\n(.*?)^```", PAGES[page], re.M | re.S):
+    for name, text in re.findall(
+        r"A file `([^`]+)`[^`]*(?:`[^`]+`[^`]*)*?```yaml\n(.*?)^```", PAGES[page], re.M | re.S
+    ):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text(text, encoding="utf-8")
 
@@ -78,11 +80,22 @@ def test_the_other_commands_are_make_targets_and_extras() -> None:
             elif words[:2] == ["pip", "install"] and words[-1].startswith("r2m["):
                 assert words[-1][4:-1] in setup["options.extras_require"], f"{page}: {words}"
             else:
-                assert words[0] in ("r2m", "git", "cd", "source", "python", "pip", ".venv/bin/pip", ".venv/bin/pre-commit"), words
+                assert words[0] in (
+                    "r2m",
+                    "git",
+                    "cd",
+                    "source",
+                    "python",
+                    "pip",
+                    ".venv/bin/pip",
+                    ".venv/bin/pre-commit",
+                ), words
 
 
 def test_the_quick_start_runs(r2m: Run) -> None:
-    commands = [words[1:] for words in fenced("README.md") if words[0] == "r2m" and any("runs/" in word for word in words)]
+    commands = [
+        words[1:] for words in fenced("README.md") if words[0] == "r2m" and any("runs/" in word for word in words)
+    ]
     assert [words[0] for words in commands] == ["train", "train", "evaluate", "report"]
     for words in commands:
         r2m(*words, *(QUICK if words[0] == "train" else ()))
@@ -128,14 +141,20 @@ def things(r2m: Run) -> dict[str, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in PAGES if page.startswith("docs/") and of_r2m(page, blocks_only=True)])
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.startswith("docs/") and of_r2m(page, blocks_only=True)]
+)
 def test_the_blocks_of_a_page_run(r2m: Run, things: dict[str, str], page: str) -> None:
-    known = re.compile(r"(?<=[=\[ ])(" + "|".join(sorted(map(re.escape, things), key=len, reverse=True)) + r")(?=[\] ]|$)")
+    known = re.compile(
+        r"(?<=[=\[ ])(" + "|".join(sorted(map(re.escape, things), key=len, reverse=True)) + r")(?=[\] ]|$)"
+    )
     write_files(page)
     for words in of_r2m(page, blocks_only=True):
         line = " ".join(words)
         if any(part in line for part in NOT_RUN):
             continue
         words = known.sub(lambda name: things[name[0]], line).split(" ")
-        words = [path for word in words for path in (sorted(map(str, Path().glob(word))) if word.endswith("/*") else [word])]
+        words = [
+            path for word in words for path in (sorted(map(str, Path().glob(word))) if word.endswith("/*") else [word])
+        ]
         r2m(*words, *(QUICK if words[0] == "train" else ()))

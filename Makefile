@@ -49,7 +49,7 @@ bench-quick: $(STAMP) ## the same on smaller models with fewer rounds: a look, n
 lint: $(STAMP) ## style and formatting (ruff), and which room may import which (import-linter)
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/ruff check src tests experiments docs
-	$(BIN)/ruff format --check src tests experiments docs/generate.py
+	$(BIN)/ruff format --check src tests experiments docs
 
 types: $(STAMP) ## mypy
 	$(BIN)/mypy

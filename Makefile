@@ -59,7 +59,7 @@ docs: $(STAMP) ## write docs/configuration.md and docs/metrics.md again, from th
 
 site: $(STAMP) ## build the documentation as a website in build/site; a broken link is an error
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[docs]"
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 	@echo "Open it in a browser: $(BIN)/mkdocs serve"
 
 wheel-check: $(STAMP) ## build the wheel, install it into an empty environment, run it from an empty folder

@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEMO := outputs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all trajectories bench bench-quick lint types docs wheel-check clean
+.PHONY: help install demo test test-all trajectories bench bench-quick lint types docs site wheel-check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -49,13 +49,18 @@ bench-quick: $(STAMP) ## the same on smaller models with fewer rounds: a look, n
 lint: $(STAMP) ## style and formatting (ruff), and which room may import which (import-linter)
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/ruff check src tests experiments docs examples
-	$(BIN)/ruff format --check src tests experiments examples docs/generate.py
+	$(BIN)/ruff format --check src tests experiments examples docs
 
 types: $(STAMP) ## mypy
 	$(BIN)/mypy
 
-docs: $(STAMP) ## write docs/configuration.md and docs/metrics.md anew from the source
+docs: $(STAMP) ## write docs/configuration.md and docs/metrics.md again, from the source
 	$(BIN)/python docs/generate.py
+
+site: $(STAMP) ## build the documentation as a website in build/site; a broken link is an error
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+	@echo "Open it in a browser: $(BIN)/mkdocs serve"
 
 wheel-check: $(STAMP) ## build the wheel, install it into an empty environment, run it from an empty folder
 	rm -rf dist build/wheel-check

@@ -36,7 +36,7 @@ MISTAKES = [
     ("ppo.lr=1e400", "finite"),
     ("hydra/launcher=null", "hydra/launcher=null: names no choice; leave it out, or choose one of basic"),
     ("hydra/sweeper=", "names no choice"),
-    ("reward=null", "reward=null: names no choice; leave it out, or choose one of ensemble, hub, smollm2, tiny"),
+    ("reward=null", "reward=null: names no choice; leave it out, or choose one of ensemble, hub, python, smollm2, tiny"),
     ("+experiment=null", "+experiment=null: names no choice"),
     ("+method=", "names no choice"),
     ("ppo=5", "ppo=5: there is grpo"),

@@ -29,7 +29,8 @@ def test_every_word_composes(word: str) -> None:
 @pytest.mark.parametrize("group", ["policy", "reward", "feedback", "ppo", "rollout", "data", "engine", "logger"])
 def test_every_choice_of_every_group_composes(group: str) -> None:
     for choice in files(group):
-        frozen = ["feedback=none"] if choice == "ensemble" else []  # which is a frozen baseline
+        frozen = ["feedback=none"] if choice in ("ensemble", "python") else []  # both are frozen baselines
+        frozen += ["reward.function=os.path:basename"] if choice == "python" else []
         path = ["data.path=somewhere.jsonl"] if choice == "file" else []
         composed(f"{group}={choice}", *path, *frozen)
 

@@ -163,7 +163,7 @@ def test_a_run_against_plain_loops(r2m: Run, tmp_path: Path) -> None:
     assert found["figure2"]["disjoint"] is False
     assert found["conditions"] == {
         "policy": "run/policy", "reward": str(proxy), "data": "gold", "labelled_pairs": 32, "tokens": "response",
-        "max_tokens": found["conditions"]["max_tokens"], "layers": 2, "truth": "gold", "seed": 0, "bootstrap": 100, "level": 0.95,
+        "max_tokens": found["conditions"]["max_tokens"], "layers": 2, "truth": "gold", "seed": 0, "bootstrap": 1000, "level": 0.95,
     }  # fmt: skip
 
     # Table 5: who hacks, from the scores; the scores from models and world

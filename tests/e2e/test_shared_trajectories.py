@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from r2m_cli.data.gold_world import CHAT_TEMPLATE
+from r2m_cli.data.words import CHAT_TEMPLATE
 
 # Both paths compute in fp32, in another order: single forwards agree to about 1e-6 of their scale, three steps with two
 # updates each carry that on, and the largest gap seen is 1e-5, in the reward model's gradient norm. A sampled token flips

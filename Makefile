@@ -30,9 +30,9 @@ demo: $(STAMP) ## three runs in the gold world (vanilla, R2M, vanilla with a tun
 	@echo "Open it in a browser: file://$(CURDIR)/$(DEMO)/report.html"
 
 test: $(STAMP) ## the fast tests, a few minutes
-	$(BIN)/python -m pytest -m "not slow" -n 2 tests
+	$(BIN)/python -m pytest -m "not slow and not long" -n 2 tests
 
-test-all: $(STAMP) ## all tests, the slow ones too (real language model, every ZeRO stage)
+test-all: $(STAMP) ## all tests, the long and the slow ones too (real language model, every ZeRO stage)
 	$(BIN)/python -m pytest tests
 
 trajectories: $(STAMP) ## write the golden trajectories again, after a change that is meant to change numbers

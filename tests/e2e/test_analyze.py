@@ -147,6 +147,7 @@ def check_labelled(folder: Path, policy: Path, proxy: Path, lines: list[Row]) ->
     assert found["reward_model"]["accuracy"]["value"] == pytest.approx(mean(right))
 
 
+@pytest.mark.long
 def test_a_run_against_plain_loops(r2m: Run, tmp_path: Path) -> None:
     r2m(
         "train", *QUICK, "train.steps=3", "ppo.lr=0.001", "checkpoint.every=1", "checkpoint.keep=9", "hydra.run.dir=run"
@@ -203,6 +204,7 @@ def test_a_run_against_plain_loops(r2m: Run, tmp_path: Path) -> None:
     assert "holds another result already (analysis.json)" in again
 
 
+@pytest.mark.long
 def test_two_models_and_a_file_of_pairs(r2m: Run, tmp_path: Path) -> None:
     r2m("evaluate", *QUICK, "hydra.run.dir=models")
     config = yaml.safe_load((tmp_path / "models" / "config.yaml").read_text())
@@ -301,6 +303,7 @@ def write_run(folder: Path, kind: str, seed: int, seconds: float) -> None:
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
+@pytest.mark.long
 def test_curves_of_several_runs(r2m: Run, tmp_path: Path) -> None:
     for seed in (0, 2):
         write_run(tmp_path / "outputs" / "vanilla" / f"seed={seed}", "none", seed, seconds=1.0)

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
 import torch
 from conftest import QUICK, Run
 from safetensors.torch import load_file, save_file
@@ -11,6 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 
+@pytest.mark.long
 def test_broken_folders_are_refused_before_anything_is_fitted(r2m: Run, tmp_path: Path) -> None:
     r2m("reward", *QUICK, "output=rm")
     rm = tmp_path / "rm"
@@ -44,6 +46,7 @@ def test_broken_folders_are_refused_before_anything_is_fitted(r2m: Run, tmp_path
     assert "its weights lack model.layers.0." in r2m("train", *QUICK, "reward.path=lost", code=2).stderr
 
 
+@pytest.mark.long
 def test_equal_rewards_are_said_in_evaluation_and_fitting(r2m: Run, tmp_path: Path) -> None:
     r2m("reward", *QUICK, "output=rm")
     tensors = load_file(tmp_path / "rm" / "model.safetensors")
@@ -57,6 +60,7 @@ def test_equal_rewards_are_said_in_evaluation_and_fitting(r2m: Run, tmp_path: Pa
     assert "all equal" not in r2m("reward", *QUICK, "output=other").stdout
 
 
+@pytest.mark.long
 def test_no_model_of_an_evaluation_may_read_all_texts_as_unknown_words(r2m: Run, tmp_path: Path) -> None:
     core = Tokenizer(models.WordLevel({"<unk>": 0, "<eos>": 1, "да": 2, "нет": 3}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

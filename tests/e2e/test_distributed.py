@@ -107,6 +107,7 @@ def test_a_terminated_run_of_ranks_leaves_a_checkpoint(environment: dict[str, st
     assert (tmp_path / "run" / "checkpoints" / f"step_{last}" / "loop.json").is_file()
 
 
+@pytest.mark.long
 def test_bad_input_found_by_a_rank_is_one_line(r2m: Run) -> None:
     failed = r2m("train", *QUICK, *TWO_RANKS, "rollout.max_prompt_tokens=2", "hydra.run.dir=run", code=2)
     lines = [line for line in failed.stderr.splitlines() if "error" in line]

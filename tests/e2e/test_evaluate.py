@@ -123,6 +123,7 @@ def check_best_of_n(run: Path, evaluation: Path, proxy: Path) -> None:
     assert figures["best_of/1/gold"] == pytest.approx(figures["best_of/1/gold_live"])
 
 
+@pytest.mark.long
 def test_accuracy_with_and_without_feedback_equals_an_independent_script(r2m: Run, tmp_path: Path) -> None:
     r2m("train", *TRAINED, "hydra.run.dir=run")
     proxy = Path(yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["reward"]["path"])
@@ -226,6 +227,7 @@ def test_win_rate_and_best_of_n_in_the_gold_world(r2m: Run, tmp_path: Path) -> N
     assert second["eval/heldout_reward"] != pytest.approx(second["eval/reward"], abs=1e-3)
 
 
+@pytest.mark.long
 def test_a_file_of_pairs_and_what_is_missing_from_it(r2m: Run, tmp_path: Path) -> None:
     r2m("evaluate", *QUICK, "hydra.run.dir=models")
     config = yaml.safe_load((tmp_path / "models" / "config.yaml").read_text())

@@ -75,6 +75,7 @@ def test_head_only_changes_the_head_and_nothing_else(r2m: Run, tmp_path: Path) -
     assert torch.equal(left["phi.weight"], after["score.weight"])
 
 
+@pytest.mark.long
 def test_lora_leaves_the_adapters_and_the_merged_policy(r2m: Run, tmp_path: Path) -> None:
     r2m("train", *COMMON, "policy.lora_rank=4", "hydra.run.dir=run")
     start = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["policy"]["path"]

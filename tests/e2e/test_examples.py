@@ -38,6 +38,7 @@ def test_the_gold_world(start, tmp_path: Path) -> None:
     assert (tmp_path / "outputs" / "gold_world.html").is_file()
 
 
+@pytest.mark.long
 def test_a_reward_function(start) -> None:
     assert "reward_function" in start("2_reward_function.py", *QUICK)
 
@@ -68,6 +69,7 @@ def test_eight_gpus(start) -> None:
     )
 
 
+@pytest.mark.long
 def test_the_notebook(environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)

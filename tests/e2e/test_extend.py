@@ -70,6 +70,7 @@ def run(command: str, clone: Path, environment: dict[str, str]) -> None:
     assert done.returncode == 0, f"{command}\n{done.stdout[-5000:]}\n{done.stderr[-5000:]}"
 
 
+@pytest.mark.long
 def test_the_pages_own_tests_pass(clone: Path, environment: dict[str, str]) -> None:
     files = [name for step in STEPS for name in re.findall(r"`(tests/[^`]+)`", step.says)]
     assert len(files) == 3

@@ -84,6 +84,7 @@ def test_a_killed_fit_goes_on(
     assert not list((cache / "unfinished").iterdir())
 
 
+@pytest.mark.long
 def test_a_stopped_fit_says_how_to_go_on_and_leaves_no_folder(
     r2m: Run, environment: dict[str, str], cache: Path, tmp_path: Path
 ) -> None:

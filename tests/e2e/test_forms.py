@@ -149,6 +149,7 @@ def bert(tmp_path: Path) -> Path:
     return tmp_path / "bert"
 
 
+@pytest.mark.long
 def test_a_form_follows_its_model_wherever_that_goes(
     r2m: Run, tmp_path: Path, models: Any, pairs: Any, bert: Path
 ) -> None:

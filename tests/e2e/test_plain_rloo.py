@@ -17,6 +17,7 @@ def logps(model: torch.nn.Module, prompt: list[int], response: list[int]) -> tor
     return torch.stack([logits[len(prompt) + i - 1, token] for i, token in enumerate(response)])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("feedback", ["none", "r2m"])
 def test_the_policy_takes_the_steps_of_plain_rloo(r2m: Run, tmp_path: Path, feedback: str) -> None:
     """With feedback the policy's update is the same function of (other) rewards, which the samples hold too."""

@@ -53,6 +53,7 @@ def test_the_words_give_back_what_they_have_written(tmp_path: Path, capfd: pytes
     assert "r2m: next: r2m report 'a run, 1'" in capfd.readouterr().err
 
 
+@pytest.mark.long
 def test_a_second_run_in_one_process_is_the_first_again_and_that_of_the_command(tmp_path: Path) -> None:
     first, second = (r2m_cli.train(NONE, run_dir=name) for name in ("one", "two"))
     command = [sys.executable, "-m", "r2m_cli.cli.main", "train", *NONE, "hydra.run.dir=three"]

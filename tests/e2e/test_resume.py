@@ -5,6 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
+import pytest
 import yaml
 from conftest import QUICK, Run, rows, timeless
 
@@ -19,6 +20,7 @@ def _copy(folder: Path, name: str) -> Path:
     return folder / name
 
 
+@pytest.mark.long
 def test_other_models_or_data_than_the_run_began_with_are_refused_unless_allowed(r2m: Run, tmp_path: Path) -> None:
     r2m("sft", *QUICK, "output=policy")
     r2m("reward", *QUICK, "output=scorer")
@@ -166,6 +168,7 @@ def test_a_run_that_its_guard_ended_and_that_was_killed_then_is_not_trained_furt
     assert json.loads((run / "summary.json").read_text())["steps"] == steps
 
 
+@pytest.mark.long
 def test_a_job_of_a_sweep_that_was_killed_while_exporting_gets_its_end(r2m: Run, tmp_path: Path) -> None:
     sweep = ("train", "-m", *QUICK, "feedback=none", "seed=0,1", "hydra.sweep.dir=sweep")
     r2m(*sweep)
@@ -183,6 +186,7 @@ def test_a_job_of_a_sweep_that_was_killed_while_exporting_gets_its_end(r2m: Run,
     assert json.loads((job / "summary.json").read_text())["steps"] == 2
 
 
+@pytest.mark.long
 def test_rows_that_were_torn_inside_a_character_are_cut(r2m: Run, tmp_path: Path) -> None:
     r2m("train", *HALF, "feedback=r2m_judged", "feedback.judge_pairs=2", "logger.samples_every=1", "hydra.run.dir=half")
     whole = _copy(tmp_path, "whole")

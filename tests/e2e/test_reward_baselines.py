@@ -171,6 +171,7 @@ def test_an_ensemble_resumes(r2m: Run, tmp_path: Path) -> None:
     assert "reward.paths" in more.stderr
 
 
+@pytest.mark.long
 def test_members_of_ones_own(r2m: Run, tmp_path: Path) -> None:
     r2m("reward", *QUICK, "output=a")
     r2m("reward", *QUICK, "reward.fit.seed=5", "output=b")

@@ -27,6 +27,7 @@ def with_a_closed_pipe(*arguments: str, environment: dict[str, str], folder: Pat
     return done.returncode
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("both", [True, False])
 def test_a_run_goes_on_when_nobody_reads_it(environment: dict[str, str], tmp_path: Path, both: bool) -> None:
     given = ("train", *QUICK, "hydra.run.dir=run")
@@ -69,6 +70,7 @@ def test_streams_that_are_closed_are_none_of_a_runs_files(environment: dict[str,
     assert subprocess.run(["sh", "-c", line], cwd=tmp_path, env=environment, check=False).returncode == 0
 
 
+@pytest.mark.long
 def test_a_terminal_that_is_closed_ends_a_run_with_a_checkpoint(
     environment: dict[str, str], r2m: Run, tmp_path: Path
 ) -> None:

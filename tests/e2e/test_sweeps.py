@@ -51,6 +51,7 @@ def test_a_job_that_fails_does_not_end_the_sweep(r2m: Run, tmp_path: Path) -> No
     assert "not a finite number" in errors[0]
 
 
+@pytest.mark.long
 def test_what_refers_to_a_swept_key_follows_it(r2m: Run, tmp_path: Path) -> None:
     r2m("train", "-m", *QUICK, "+method=rloo", "seed=0,1", "data.seed=${seed}", "hydra.sweep.dir=sweep")
     assert {p.parent.name for p in (tmp_path / "sweep").rglob("summary.json")} == {"0_seed=0", "1_seed=1"}
@@ -87,6 +88,7 @@ def test_what_a_plugin_answers_with_a_traceback_is_one_line(
     assert not (tmp_path / "sweep").exists()
 
 
+@pytest.mark.long
 def test_a_sweep_over_files_keeps_their_runs_apart(r2m: Run, tmp_path: Path) -> None:
     """Files of one name, seeds of each together, names with Hydra's own signs in them."""
     files = [tmp_path / "a" / "O'Brien (1).jsonl", tmp_path / "b" / "O'Brien (1).jsonl"]
@@ -115,6 +117,7 @@ def test_other_words_sweep_without_a_table(r2m: Run, tmp_path: Path) -> None:
     assert not (tmp_path / "sweep" / "table.csv").exists()
 
 
+@pytest.mark.long
 def test_runs_of_a_sweep_resume_in_their_own_folders(r2m: Run, tmp_path: Path) -> None:
     sweep = ("train", "-m", *QUICK, "train.steps=3", "train.stop_at=2", "hydra.sweep.dir=first")
     said = r2m(*sweep, "seed=0,2").stderr
@@ -131,6 +134,7 @@ def test_runs_of_a_sweep_resume_in_their_own_folders(r2m: Run, tmp_path: Path) -
     assert sorted(table(tmp_path / "first").seed) == [0, 1]
 
 
+@pytest.mark.long
 def test_a_sweep_that_is_started_again_goes_on(r2m: Run, tmp_path: Path) -> None:
     command = (
         "train",

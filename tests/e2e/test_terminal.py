@@ -32,6 +32,7 @@ def under_way(shown: Terminal) -> bool:
     return bool(re.search(r"> policy step(?s:.*) \d+/1000", "\n".join(shown.lines())))
 
 
+@pytest.mark.long
 def test_a_run_shows_its_stages_and_ctrl_c_ends_it_in_good_order(environment: dict[str, str], tmp_path: Path) -> None:
     with terminal(LONG, tmp_path, environment) as shown:
         shown.until(lambda: under_way(shown))

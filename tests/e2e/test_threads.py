@@ -28,6 +28,7 @@ def shown(text: str, name: str) -> list[str]:
     return re.findall(rf"{name} = '(\w+)'", text)
 
 
+@pytest.mark.long
 def test_a_thread_of_the_command_waits_asleep(environment: dict[str, str], tmp_path: Path) -> None:
     """A policy that does not exist: torch is loaded by then, and nothing else is done."""
     bare = {name: value for name, value in environment.items() if not name.startswith("OMP_")}

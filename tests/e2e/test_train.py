@@ -107,6 +107,7 @@ def test_an_interrupt_ends_the_run_with_a_checkpoint(environment: dict[str, str]
     assert rows(tmp_path / "run")[-1]["step"] == last + 1
 
 
+@pytest.mark.long
 def test_a_sweep_runs_every_job_and_a_report_reads_them(r2m: Run, tmp_path: Path) -> None:
     r2m("train", "-m", *QUICK, "feedback=r2m,none", "hydra.sweep.dir=sweep")
     folders = sorted(str(p.parent.relative_to(tmp_path / "sweep")) for p in (tmp_path / "sweep").rglob("summary.json"))
@@ -150,6 +151,7 @@ def test_evaluate_reads_a_run(r2m: Run, tmp_path: Path) -> None:
     assert "r2m evaluate" in mixed.stderr
 
 
+@pytest.mark.long
 def test_a_refused_continuation_leaves_the_run_as_it_was(r2m: Run, tmp_path: Path) -> None:
     r2m("train", *QUICK, "train.steps=4", "train.stop_at=2", "hydra.run.dir=run")
     before = (tmp_path / "run" / "config.yaml").read_text()
@@ -197,6 +199,7 @@ def test_a_stop_may_lie_beyond_the_default_number_of_steps(r2m: Run, tmp_path: P
     assert "train.steps=150" in late.stderr
 
 
+@pytest.mark.long
 def test_a_model_that_moved_with_its_cache_may_be_named_anew(r2m: Run, tmp_path: Path) -> None:
     r2m("sft", *QUICK, "output=first")
     r2m("train", *QUICK, f"policy.path={tmp_path}/first", "train.stop_at=1", "hydra.run.dir=run")
@@ -207,6 +210,7 @@ def test_a_model_that_moved_with_its_cache_may_be_named_anew(r2m: Run, tmp_path:
     assert "cannot become" in other.stderr
 
 
+@pytest.mark.long
 def test_a_run_is_continued_from_another_folder_with_its_own_models(
     r2m: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,6 +251,7 @@ def test_other_lengths_are_another_starting_policy(r2m: Run, tmp_path: Path) -> 
     assert paths[0] != paths[1]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("word", ["train", "sft", "reward"])
 def test_a_policy_that_could_not_read_its_own_responses_is_refused_before_it_is_fitted(
     r2m: Run, tmp_path: Path, word: str
@@ -260,6 +265,7 @@ def test_a_policy_that_could_not_read_its_own_responses_is_refused_before_it_is_
     assert f"rollout.max_new_tokens = 664, but {named} reads 512 tokens at most" in said
 
 
+@pytest.mark.long
 def test_a_reward_model_is_no_policy(r2m: Run, tmp_path: Path) -> None:
     r2m("train", *QUICK, "hydra.run.dir=run")
     (tmp_path / "a copy (1)").symlink_to("run")  # such a name is read as it is typed
@@ -293,6 +299,7 @@ def test_a_reward_model_is_no_policy(r2m: Run, tmp_path: Path) -> None:
     assert "no causal language model: lm_head.weight is missing" in refused
 
 
+@pytest.mark.long
 def test_a_mistake_takes_nothing_away_and_leaves_nothing_behind(r2m: Run, tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     mine.mkdir()
@@ -315,6 +322,7 @@ def test_a_mistake_takes_nothing_away_and_leaves_nothing_behind(r2m: Run, tmp_pa
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["config.yaml", "config.yaml", "mine"]
 
 
+@pytest.mark.long
 def test_a_command_that_is_refused_leaves_a_finished_run_as_it_was(r2m: Run, tmp_path: Path) -> None:
     r2m("train", *QUICK, "hydra.run.dir=run")
 
@@ -327,6 +335,7 @@ def test_a_command_that_is_refused_leaves_a_finished_run_as_it_was(r2m: Run, tmp
     assert files() == before
 
 
+@pytest.mark.long
 def test_a_fit_that_diverges_is_not_kept(r2m: Run, tmp_path: Path) -> None:
     failed = r2m("reward", *QUICK, "reward.fit.lr=1e12", "reward.fit.epochs=3", "output=model", code=2)
     assert "not a finite number" in failed.stderr
@@ -347,6 +356,7 @@ def test_a_failing_judge_ends_the_run_with_a_checkpoint(
     assert "Traceback" not in failed
 
 
+@pytest.mark.long
 def test_a_kl_target_moves_the_weight_and_never_below_beta(r2m: Run, tmp_path: Path) -> None:
     r2m("train", *QUICK, "train.steps=5", "ppo.lr=1e-2", "ppo.kl_target=0.05", "hydra.run.dir=run")
     steps = rows(tmp_path / "run")[1:]
@@ -382,6 +392,7 @@ def test_the_guard_ends_a_run_that_has_gone_far_enough(r2m: Run, tmp_path: Path)
     assert "above guard.kl=0.5" in (run / "warnings.log").read_text()
 
 
+@pytest.mark.long
 def test_judged_pairs_are_kept_in_the_run(r2m: Run, tmp_path: Path) -> None:
     r2m(
         "train", *QUICK, "feedback=r2m_judged", "feedback.judge=labeller", "feedback.judge_pairs=2", "hydra.run.dir=run"
@@ -392,6 +403,7 @@ def test_judged_pairs_are_kept_in_the_run(r2m: Run, tmp_path: Path) -> None:
     assert rows(tmp_path / "run")[-1]["reward_model/labels"] == 4
 
 
+@pytest.mark.long
 def test_a_generic_backbone_is_a_language_model_that_no_label_moved(r2m: Run, tmp_path: Path) -> None:
     tiny = ("reward.size=16x1x2", "reward.fit.parameters=head")
     for name, epochs in (("fresh", 0), ("generic", 1), ("other_labels", 1)):

@@ -35,6 +35,7 @@ def pairs(path: Path) -> Path:
     return path
 
 
+@pytest.mark.long
 def test_what_a_template_refuses_is_left_out_by_every_word(r2m: Run, tmp_path: Path, base: Path) -> None:
     # In the folder is a name that is not UTF-8: a legal one, which must not break what is printed and written either.
     (tmp_path / "folder").mkdir()
@@ -59,6 +60,7 @@ def test_what_a_template_refuses_is_left_out_by_every_word(r2m: Run, tmp_path: P
     check(r2m("analyze", *whole, *models, "hydra.run.dir=analysed", "analysis.sequences=4", "analysis.pairs=4").stdout)
 
 
+@pytest.mark.long
 def test_what_only_the_other_policys_template_refuses_is_named_with_its_place(
     r2m: Run, tmp_path: Path, base: Path
 ) -> None:
@@ -84,6 +86,7 @@ def test_a_template_that_refuses_every_prompt_is_one_line(r2m: Run, tmp_path: Pa
     assert not (tmp_path / "o").exists()
 
 
+@pytest.mark.long
 def test_rows_in_a_chat_template_are_said_by_every_word(r2m: Run, tmp_path: Path) -> None:
     rows = [{"prompt": f"fruit : {word}", "chosen": "i suggest pear", "rejected": "so"} for word in WORDS]
     for row in rows[8:]:

@@ -21,6 +21,7 @@ def follow(r2m: Run, done: Done, *more: str) -> Done:
     return r2m(*arguments, *more)
 
 
+@pytest.mark.long
 def test_a_run_says_where_it_is_what_it_loads_what_it_wrote_and_what_comes_next(r2m: Run, tmp_path: Path) -> None:
     done = r2m("train", *QUICK, "hydra.run.dir=my runs/first")
     assert said(done)[:2] == ["train in my runs/first: checking models and data", "reading the gold world"]
@@ -50,6 +51,7 @@ def test_a_run_says_where_it_is_what_it_loads_what_it_wrote_and_what_comes_next(
     assert "r2m: sampling a response to each of 8 prompts" in evaluated.stdout
 
 
+@pytest.mark.long
 def test_what_is_read_is_said_once_however_many_models_are_fitted_first(
     r2m: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -59,6 +61,7 @@ def test_what_is_read_is_said_once_however_many_models_are_fitted_first(
     assert (done.stdout + done.stderr).count("reading the gold world") == 1
 
 
+@pytest.mark.long
 def test_a_look_at_models_before_any_run_names_their_training(r2m: Run, tmp_path: Path) -> None:
     looked = r2m("evaluate", *QUICK, "eval.prompts=4", "hydra.run.dir=before")
     assert said(looked)[-1] == f"next: r2m train {' '.join(QUICK)}"
@@ -71,6 +74,7 @@ def test_a_run_that_is_stopped_and_goes_on_says_from_where(r2m: Run, tmp_path: P
     assert "r2m: going on after step 1 of 3" in r2m("train", "resume=run", "train.stop_at=2").stdout
 
 
+@pytest.mark.long
 def test_a_run_whose_name_begins_with_a_tilde_or_a_dash_is_found_again(r2m: Run, tmp_path: Path) -> None:
     r2m("train", *QUICK, "train.steps=2", "train.stop_at=1", "hydra.run.dir=~nobody here")
     assert r2m("train", "resume=~nobody here").stderr.endswith("r2m: next: r2m report '~nobody here'\n")
@@ -81,6 +85,7 @@ def test_a_run_whose_name_begins_with_a_tilde_or_a_dash_is_found_again(r2m: Run,
     r2m("report", "./-x")
 
 
+@pytest.mark.long
 def test_fitted_models_lead_to_the_training_that_reads_them(r2m: Run, tmp_path: Path) -> None:
     fitted = r2m("sft", *QUICK, "policy.fit.lr=0.002", "output=new/policy")
     assert said(fitted)[0] == "sft in new/policy: checking models and data"
@@ -95,6 +100,7 @@ def test_fitted_models_lead_to_the_training_that_reads_them(r2m: Run, tmp_path: 
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 2
 
 
+@pytest.mark.long
 def test_all_that_is_missing_is_said_at_once(r2m: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("R2M_CACHE", str(tmp_path / "cache"))
     r2m("sft", *QUICK, "output=policy")

@@ -233,6 +233,7 @@ def test_tensorboard_events_are_read_back(tmp_path):
     assert b"a response" in events.Tensors("samples/text_summary")[-1].tensor_proto.string_val[0]
 
 
+@pytest.mark.long
 def test_wandb_offline_is_read_back(tmp_path, capfd):
     with Sinks(["wandb"], tmp_path, 3, "some-project", "some-name", {"seed": 7}, quiet=True) as sinks:
         for step in range(3):

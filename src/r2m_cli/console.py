@@ -30,7 +30,7 @@ def tell(text: str) -> None:
 
 def say(text: str) -> None:
     """Print a line of a task on stdout, on the main rank only. (The standard error of a rank goes to its log.)"""
-    from r2m_cli.distributed import comm  # imported here because it imports torch, which a report does not need
+    from r2m_cli.distributed import comm  # imports torch, which a report does not need
 
     if comm.is_main():
         print(f"r2m: {text}", flush=True)

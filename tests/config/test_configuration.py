@@ -94,8 +94,8 @@ def test_impossible_values_name_the_key(override: str, says: str) -> None:
         (("policy.path=a", "eval.reward=b"), "it needs run=RUN"),
         (("analysis.pairs=2",), "at least 3"),
         (("engine=zero",), "engine=single"),
-        (("runs=[a]", "run=b"), "in a call of its own"),
-        (("runs=[a]", "policy.path=b"), "in a call of its own"),
+        (("runs=[a]", "run=b"), "in a separate command"),
+        (("runs=[a]", "policy.path=b"), "in a separate command"),
         (("data=file", "data.path=a.jsonl", "policy.path=b", "reward.base=c"), "leaves no rows to fit one on"),
         (("output=a",), "it belongs to r2m sft and reward"),
     ],
@@ -124,11 +124,11 @@ def test_a_key_added_with_plus_is_still_checked() -> None:
             "ppo.beta=choice()",
             "ppo.beta=choice(): no value (empty choice is not legal); close its brackets, or put it into quotes if they are part of a text",
         ),
-        ("ppo=foo", "ppo=foo: there is grpo, ppo, reinforce_pp, remax, rloo"),
+        ("ppo=foo", "ppo=foo: the choices are grpo, ppo, reinforce_pp, remax, rloo"),
         ("world=one_class", "world=...: write +world=..., with a plus: it is added to the configuration"),
         ("fedback=none", "unknown configuration key fedback: did you mean feedback=...?"),
         ("ppo.bta=1", "unknown configuration key ppo.bta: did you mean ppo.beta?"),
-        ("ppo.beta=null", "ppo.beta: null is no value for it"),
+        ("ppo.beta=null", "ppo.beta: it cannot be null"),
         ("runs=a", "runs: it is a list, write runs=[a]"),
         ("feedback=r2m,none", "feedback=r2m,none: several values make a sweep, which needs -m"),
     ],
@@ -148,7 +148,7 @@ def test_a_misspelt_override_is_one_line_that_names_it(override: str, says: str)
             "unknown configuration key ppo.bta: did you mean ppo.beta? (in experiment/mine.yaml)",
         ),
         *(
-            (text, "{file}: its aliases (*name) stand for more than 10,000 values; write out what is meant")
+            (text, "{file}: its aliases (*name) expand to more than 10,000 values; write the values out")
             for text in (
                 "ppo: &a {x: *a}",
                 "a: &a [1]\n" + "\n".join(f"{b}: &{b} [{f'*{a},' * 99}]" for a, b in pairwise("abcdefgh")),
@@ -209,7 +209,7 @@ def command(*arguments: str, cwd: Path, **environment: str) -> "subprocess.Compl
     ("arguments", "says"),
     [
         (["train", "ppo.grop_size=2"], "did you mean ppo.group_size?"),
-        (["train", "ppo=grppo"], "ppo=grppo: there is grpo"),
+        (["train", "ppo=grppo"], "ppo=grppo: the choices are grpo"),
         (["train", "seed=abc"], "seed: Value 'abc'"),
         (["train", "+experiment=nope"], "hh_rlhf_cpu"),
         (["trian"], "did you mean train?"),
@@ -237,7 +237,7 @@ def command(*arguments: str, cwd: Path, **environment: str) -> "subprocess.Compl
         (["report", "nowhere/method=rloo/seed=0,world=0"], "nowhere/method=rloo/seed=0,world=0 is not a folder"),
         (["report"], "no run folder is given"),
         (["report", "nowhere", "seed=1"], "unknown configuration key seed: --cfg job"),
-        (["evaluate", "nowhere"], "a run is named by run=nowhere"),
+        (["evaluate", "nowhere"], "to name a run, write run=nowhere"),
         (["analyze", "a", "b"], "runs=[A,B]"),
         (["train", "-m", "seed=0,1", "--cfg", "job"], "leave out -m"),
         (["train", "--resolve"], "--cfg job"),

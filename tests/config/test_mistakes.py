@@ -39,7 +39,7 @@ MISTAKES = [
     ("reward=null", "reward=null: names no choice; leave it out, or choose one of ensemble, hub, python, smollm2, tiny"),
     ("+experiment=null", "+experiment=null: names no choice"),
     ("+method=", "names no choice"),
-    ("ppo=5", "ppo=5: there is grpo"),
+    ("ppo=5", "ppo=5: the choices are grpo"),
     ("hydra=null", "hydra"),
     ("train=null", "train"),
     ("train=5", "train"),
@@ -167,8 +167,8 @@ def test_a_broken_file_of_ones_own_is_named(
     ("content", "says"),
     [
         ("train:\n  steps: abc", "train.steps: Value 'abc' of type 'str' could not be converted to Integer"),
-        ("seed: null", "seed: null is no value for it"),
-        ("reward:\n  fit: null", "reward.fit: null is no value for it"),
+        ("seed: null", "seed: it cannot be null"),
+        ("reward:\n  fit: null", "reward.fit: it cannot be null"),
         ("reward:\n  paths: 3", "reward.paths: Invalid value assigned: AnyNode is not a ListConfig, list or tuple"),
     ],
 )

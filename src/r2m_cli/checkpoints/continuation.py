@@ -21,13 +21,8 @@ from r2m_cli.files.run_folder import checkpoints, finished
 # Keys that may differ when a run is resumed: its length, how it is monitored, on which machine it runs.
 RESUMABLE = ("train.", "resume", "eval.", "checkpoint.", "logger.", "engine.threads", "engine.timeout",
              "engine.rendezvous", "engine.node_rank", "judge.")  # fmt: skip
-OF_THIS_PART = (
-    "resume",
-    "run",
-    "train.steps",
-    "train.stop_at",
-    "train.allow_changed",
-)  # set separately for each part of a run
+# Keys that are set separately for each part of a run.
+OF_THIS_PART = ("resume", "run", "train.steps", "train.stop_at", "train.allow_changed")
 
 
 @dataclass(frozen=True)

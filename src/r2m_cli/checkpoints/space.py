@@ -68,9 +68,8 @@ def parameters_take(module: nn.Module, trained: bool = False) -> int:
 
 
 def _size(parameter: nn.Parameter) -> int:
-    return int(
-        getattr(parameter, "ds_numel", parameter.numel())
-    )  # under ZeRO stage 3 the parameter itself is only a shard
+    # Under ZeRO stage 3 the parameter itself is only a shard.
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 def _files_take(folder: Path) -> int:

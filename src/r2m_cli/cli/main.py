@@ -42,9 +42,8 @@ def main() -> None:
     """Entry point of `r2m`. Exit codes: 0 done, 1 a failure, 2 bad input, 128 + n ended by signal n."""
     from r2m_cli.monitor.streams import outlived
 
-    os.environ["MPLBACKEND"] = (
-        "Agg"  # pictures are written to files: no display is needed. A notebook keeps its own backend.
-    )
+    # Pictures are written to files: no display is needed. A notebook keeps its own backend.
+    os.environ["MPLBACKEND"] = "Agg"
     try:
         with outlived():
             _command(sys.argv[1:])
@@ -193,9 +192,8 @@ def _run_job(composed: "DictConfig", word: str, runs: list[str]) -> Any:
 
     hydra_config = HydraConfig.get()
     run_dir = Path(hydra_config.runtime.output_dir)
-    new = not any(run_dir.iterdir()) and not run_dir.samefile(
-        Path.cwd()
-    )  # an empty folder is one that Hydra has just created
+    # An empty folder is one that Hydra has just created.
+    new = not any(run_dir.iterdir()) and not run_dir.samefile(Path.cwd())
     try:
         if word == "report":
             from r2m_cli.config.check import typed

@@ -17,11 +17,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 
 from r2m_cli.config.check import APPENDED
-from r2m_cli.files.jobs import (
-    Job,
-    read_job,
-    write_job,
-)  # worker processes also need the names that this import registers
+from r2m_cli.files.jobs import Job, read_job, write_job  # it registers names that worker processes need
 from r2m_cli.files.run_folder import ERROR, JOB, finished, remove_empty
 
 REASON = 100  # characters shown of a reason in the sweep's last line
@@ -172,9 +168,7 @@ def tabulate(folder: Path) -> None:
     if ended:
         runs = load_runs(ended)
         names = dict(zip(jobs, job_names(jobs)))
-        if (
-            len(set(names.values())) > 1
-        ):  # otherwise the jobs differ only in the seed, and the report's own names will do
+        if len(set(names.values())) > 1:  # otherwise only the seeds differ, and the report's own names will do
             runs = [replace(run, name=names[job]) for run, job in zip(runs, ended)]
         first = {run.name: number for number, run in reversed(list(enumerate(runs)))}
         runs.sort(key=lambda run: first[run.name])

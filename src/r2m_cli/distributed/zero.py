@@ -135,9 +135,8 @@ class _Sharded(nn.Module):
 
     def __init__(self, engine: Any):
         super().__init__()
-        self._call = (
-            engine.__call__
-        )  # store the bound method: an engine stored as a sub-module would add its parameters to this module
+        # The bound method only: stored as a sub-module, the engine would add its parameters to this module.
+        self._call = engine.__call__
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self._call(*args, **kwargs)

@@ -104,9 +104,7 @@ def peak_memory() -> float:
         return float(torch.cuda.max_memory_allocated())
     status = Path("/proc/self/status")
     for line in status.read_text().splitlines() if status.exists() else []:
-        if line.startswith(
-            "VmHWM"
-        ):  # Linux: getrusage also counts the memory that the parent had when it started this process
+        if line.startswith("VmHWM"):  # Linux: getrusage also counts the parent's memory at the start of this process
             return 1024.0 * float(line.split()[1])
     unit = 1 if sys.platform == "darwin" else 1024
     return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)

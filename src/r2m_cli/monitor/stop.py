@@ -27,9 +27,7 @@ class Stopped(Exception):
 
 def requested(run_dir: Path) -> bool:
     """Whether the run should stop. Only the main rank checks the file, so that all ranks stop after the same step."""
-    from r2m_cli.distributed import (
-        comm,
-    )  # imported here because it imports torch, which the parent and the sinks do not need
+    from r2m_cli.distributed import comm  # imports torch, which the parent and the sinks do not need
 
     return bool(comm.broadcast((run_dir / STOP).exists()))
 

@@ -330,7 +330,10 @@ def test_curves_of_several_runs(r2m: Run, tmp_path: Path) -> None:
 
     r2m("analyze", "hydra.run.dir=bare")  # whatever is below outputs/
     assert analysis_of(tmp_path / "bare")["figure5"] == found["figure5"]
-    for arguments, says in (("runs=[nowhere]", "nowhere is not a folder"), ("run=outputs/r2m", "it has no config.yaml")):
+    for arguments, says in (
+        ("runs=[nowhere]", "nowhere is not a folder"),
+        ("run=outputs/r2m", "it has no config.yaml"),
+    ):
         refused = r2m("analyze", arguments, "hydra.run.dir=bad", code=2).stderr
         assert says in refused
         assert not (tmp_path / "bad").exists()

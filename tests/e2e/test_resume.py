@@ -111,7 +111,10 @@ def test_a_damaged_checkpoint_is_put_aside_for_the_one_before(r2m: Run, tmp_path
     # The feedback of another step beside this policy: every file is sound, the whole is not.
     shutil.copy(run / "checkpoints" / "step_1" / "feedback" / "state.pt", newest / "feedback")
     said = r2m("train", "resume=mixed", "train.stop_at=null").stderr
-    assert "step_2/feedback/state.pt: damaged, its content has changed since it was written; it was renamed to damaged_step_2" in said
+    assert (
+        "step_2/feedback/state.pt: damaged, its content has changed since it was written; it was renamed to damaged_step_2"
+        in said
+    )
     assert "the run continues from step 1" in said
     assert list(map(timeless, rows(run))) == list(map(timeless, rows(whole)))
 

@@ -55,7 +55,7 @@ def test_what_is_read_is_said_once_however_many_models_are_fitted_first(
 ) -> None:
     monkeypatch.setenv("R2M_CACHE", str(tmp_path / "cache"))
     done = r2m("train", *QUICK, "train.steps=1", "hydra.run.dir=run")
-    assert (done.stdout + done.stderr).count("fitting one (once") == 2
+    assert (done.stdout + done.stderr).count("fitting one (only once") == 2
     assert (done.stdout + done.stderr).count("reading the gold world") == 1
 
 

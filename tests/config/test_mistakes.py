@@ -102,7 +102,7 @@ def test_whatever_a_key_is_set_to_is_one_line(
     [
         (["--cfg", "job", "ppo.bta=1"], "did you mean ppo.beta?"),
         (["--config-dir", ".", "ppo.beta=range(0.1"], "ppo.beta=range(0.1: no value"),
-        (["--config-dir", ".", "ppo=foo"], "ppo=foo: there is"),
+        (["--config-dir", ".", "ppo=foo"], "ppo=foo: the choices are"),
         (["--config-dir", "nowhere"], "--config-dir nowhere: no such folder"),
         (["ppo.beta=3", "--cfg"], "--cfg: needs a value"),
         (["data.path=x", "--package"], "--package: needs a value"),

@@ -1,4 +1,4 @@
-"""Write docs/configuration.md and docs/metrics.md from the source: `make docs`. A test compares them with what this gives."""
+"""Write docs/configuration.md and docs/metrics.md from the source: `make docs`. A test compares them with the output of this script."""
 
 import inspect
 import re
@@ -17,10 +17,10 @@ def configuration() -> str:
     page = "# Configuration\n\n" + NOTE.format(source="src/r2m_cli/config/schema.py and check.py")
     page += (
         "Every key with its type, its default (that of `r2m train` before a group or an experiment changes it) and the values "
-        "that it takes. Set a key with `key=value`, choose from a group "
+        "that it accepts. Set a key with `key=value`, choose from a group "
         "with `group=choice`, add an experiment, a world, a method or a sweep with `+experiment=`, `+world=`, `+method=`, "
         "`+sweep=`. "
-        "`r2m train --cfg job` prints what a command line comes to.\n\n"
+        "`r2m train --cfg job` prints the configuration of a command line.\n\n"
     )
     page += "## Groups\n\n| group | choice | what it is |\n| --- | --- | --- |\n"
     page += "".join(f"| `{group}` | `{choice}` | {_cell(what)} |\n" for group, choice, what in choices())

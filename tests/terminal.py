@@ -53,7 +53,7 @@ class Terminal:
                 self.stream.feed(part)
 
     def end(self, seconds: float = 60) -> int:
-        """Read to the end; gives the exit code."""
+        """Read to the end; returns the exit code."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             try:

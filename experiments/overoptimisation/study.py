@@ -109,7 +109,7 @@ def main() -> None:
     for world in worlds:
         known = methods(*size(world, further))
         if unknown := set(wanted) - set(known):
-            raise SystemExit(f"method={','.join(sorted(unknown))}: there is {', '.join(known)}")
+            raise SystemExit(f"method={','.join(sorted(unknown))}: the choices are {', '.join(known)}")
         for method in wanted:
             weights = betas(name, world, method, known, chosen(out))
             overrides = [f"+world={world}", *known[method].overrides, f"ppo.beta={','.join(weights)}", *STUDY, *further]

@@ -1,4 +1,4 @@
-"""What a command says on its terminal beside the progress of a run: lines of its own, slow work that is counted, time left."""
+"""What a command prints besides the progress of a run: its own lines, the progress of slow work, and the time left."""
 
 import sys
 import time
@@ -7,7 +7,7 @@ from rich.console import Console
 
 from r2m_cli.text import clock
 
-COUNT_SECONDS = 10.0  # slow work that is counted: at most one line in this time
+COUNT_SECONDS = 10.0  # progress of slow work: at most one line in this time
 
 
 def on_terminal() -> bool:
@@ -16,7 +16,7 @@ def on_terminal() -> bool:
 
 
 def restore_terminal() -> None:
-    """Give the terminal back in place of a process that was killed while its panel was on it."""
+    """Restore the terminal after a process was killed while it was drawing its panel."""
     if on_terminal():
         console = Console(file=sys.stdout)
         console.line()
@@ -24,20 +24,20 @@ def restore_terminal() -> None:
 
 
 def tell(text: str) -> None:
-    """A line of the command itself, on standard error."""
+    """Print a line of the command itself on standard error."""
     print(f"r2m: {text}", file=sys.stderr, flush=True)
 
 
 def say(text: str) -> None:
-    """A line of a task on stdout; nothing on the ranks other than the main one. A rank's standard error is its log."""
-    from r2m_cli.distributed import comm  # it brings torch, which a report does without
+    """Print a line of a task on stdout, on the main rank only. (The standard error of a rank goes to its log.)"""
+    from r2m_cli.distributed import comm  # imports torch, which a report does not need
 
     if comm.is_main():
         print(f"r2m: {text}", flush=True)
 
 
 class Eta:
-    """Time left, from the mean time of the steps that this process has made."""
+    """Time left, estimated from the mean time of the steps that this process has done."""
 
     def __init__(self, total_steps: int, start_step: int) -> None:
         self.total, self.before, self.began = total_steps, max(start_step - 1, 0), time.monotonic()
@@ -50,15 +50,15 @@ class Eta:
 
 
 class Count:
-    """Slow work whose parts are counted, such as reading labelled pairs: "r2m: WHAT: 64 of 512, ETA 0:00:40" now and then."""
+    """Progress of slow work, such as embedding labelled pairs: prints "r2m: WHAT: 64 of 512, ETA 0:00:40" now and then."""
 
     def __init__(self, what: str, shown: bool = True, before: int = 0) -> None:
-        """`shown`: False on the ranks that say nothing. `before`: parts that are done already."""
+        """`shown`: False on the ranks that print nothing. `before`: parts that are already done."""
         self.what, self.shown, self.before = what, shown, before
         self.begun = self.printed = time.monotonic()
 
     def __call__(self, done: int, total: int, more: str = "") -> None:
-        """`done` of `total` parts are done; `more` is written behind them."""
+        """`done` of `total` parts are done; `more` is printed after the numbers."""
         now = time.monotonic()
         if self.shown and done > self.before and now - self.printed >= COUNT_SECONDS:
             self.printed = now

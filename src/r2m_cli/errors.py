@@ -1,4 +1,4 @@
-"""The one exception that a person's input can raise."""
+"""The one exception that a user's input can raise."""
 
 
 class UserError(Exception):
@@ -12,8 +12,8 @@ class UserError(Exception):
 
 
 def printable(text: str) -> str:
-    """The text with lone surrogates escaped, which no terminal or UTF-8 file takes.
+    """The text with lone surrogates escaped, because no terminal and no UTF-8 file accepts them.
 
-    They come from JSON ("\\ud83d") and, as Python reads them, from file names that are not UTF-8.
+    They come from JSON ("\\ud83d"), and from file names that are not UTF-8, which Python decodes to surrogates.
     """
     return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,4 +1,4 @@
-"""How numbers, times, places and commands are written for people: one form everywhere, with the minus of a keyboard."""
+"""How numbers, times, paths and commands are printed: one form everywhere, with the ASCII minus sign."""
 
 import math
 import os
@@ -7,14 +7,14 @@ from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
 
-DIGITS = 4  # significant ones of a number whose size nobody knows
-LONGEST = 1e15  # from here on a number is written with an exponent
+DIGITS = 4  # significant digits of a number of unknown size
+LONGEST = 1e15  # from this value on, a number is written with an exponent
 
 
 def number(value: float, digits: int = DIGITS) -> str:
     """A number of unknown size with `digits` significant digits: 12345.6 -> 12346, 4000.0 -> 4000, 0.25 -> 0.25.
 
-    Whole numbers are written out; an exponent is left to what is below 0.0001 or not below 1e15. No "-0".
+    Integers are written in full; an exponent is used only below 0.0001 and from 1e15 on. Never "-0".
     """
     if not math.isfinite(value):
         return str(float(value))
@@ -26,7 +26,7 @@ def number(value: float, digits: int = DIGITS) -> str:
 
 
 def fixed(value: float, decimals: int = 2) -> str:
-    """A number with so many decimals, for columns and curves; never "-0.00". Huge ones as in `number`."""
+    """A number with `decimals` decimals, for columns and curves; never "-0.00". Huge numbers are written as in `number`."""
     if not math.isfinite(value) or abs(value) >= LONGEST:
         return number(value)
     text = f"{value:.{decimals}f}"
@@ -34,24 +34,25 @@ def fixed(value: float, decimals: int = 2) -> str:
 
 
 def clock(seconds: float) -> str:
-    """A span of time as h:mm:ss."""
+    """A duration as h:mm:ss."""
     return str(timedelta(seconds=round(seconds)))
 
 
 def from_home(name: str | Path) -> Path:
-    """A path in which a leading ~ is the home folder; a name that begins so, and the ~ of an unknown user, stay as they are.
+    """The path with a leading ~ replaced by the home folder.
 
-    Unlike Path.expanduser it keeps `./~name`, and raises nothing.
+    An existing file whose name begins with ~, and the ~ of an unknown user, stay as they are. Unlike Path.expanduser it
+    keeps `./~name` and raises nothing.
     """
     return Path(name if os.path.lexists(name) else os.path.expanduser(name))
 
 
 def place(path: Path) -> str:
-    """A path as one would type it from the current folder: relative if it lies below, else whole."""
+    """A path as you would type it from the current folder: relative if it lies below it, otherwise absolute."""
     full = Path(os.path.abspath(from_home(path)))
     below = full.is_relative_to(Path.cwd()) and full != Path.cwd()
     name = str(full.relative_to(Path.cwd())) if below else str(full)
-    return f"./{name}" if name.startswith("-") else name  # else it would be an option
+    return f"./{name}" if name.startswith("-") else name  # otherwise it would be taken for an option
 
 
 def command(word: str, overrides: Iterable[str]) -> str:

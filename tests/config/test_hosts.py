@@ -37,9 +37,9 @@ def test_without_a_hostfile_nothing_changes():
     ("text", "line"),
     [
         ("", "names no machine"),
-        ("a slots=2\nb\n", ":2: 'b' is no machine"),
-        ("a slots=0\n", ":1: 'a slots=0' is no machine"),
-        ("a slots=2\na slots=2\n", ":2: a stands there twice"),
+        ("a slots=2\nb\n", ":2: 'b' does not name a machine"),
+        ("a slots=0\n", ":1: 'a slots=0' does not name a machine"),
+        ("a slots=2\na slots=2\n", ":2: a is listed twice; remove one of the lines"),
         ("localhost slots=2\nb slots=4\n", "b has 4 slots, localhost has 2"),
         ("one.invalid slots=2\ntwo.invalid slots=2\n", "none of its machines is this one"),
     ],

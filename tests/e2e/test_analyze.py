@@ -201,7 +201,7 @@ def test_a_run_against_plain_loops(r2m: Run, tmp_path: Path) -> None:
     assert drift[0, 3] < drift[0, 1] < 1
 
     again = r2m("analyze", "run=run", "hydra.run.dir=own", code=2).stderr
-    assert "holds another result already (analysis.json)" in again
+    assert "already holds another result (analysis.json)" in again
 
 
 @pytest.mark.long
@@ -333,7 +333,10 @@ def test_curves_of_several_runs(r2m: Run, tmp_path: Path) -> None:
 
     r2m("analyze", "hydra.run.dir=bare")  # whatever is below outputs/
     assert analysis_of(tmp_path / "bare")["figure5"] == found["figure5"]
-    for arguments, says in (("runs=[nowhere]", "nowhere is not a folder"), ("run=outputs/r2m", "no config.yaml there")):
+    for arguments, says in (
+        ("runs=[nowhere]", "nowhere is not a folder"),
+        ("run=outputs/r2m", "it has no config.yaml"),
+    ):
         refused = r2m("analyze", arguments, "hydra.run.dir=bad", code=2).stderr
         assert says in refused
         assert not (tmp_path / "bad").exists()

@@ -151,7 +151,7 @@ def test_every_word_that_reads_a_run_refuses_a_pipe_or_a_bomb(r2m: Run, tmp_path
     (run / "policy").mkdir()
     (run / "policy" / "config.json").write_text("{}")
     whole = (run / "config.yaml").read_bytes()
-    for harm, says in ((_bytes(BOMB.encode()), "config.yaml: has YAML aliases"), (_pipe, "no config.yaml there")):
+    for harm, says in ((_bytes(BOMB.encode()), "config.yaml: has YAML aliases"), (_pipe, "it has no config.yaml")):
         harm(run / "config.yaml")
         for words in (("train", "resume=run"), ("evaluate", "run=run"), ("analyze", "run=run")):
             with _within(20):

@@ -28,4 +28,7 @@ def test_a_real_model_is_trained_where_a_lexicon_knows_the_truth(r2m: Callable[.
 
 def test_a_made_model_cannot_speak_english(r2m: Callable[..., object], tmp_path: Path) -> None:
     done = r2m("train", "data=english", f"hydra.run.dir={tmp_path / 'run'}", code=2)
-    assert "with data=english name a model, policy.path=FOLDER or its hub name, or policy=smollm2" in done.stderr  # type: ignore[attr-defined]
+    assert (
+        "data=english needs a model; set policy.path to a folder or a name on the hub, or use policy=smollm2"
+        in done.stderr
+    )  # type: ignore[attr-defined]

@@ -41,7 +41,7 @@ def test_an_endpoint_that_is_not_there_is_one_line_before_anything_is_fitted(
     refused = r2m(word, *QUICK, *dead, "hydra.run.dir=run", code=2)
     (line,) = [line for line in refused.stderr.splitlines() if "error" in line]
     assert line == (
-        "r2m: error: judge.url=http://127.0.0.1:9/v1: no answer (connection refused); start the server, or correct it"
+        "r2m: error: judge.url=http://127.0.0.1:9/v1: no answer (connection refused); start the server, or correct judge.url"
     )
     assert "Traceback" not in refused.stderr
     assert not refused.stdout

@@ -78,7 +78,7 @@ def test_a_killed_fit_goes_on(
     assert code == (-number if number == signal.SIGKILL else 128 + number)
     assert not (tmp_path / "parts").exists()
     said = r2m(*command, "output=parts").stdout
-    assert ": going on after update " in said
+    assert ": continuing after update " in said
     assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
     assert (tmp_path / "parts" / "fit.json").read_text() == (tmp_path / "whole" / "fit.json").read_text()
     assert not list((cache / "unfinished").iterdir())
@@ -92,7 +92,7 @@ def test_a_stopped_fit_says_how_to_go_on_and_leaves_no_folder(
     begun = cache / "unfinished"
     code, said = broken_off(environment, tmp_path, command, lambda: list(begun.glob("*/*/update_*")), signal.SIGTERM)
     assert code == 128 + signal.SIGTERM
-    assert "r2m: stopped; what was kept of the fit is used when the same command is started again" in said
+    assert "r2m: stopped; start the same command again to continue from the saved part of the fit" in said
     assert not (tmp_path / "new").exists()
     assert not list(tmp_path.glob("outputs/**/*")), "no empty folder of the command"
 
@@ -118,5 +118,5 @@ def test_training_that_is_stopped_while_it_fits_goes_on_with_the_fit(
     assert code == 130
     assert "when the same command is started again" in said
     assert not (tmp_path / "run").exists()
-    assert "SFT: going on after update " in r2m(*command).stdout
+    assert "SFT: continuing after update " in r2m(*command).stdout
     assert (tmp_path / "run" / "summary.json").is_file()

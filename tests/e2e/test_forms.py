@@ -114,7 +114,7 @@ def test_what_a_limit_cuts_is_said_by_every_command(r2m: Run, tmp_path: Path, mo
 
     said = r2m("sft", *given, "policy.base=" + policy.removeprefix("policy.path="), "policy.path=null",
                "rollout.max_new_tokens=5", "output=sft").stdout  # fmt: skip
-    assert "have a reply longer than rollout.max_new_tokens=5 and lose its end" in said
+    assert "have a reply longer than rollout.max_new_tokens=5 and are truncated" in said
 
     warm = ("feedback=r2m_safe", "feedback.warmup_pairs=4", "feedback.replay_pairs=2", "feedback.warmup_epochs=1")
     said = r2m("train", *given, reward, *warm, "reward.max_tokens=8", "train.steps=1", "hydra.run.dir=run").stdout
@@ -184,7 +184,7 @@ def test_a_form_follows_its_model_wherever_that_goes(
             (reward, "reward.template=nowhere.jinja"),
             "reward.template=nowhere.jinja: neither a file nor one of hh, plain, pair",
         ),
-        ((reward, "policy.template=pair"), "policy.template=pair: a policy goes on with one text"),
+        ((reward, "policy.template=pair"), "policy.template=pair: a policy continues one text"),
         ((reward, "reward.template=plain", "reward.end_token=maybe"), "reward.end_token"),
         (("reward.path=bert", "reward.end_token=true"), "has no end token"),
     ):

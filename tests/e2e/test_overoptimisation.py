@@ -156,4 +156,4 @@ def test_a_method_that_does_not_exist_is_named(tmp_path: Path) -> None:
     command = [sys.executable, str(STUDY / "study.py"), "quick", "world=one_class", "method=nonsense"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert "method=nonsense: there is rloo, " in done.stderr
+    assert "method=nonsense: the choices are rloo, " in done.stderr

@@ -67,7 +67,7 @@ def test_a_second_run_in_one_process_is_the_first_again_and_that_of_the_command(
     ("overrides", "said"),
     [
         (["train.stepz=3"], "unknown configuration key train.stepz: did you mean train.steps?"),
-        (["feedback=nope"], "feedback=nope: there is frozen, "),
+        (["feedback=nope"], "feedback=nope: the choices are frozen, "),
         (["train.steps=x"], "train.steps: Value 'x' of type 'str' could not be converted to Integer"),
         (["ppo.group_size=1"], "ppo.group_size=1: rloo compares"),
         (["policy.path=nowhere"], "policy.path=nowhere"),

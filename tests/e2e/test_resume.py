@@ -45,14 +45,14 @@ def test_other_models_or_data_than_the_run_began_with_are_refused_unless_allowed
         file.write_bytes(whole[:-2] + b" " + whole[-1:])  # in place: name, size and time stay what they were
         os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
         said = r2m("train", "resume=half", code=2).stderr
-        assert f"not what the run began with: {key}={file if key == 'data.path' else file.parent} (content was " in said
+        assert f"changed since the run began: {key}={file if key == 'data.path' else file.parent} (content was " in said
         assert "train.allow_changed=true" in said
         assert said.count("\n") == 1
         file.write_bytes(whole)
     assert {str(p): p.stat().st_mtime_ns for p in (tmp_path / "half").rglob("*")} == before
     pairs.write_text("\n".join(lines[:-1]) + "\n")
     said = r2m("train", "resume=half", "train.allow_changed=true", "train.stop_at=3").stderr
-    assert f"from step 2 on with another data.path={pairs}" in said
+    assert f"continuing from step 2 with a changed data.path={pairs}" in said
     r2m("train", "resume=half")  # with what it has had since
     assert yaml.safe_load((tmp_path / "half" / "config.yaml").read_text())["train"]["allow_changed"] is False
     pairs.write_text("\n".join(lines) + "\n")
@@ -61,7 +61,7 @@ def test_other_models_or_data_than_the_run_began_with_are_refused_unless_allowed
     assert "it has changed since the run" in said
     moved = pairs.rename(tmp_path / "moved.jsonl")
     again = ("train", "resume=half", "train.steps=5", f"data.path={moved}")
-    assert f"not what the run began with: data.path={moved} " in r2m(*again, code=2).stderr
+    assert f"changed since the run began: data.path={moved} " in r2m(*again, code=2).stderr
     moved.write_text("\n".join(lines[:-1]) + "\n")  # what it has had since
     r2m(*again)
 
@@ -87,7 +87,7 @@ def test_of_an_edited_configuration_what_may_change_is_said_and_the_rest_refused
     settings = yaml.safe_load(whole)
     settings["eval"]["every"] = 1
     file.write_text(yaml.safe_dump(settings))
-    assert "eval.every=1 from here on; the checkpoint was made with 2" in r2m("train", "resume=half").stderr
+    assert "eval.every=1 from here on; the checkpoint was written with 2" in r2m("train", "resume=half").stderr
 
 
 def _flipped(file: Path) -> None:
@@ -113,15 +113,18 @@ def test_a_damaged_checkpoint_is_put_aside_for_the_one_before(r2m: Run, tmp_path
     # The feedback of another step beside this policy: every file is sound, the whole is not.
     shutil.copy(run / "checkpoints" / "step_1" / "feedback" / "state.pt", newest / "feedback")
     said = r2m("train", "resume=mixed", "train.stop_at=null").stderr
-    assert "step_2/feedback/state.pt: damaged, it is not what was written; it is now damaged_step_2" in said
-    assert "the run goes on from step 1" in said
+    assert (
+        "step_2/feedback/state.pt: damaged, its content has changed since it was written; it was renamed to damaged_step_2"
+        in said
+    )
+    assert "the run continues from step 1" in said
     assert list(map(timeless, rows(run))) == list(map(timeless, rows(whole)))
 
     run = _copy(tmp_path, "none")
     _flipped(run / "checkpoints" / "step_2" / "checksums.json")
     (run / "checkpoints" / "step_1" / "checksums.json").unlink()
     said = r2m("train", "resume=none", code=2).stderr
-    assert said.startswith("r2m: error: resume=none: no sound checkpoint (step_2/")
+    assert said.startswith("r2m: error: resume=none: no valid checkpoint (step_2/")
     assert "step_1/checksums.json: missing" in said
     assert said.count("\n") == 1
 

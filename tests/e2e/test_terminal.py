@@ -46,7 +46,7 @@ def test_a_run_shows_its_stages_and_ctrl_c_ends_it_in_good_order(environment: di
         assert panel_is_gone(shown)
         last = rows(tmp_path / "run")[-1]["step"]
         assert steps_of_panel(shown) == [str(last)]
-        assert shown.lines()[-1] == f"r2m: stopped after step {last} of 1000; go on with: r2m train resume=run"
+        assert shown.lines()[-1] == f"r2m: stopped after step {last} of 1000; continue with: r2m train resume=run"
         assert (tmp_path / "run" / "checkpoints" / f"step_{last}" / "loop.json").is_file()
 
 

@@ -92,7 +92,7 @@ def test_stopped_and_resumed_equals_uninterrupted(r2m: Run, tmp_path: Path, meth
     changed = r2m("train", "resume=parts", "ppo.lr=1", "train.steps=5", code=2)
     assert "ppo.lr" in changed.stderr
     taken = r2m("train", *common, "hydra.run.dir=parts", code=2)
-    assert "holds a run already" in taken.stderr
+    assert "already holds a run" in taken.stderr
 
 
 def test_an_interrupt_ends_the_run_with_a_checkpoint(environment: dict[str, str], r2m: Run, tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_a_refused_continuation_leaves_the_run_as_it_was(r2m: Run, tmp_path: Pat
     (tmp_path / "run" / "checkpoints" / "step_old" / "loop.json").write_text("{}")
     r2m("train", "resume=run", "train.stop_at=3")
     (tmp_path / "run" / "checkpoints" / "step_3" / "loop.json").write_text("{}")
-    assert "loop.json: does not say its step" in r2m("train", "resume=run", "train.stop_at=null", code=2).stderr
+    assert "loop.json: has no valid step" in r2m("train", "resume=run", "train.stop_at=null", code=2).stderr
 
 
 def test_an_impossible_gradient_stops_the_run_and_says_so(r2m: Run, tmp_path: Path) -> None:
@@ -270,7 +270,7 @@ def test_a_reward_model_is_no_policy(r2m: Run, tmp_path: Path) -> None:
     r2m("train", *QUICK, "hydra.run.dir=run")
     (tmp_path / "a copy (1)").symlink_to("run")  # such a name is read as it is typed
     said = r2m("evaluate", "run=a copy (1)", "eval.reward=run/reward_model", "hydra.run.dir=evaluation").stderr
-    assert "run/reward_model was left by a run with feedback and is read here without states" in said
+    assert "run/reward_model comes from a run with feedback and is used here without the policy's states" in said
     assert "; a run's policy is in its policy/" in r2m("train", *QUICK, "policy.path=run", code=2).stderr
     scorer, policy = (tmp_path / "run" / name for name in ("reward_model", "policy"))
     for key in ("policy.path", "eval.against"):
@@ -308,10 +308,10 @@ def test_a_mistake_takes_nothing_away_and_leaves_nothing_behind(r2m: Run, tmp_pa
     for command, says in (
         (("report", "nowhere"), "runs: nowhere is not a folder"),
         (("train", "hydra.run.dir=mine", "ppo.lr=-1"), "ppo.lr=-1.0: must be at least 0"),
-        (("train", "resume=mine"), "mine/config.yaml: no configuration of a run"),
+        (("train", "resume=mine"), "mine/config.yaml: not the configuration of a run"),
         (("train", "ppo.lr=-1"), "ppo.lr=-1.0: must be at least 0"),
         (("train", "data.label_noise=2"), "data.label_noise=2.0: must lie between 0 and 0.5"),
-        (("sft", "output=."), "output=.: is the folder that you are in"),
+        (("sft", "output=."), "output=.: is the current folder"),
     ):
         said = r2m(*command, code=2).stderr
         lines = [
@@ -330,8 +330,8 @@ def test_a_command_that_is_refused_leaves_a_finished_run_as_it_was(r2m: Run, tmp
         return {str(path): path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
 
     before = files()
-    assert "holds a run already" in r2m("train", *QUICK, "seed=9", "hydra.run.dir=run", code=2).stderr
-    assert "no config.yaml there" in r2m("train", "resume=run/policy", code=2).stderr
+    assert "already holds a run" in r2m("train", *QUICK, "seed=9", "hydra.run.dir=run", code=2).stderr
+    assert "it has no config.yaml" in r2m("train", "resume=run/policy", code=2).stderr
     assert files() == before
 
 

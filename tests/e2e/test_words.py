@@ -57,7 +57,7 @@ def test_what_is_read_is_said_once_however_many_models_are_fitted_first(
 ) -> None:
     monkeypatch.setenv("R2M_CACHE", str(tmp_path / "cache"))
     done = r2m("train", *QUICK, "train.steps=1", "hydra.run.dir=run")
-    assert (done.stdout + done.stderr).count("fitting one (once") == 2
+    assert (done.stdout + done.stderr).count("fitting one (only once") == 2
     assert (done.stdout + done.stderr).count("reading the gold world") == 1
 
 
@@ -70,8 +70,8 @@ def test_a_look_at_models_before_any_run_names_their_training(r2m: Run, tmp_path
 
 def test_a_run_that_is_stopped_and_goes_on_says_from_where(r2m: Run, tmp_path: Path) -> None:
     stopped = r2m("train", *QUICK, "train.steps=3", "train.stop_at=1", "hydra.run.dir=run")
-    assert said(stopped)[-1] == "stopped after step 1 of 3; go on with: r2m train resume=run"
-    assert "r2m: going on after step 1 of 3" in r2m("train", "resume=run", "train.stop_at=2").stdout
+    assert said(stopped)[-1] == "stopped after step 1 of 3; continue with: r2m train resume=run"
+    assert "r2m: continuing after step 1 of 3" in r2m("train", "resume=run", "train.stop_at=2").stdout
 
 
 @pytest.mark.long
@@ -117,7 +117,7 @@ def test_all_that_is_missing_is_said_at_once(r2m: Run, tmp_path: Path, monkeypat
     assert "no_weights: holds no weights" in weights
     assert first == [
         "r2m: error: 3 things are wrong:",
-        "  output=full: exists and is not empty; name a new folder",
+        "  output=full: exists and is not empty; choose a new folder",
         "  policy.path=/gone: no such folder; where it has moved, policy.path=FOLDER names its new place",
     ]
     # One thing is one line; it is found although a policy would have to be fitted first.
@@ -138,7 +138,7 @@ def test_an_evaluation_that_cannot_be_is_refused_before_models_are_fitted(
 ) -> None:
     monkeypatch.setenv("R2M_CACHE", str(tmp_path / "cache"))
     for keys, says in (
-        (("eval.against=/gone",), "nobody judges it"),
+        (("eval.against=/gone",), "needs a judge"),
         (("engine=zero",), "use engine=single"),
         (("eval.reward=/gone",), "eval.reward=/gone: no such folder"),
     ):

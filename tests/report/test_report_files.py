@@ -198,7 +198,7 @@ def test_bad_arguments_are_user_errors(tmp_path):
         report([], "report.png")
     with pytest.raises(UserError, match="nowhere is not a folder"):
         report([str(tmp_path / "nowhere")], "report.png")
-    with pytest.raises(UserError, match=r"end it in .html, .png"):
+    with pytest.raises(UserError, match=r"use a name that ends in .html, .png"):
         report([str(make_run(tmp_path / "a"))], "report.gif")
     (tmp_path / "there.html").mkdir()
     with pytest.raises(UserError, match=r"there.html is a folder"):

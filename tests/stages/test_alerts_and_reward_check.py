@@ -391,5 +391,9 @@ def test_a_pad_that_ends_replies_and_too_few_prompts_are_remarked(make_actors, p
     config.ppo.prompts_per_step = len(prompts) + 1
     config.rollout = replace(SHORT, max_new_tokens=100)
     said = remarks(replace(actors, format=chat), prompts, config)
-    for part in ("the policy's tokenizer pads with its end token", "reward.max_tokens", "a step asks some twice"):
+    for part in (
+        "the policy's tokenizer pads with its end token",
+        "reward.max_tokens",
+        "some prompts repeat within a step",
+    ):
         assert sum(part in line for line in said) == 1, part

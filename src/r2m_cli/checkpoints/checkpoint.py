@@ -1,7 +1,7 @@
-"""Save, resume, export.
+"""Saves and loads checkpoints, and exports the models.
 
-Every random draw of a run is a function of (seed, stage, step, sample), so the step number *is* the random state and
-the data cursor; beside it a checkpoint holds parameters and optimisers.
+Every random draw of a run is a function of (seed, stream, step, sample), so the step number *is* the random state and
+the position in the data. In addition, a checkpoint holds parameters and optimiser states.
 """
 
 import json
@@ -33,11 +33,11 @@ ADAPTER_CONFIG = "feedback.json"
 
 
 def save(run_dir: Path, actors: Actors, state: LoopState, origin: dict[str, Any], keep: int) -> Path:
-    """Write `checkpoints/step_N/` of the step that is done; it appears whole or not at all. Collective.
+    """Write `checkpoints/step_N/` after a step; it appears complete or not at all. Collective.
 
     Args:
-        origin: what the run began with, to be held against what a continuation finds: JSON-serialisable.
-        keep: newest checkpoints that stay; older ones are removed once the new one is in place.
+        origin: the configuration and inputs that the run began with, which a resumed run is compared to; JSON-serialisable.
+        keep: number of newest checkpoints to keep; older ones are removed after the new one is in place.
     """
     target = run_dir / CHECKPOINTS / f"step_{state.step}"
     partial = target.with_name(f".{target.name}.partial")
@@ -65,11 +65,11 @@ def save(run_dir: Path, actors: Actors, state: LoopState, origin: dict[str, Any]
 
 
 def load(run_dir: Path, actors: Actors) -> LoopState:
-    """Restore the newest checkpoint, which `continuation` has found sound, into the actors; gives where the loop stood.
+    """Load the newest checkpoint, already verified by `continuation`, into the actors; returns the state of the loop.
     Collective.
 
     Raises:
-        UserError: there is none, or it was written by another number of ranks.
+        UserError: there is no checkpoint, or it was written by another number of ranks.
     """
     found = checkpoints(run_dir)
     if not found:
@@ -77,23 +77,25 @@ def load(run_dir: Path, actors: Actors) -> LoopState:
     newest = found[-1]
     loop = read_json(newest / LOOP)
     if loop["ranks"] != comm.world_size():
-        raise UserError(f"resume={run_dir}: written by {loop['ranks']} ranks, now there are {comm.world_size()}")
+        raise UserError(
+            f"resume={run_dir}: written by {loop['ranks']} ranks, but now there are {comm.world_size()}; use the same number"
+        )
     for tag, engine in engines(actors):
         try:
             engine.load(newest, tag)
-        except Exception as error:  # torch's, pickle's, zipfile's or DeepSpeed's own
+        except Exception as error:  # errors of torch, pickle, zipfile or DeepSpeed
             reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise UserError(f"{newest / tag}: damaged, or of another model ({reason}); remove {newest}") from error
+            raise UserError(f"{newest / tag}: damaged, or of a different model ({reason}); remove {newest}") from error
     return LoopState.of(loop)
 
 
 def load_policy(checkpoint: Path, lm: nn.Module) -> bool:
-    """Put a checkpoint's policy into a language model that is built as it was trained; the optimiser stays on disk.
+    """Load a checkpoint's policy into a language model with the same structure as in training, without the optimiser state.
 
-    Gives false, and changes nothing, where DeepSpeed's ranks wrote the checkpoint: its files are shards.
+    Returns false and changes nothing if DeepSpeed wrote the checkpoint, because its files are shards.
 
     Raises:
-        UserError: a damaged file, or one of another model.
+        UserError: the file is damaged or belongs to a different model.
     """
     file = checkpoint / "policy" / "state.pt"
     if not file.is_file():
@@ -103,14 +105,14 @@ def load_policy(checkpoint: Path, lm: nn.Module) -> bool:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)["module"]
         nn.ModuleDict({"lm": lm}).load_state_dict(state)
-    except Exception as error:  # torch's, pickle's or zipfile's own
+    except Exception as error:  # errors of torch, pickle or zipfile
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"{file}: damaged, or of another model ({reason}); remove {checkpoint}") from error
+        raise UserError(f"{file}: damaged, or of a different model ({reason}); remove {checkpoint}") from error
     return True
 
 
 def engines(actors: Actors) -> Iterator[tuple[str, Engine]]:
-    """Everything that is trained, by its name in a checkpoint."""
+    """(name in a checkpoint, engine) of everything that is trained."""
     for tag, engine in (("policy", actors.policy), ("feedback", actors.reward.feedback), ("critic", actors.critic)):
         if engine is not None:
             yield tag, engine
@@ -121,8 +123,9 @@ def export(
 ) -> None:
     """Write `policy/` and `reward_model/` as Hugging Face folders (safetensors). Collective.
 
-    With LoRA `policy/` has the adapters merged, and `policy_adapter/` holds them alone, for peft. `reward_model/` is the backbone with the head as it stands now; with feedback, `feedback.safetensors` beside it holds
-    adapter and head, and `feedback.json` what `feedback` says (Omega, d, ...), enough to score with the policy's states.
+    With LoRA, `policy/` has the adapters merged, and `policy_adapter/` holds only the adapters, for peft. `reward_model/` is
+    the backbone with the current head. With feedback it also holds `feedback.safetensors`, with adapter and head, and
+    `feedback.json`, with the settings in `feedback` (Omega, d, ...): enough to score with the policy's states.
     """
     assert policy_path is not None, "prepare() fills it"
     with actors.policy.whole() as policy:
@@ -130,21 +133,21 @@ def export(
 
             def policy_files(folder: Path) -> None:
                 lm = policy.lm
-                if actors.lora is not None:  # merged into a base read anew: the one in training may be sharded
+                if actors.lora is not None:  # merged into a freshly loaded base: the one in training may be sharded
                     write_folder(run_dir / POLICY_ADAPTER, actors.lora.save_pretrained)
                     lm = merged_from(load_causal_lm(policy_path, "policy.path", lm.dtype), run_dir / POLICY_ADAPTER)
                 lm.save_pretrained(folder)
                 actors.format.save(folder)
 
             write_folder(run_dir / POLICY, policy_files)
-    if comm.is_main() and reward_path is not None:  # else reward.function scored alone
+    if comm.is_main() and reward_path is not None:  # None if reward.function alone scores
 
         def reward_files(folder: Path) -> None:
             chat = actors.reward.format
-            # Read again rather than kept: under ZeRO stage 3 no rank holds the whole backbone.
+            # Loaded again: under ZeRO stage 3 no rank holds the complete backbone.
             classifier = load_reward_model(reward_path, "reward.path", torch.float32, chat.pad_id)
             if actors.reward.feedback is not None:
-                module = actors.reward.feedback.module  # stage 1 at most: whole on every rank
+                module = actors.reward.feedback.module  # at most ZeRO stage 1: complete on every rank
                 find_head(classifier).load_state_dict(module.phi.state_dict())
                 save_file(
                     {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}, folder / ADAPTER_FILE
@@ -158,21 +161,23 @@ def export(
 
 
 def load_feedback(folder: Path, module: nn.Module) -> float:
-    """Put adapter and head that `export` wrote into a FeedbackHead; gives Omega, the weight to score with.
+    """Load the adapter and head that `export` wrote into a FeedbackHead; returns Omega, the weight to score with.
 
     Raises:
-        UserError: the folder has no adapter, or one of another size.
+        UserError: the folder has no adapter, or its sizes do not match.
     """
     if not (folder / ADAPTER_FILE).is_file():
-        raise UserError(f"{folder}: no {ADAPTER_FILE} there; the run had feedback=none or did not finish")
+        raise UserError(f"{folder}: it has no {ADAPTER_FILE}; the run had feedback=none or did not finish")
     try:
         module.load_state_dict(load_file(folder / ADAPTER_FILE))
     except (RuntimeError, SafetensorError) as error:
         raise UserError(
-            f"{folder / ADAPTER_FILE}: damaged, or of another policy, feedback.dim, .features or .query"
+            f"{folder / ADAPTER_FILE}: damaged, or made with another policy, feedback.dim, .features or .query"
         ) from error
     settings = read_json(folder / ADAPTER_CONFIG)
     omega = settings.get("omega")
     if isinstance(omega, bool) or not isinstance(omega, int | float) or not 0 <= omega <= 1:
-        raise UserError(f"{folder / ADAPTER_CONFIG}: omega={omega} is no number between 0 and 1; export the run again")
+        raise UserError(
+            f"{folder / ADAPTER_CONFIG}: omega={omega} is not a number between 0 and 1; export the run again"
+        )
     return float(omega)

@@ -1,5 +1,4 @@
-"""What a run reads, as digests of its content: data, models with their tokenizers, so that a continuation can tell whether
-they are still what the run began with."""
+"""Digests of a run's inputs (data, models, tokenizers), so that a resumed run can check that their content is unchanged."""
 
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
@@ -13,16 +12,16 @@ from r2m_cli.data.forms import BUILT_IN
 from r2m_cli.models.reward_function import source_of
 from r2m_cli.text import from_home
 
-Inputs = dict[str, dict[str, str | None]]  # configuration key -> its "name", and the "digest" of what it names
+Inputs = dict[str, dict[str, str | None]]  # configuration key -> "name" (its value) and "digest" of the content
 BLOCK = 1 << 22  # bytes read at once
-UNREAD = (".md",)  # suffixes of files in a model's folder that no loader reads
+UNREAD = (".md",)  # suffixes of files in a model's folder that do not affect the model
 
 
 def inputs(config: Config) -> Inputs:
     """Name and digest of everything that training reads from outside the run folder.
 
-    The whole content is read: xxh3 takes 10 GB a second and more, so this costs what reading the files from disk costs, and
-    they are loaded anyway. Digest None: nothing on this disk has that name, nor does the hub's cache.
+    All of the content is read. xxh3 hashes at least 10 GB per second, so the cost is that of reading the files from disk,
+    and they are loaded anyway. The digest is None if neither the disk nor the hub's cache has the name.
     """
     named: dict[str, str | None] = {"policy.path": config.policy.path, "reward.path": config.reward.path}
     named |= {f"reward.paths[{i}]": path for i, path in enumerate(config.reward.paths)}
@@ -42,7 +41,7 @@ def inputs(config: Config) -> Inputs:
 
 
 def changed(before: Inputs, now: Inputs) -> list[str]:
-    """One text per key whose content is another than it was; what is unknown on either side counts as equal."""
+    """One message per key whose content has changed; a digest that is unknown on either side counts as unchanged."""
     found = []
     for key, was in before.items():
         digest = now.get(key, {}).get("digest")
@@ -61,7 +60,7 @@ def of_file(path: Path) -> str:
 
 
 def of_files(files: Iterable[tuple[str, Path]]) -> str:
-    """Digest of the names and the bytes of files; neither times nor the place of the folder count."""
+    """Digest of the names and the bytes of files; their times and the path of the folder do not count."""
     digest = xxhash.xxh3_128()
     for name, path in sorted(files):
         digest.update(f"{name}\0{of_file(path)}\n".encode(errors="surrogateescape"))
@@ -69,7 +68,7 @@ def of_files(files: Iterable[tuple[str, Path]]) -> str:
 
 
 def _of_model(name: str) -> str | None:
-    """Of a model's folder its own files, not those of folders below; of a hub's model the commit in the cache."""
+    """Digest of a model: of the files directly in its folder or, for a model on the hub, the commit in the cache."""
     folder = from_home(name)
     if folder.is_dir():
         found = [(p.name, p) for p in folder.iterdir() if p.is_file() and p.suffix not in UNREAD]
@@ -83,7 +82,7 @@ def _of_model(name: str) -> str | None:
 
 
 def _of_data(name: str) -> str | None:
-    """Of a file its bytes; of a folder those of all files below that are not hidden; of a hub's data set the commit."""
+    """Digest of data: of a file's bytes, of all files below a folder that are not hidden or, on the hub, the commit."""
     path = from_home(name)
     if path.is_file():
         return of_file(path)
@@ -94,19 +93,19 @@ def _of_data(name: str) -> str | None:
 
 
 def _commit(name: str, kind: str) -> str | None:
-    """The commit that the hub's cache holds for the main branch of a repository; None where it holds none."""
+    """The commit in the hub's cache for the main branch of a repository; None if there is none."""
     from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.file_download import repo_folder_name
 
     try:
         reference = Path(HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type=kind) / "refs" / "main"
         return f"commit {reference.read_text(encoding='utf-8').strip()}"
-    except (OSError, ValueError):  # no name that the hub could have is one of its errors
+    except (OSError, ValueError):  # also raised for a name that is not valid on the hub
         return None
 
 
 def plain(value: Any) -> Inputs:
-    """What a checkpoint says of its run's inputs; nothing where it does not say it, or not in this form."""
+    """The inputs stored in a checkpoint; empty if they are missing or have another format."""
     if not isinstance(value, dict):
         return {}
     return {str(key): dict(what) for key, what in value.items() if isinstance(what, dict)}

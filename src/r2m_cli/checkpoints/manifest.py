@@ -1,4 +1,4 @@
-"""Whether a checkpoint is what was written: a digest of each of its files, and files that a power cut leaves whole."""
+"""Detects damaged checkpoints with a digest of every file, and flushes files to disk so that they survive a power cut."""
 
 import json
 import os
@@ -14,7 +14,7 @@ LOOP = "loop.json"  # in a checkpoint: the loop's position
 
 
 def seal(folder: Path) -> None:
-    """Write the digests of all files below the folder beside them, and see everything onto the disk."""
+    """Write the digests of all files below the folder into it, and flush everything to disk."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     digests = {str(path.relative_to(folder)): of_file(path) for path in files}
     (folder / CHECKSUMS).write_text(json.dumps(digests, indent=2), encoding="utf-8")
@@ -23,7 +23,7 @@ def seal(folder: Path) -> None:
 
 
 def to_disk(path: Path) -> None:
-    """Have the system write a file, or a folder's entries, to the disk itself."""
+    """Flush a file, or the entries of a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -32,9 +32,9 @@ def to_disk(path: Path) -> None:
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, `FILE: reason`; None for a sound one.
+    """What is wrong with a checkpoint, as `FILE: reason`; None if it is valid.
 
-    A checkpoint of an older r2m has no digests; of it only the position is looked at.
+    Checkpoints of older versions have no digests; only their loop.json is checked.
     """
     try:
         state = read_json(folder / LOOP)
@@ -42,7 +42,7 @@ def damage(folder: Path) -> str | None:
     except UserError as error:
         return str(error).removeprefix(f"{folder}/")
     if not isinstance(state.get("step"), int) or not isinstance(state.get("ranks"), int):
-        return f"{LOOP}: does not say its step and ranks"
+        return f"{LOOP}: has no valid step and ranks"
     if not digests and "config" in state:
         return f"{CHECKSUMS}: missing"
     for name, digest in digests.items():
@@ -50,5 +50,5 @@ def damage(folder: Path) -> str | None:
         if not file.is_file():
             return f"{name}: missing"
         if of_file(file) != digest:
-            return f"{name}: damaged, it is not what was written"
+            return f"{name}: damaged, its content has changed since it was written"
     return None

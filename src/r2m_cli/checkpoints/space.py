@@ -1,4 +1,4 @@
-"""Whether the disk has room for what a run or a fit is going to write: asked once, before the work that would be lost."""
+"""Checks that the disk has room for the files of a run or a fit: once, before any work could be lost."""
 
 import shutil
 from pathlib import Path
@@ -15,10 +15,10 @@ MOMENTS = 2  # numbers that AdamW keeps per trained parameter
 
 
 def require_room_for_run(config: Config, actors: Actors, run_dir: Path, steps: int) -> None:
-    """Raises UserError where the disk cannot hold the run's checkpoints and its export.
+    """Raises UserError if the disk cannot hold the run's checkpoints and its export.
 
     Args:
-        steps: that are still to be done.
+        steps: number of steps still to be done.
     """
     needed = checkpoints_take(config, actors, steps, held=_files_take(run_dir / "checkpoints"))
     needed += export_takes(actors) if config.checkpoint.export else 0
@@ -27,25 +27,25 @@ def require_room_for_run(config: Config, actors: Actors, run_dir: Path, steps: i
 
 
 def require_room_for_fit(model: nn.Module, folder: Path) -> None:
-    """Raises UserError where the disk cannot hold the model that is going to be fitted."""
+    """Raises UserError if the disk cannot hold the model that will be fitted."""
     require_room(folder, parameters_take(model), "the fitted model takes", "(output, R2M_CACHE)")
 
 
 def require_room(folder: Path, needed: float, what: str, fix: str) -> None:
-    """Raises UserError where the disk of an existing folder has fewer than `needed` bytes free."""
+    """Raises UserError if the disk of an existing folder has fewer than `needed` bytes free."""
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
-            f"{place(folder)}: its disk has {_gigabytes(free)} free, and {what} about {_gigabytes(needed)}; free some, "
-            f"name another place {fix}"
+            f"{place(folder)}: its disk has {_gigabytes(free)} free, and {what} about {_gigabytes(needed)}; free some space, "
+            f"choose another place {fix}"
         )
 
 
 def checkpoints_take(config: Config, actors: Actors, steps: int, held: int = 0) -> int:
-    """Bytes that the checkpoints of so many steps add to the `held` ones; a new one is written before an old one goes.
+    """Bytes that the checkpoints of `steps` steps add to the `held` bytes; a new one is written before an old one is removed.
 
-    Of each module that is trained a checkpoint has all parameters and AdamW's moments. DeepSpeed's have a copy in fp32 too,
-    which is not counted.
+    A checkpoint has all parameters and AdamW's moments of each trained module. DeepSpeed's also have a copy in fp32, which
+    is not counted.
     """
     one = 0
     for _, engine in engines(actors):
@@ -55,7 +55,7 @@ def checkpoints_take(config: Config, actors: Actors, steps: int, held: int = 0) 
 
 
 def export_takes(actors: Actors) -> int:
-    """Bytes of policy/ and of reward_model/, which is saved in fp32; reward.function alone leaves none."""
+    """Bytes of policy/ and of reward_model/, which is saved in fp32; with reward.function alone there is no reward_model/."""
     backbone = actors.reward.backbone
     reward = sum(_size(parameter) for parameter in backbone.parameters()) if backbone is not None else 0
     return parameters_take(actors.policy.module) + 4 * reward
@@ -68,7 +68,8 @@ def parameters_take(module: nn.Module, trained: bool = False) -> int:
 
 
 def _size(parameter: nn.Parameter) -> int:
-    return int(getattr(parameter, "ds_numel", parameter.numel()))  # ZeRO stage 3 leaves a shard behind
+    # Under ZeRO stage 3 the parameter itself is only a shard.
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 def _files_take(folder: Path) -> int:

@@ -1,4 +1,4 @@
-"""What was typed, made ready for Hydra: options first, groups in order, free text in quotes; each slip in one line."""
+"""Prepares the arguments for Hydra: options first, groups in order, free text in quotes; each mistake gets one line."""
 
 import os
 from collections.abc import Sequence
@@ -32,10 +32,10 @@ INFOS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 
 
 def prepared(arguments: Sequence[str], word: str) -> list[str]:
-    """The arguments behind `r2m word` as Hydra takes them.
+    """The arguments after `r2m word`, in the form that Hydra accepts.
 
     Raises:
-        UserError: an option that does not exist, an override that is none, a choice that is empty, a file of --config-dir that
+        UserError: an option that does not exist, a malformed override, an empty choice, or a file of --config-dir that
             cannot be read.
     """
     check_signs(arguments)
@@ -45,7 +45,7 @@ def prepared(arguments: Sequence[str], word: str) -> list[str]:
     for override in overrides:
         _check(override, word)
     config_files.check(folder, overrides)
-    # A file of +sweep= makes a sweep without -m.
+    # +sweep=NAME starts a sweep even without -m.
     sweeps = any(text in ("-m", "--multirun") for text in options) or any(
         text.startswith("+sweep=") or text == "hydra.mode=MULTIRUN" for text in overrides
     )
@@ -56,18 +56,18 @@ def prepared(arguments: Sequence[str], word: str) -> list[str]:
 
 
 def _refuse_several(overrides: Sequence[str], option: str) -> None:
-    """Raises UserError for an override with several values beside an option that shows one configuration."""
+    """Raises UserError for an override with several values, because `option` shows one configuration."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     parser = OverridesParser.create()
     for text in overrides:
-        with suppress(HydraException):  # what cannot be read is named when Hydra composes
+        with suppress(HydraException):  # an override that cannot be parsed is reported when Hydra composes
             if parser.parse_override(text).is_sweep_override():
                 raise UserError(f"{text}: {option} shows the configuration of one run; give every key one value")
 
 
 def _free(override: str) -> str:
-    """An override below engine.deepspeed, whose keys are not r2m's, with the plus signs that let Hydra add what is not there."""
+    """An override below engine.deepspeed, whose keys are not r2m's, with the plus signs that let Hydra add new keys."""
     name, _, value = override.partition("=")
     if name.lstrip("+") == "engine.deepspeed" and not value.startswith("{"):
         raise UserError(f"{override}: takes keys of DeepSpeed's JSON, engine.deepspeed.KEY=VALUE")
@@ -75,7 +75,7 @@ def _free(override: str) -> str:
 
 
 def parted(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(options, overrides): options may stand anywhere, Hydra's parser wants none between two overrides.
+    """(options, overrides). Users may put options anywhere; Hydra's parser accepts none between two overrides.
 
     Raises:
         UserError: an option without its value.
@@ -83,7 +83,7 @@ def parted(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     options, overrides, rest = [], [], list(arguments)
     while rest:
         text = rest.pop(0)
-        if text in INFO:  # with its value in the same word: else it takes the first override for one
+        if text in INFO:  # value in the same argument: otherwise Hydra takes the first override for it
             options.append(f"--info={rest.pop(0) if rest and rest[0] in INFOS else 'all'}")
         elif not text.startswith("-"):
             overrides.append(text)
@@ -91,13 +91,13 @@ def parted(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
             options.append(text)
             if text in VALUED:
                 if not rest or rest[0].startswith("-"):
-                    raise UserError(f"{text}: needs a value behind it")
+                    raise UserError(f"{text}: needs a value after it")
                 options.append(rest.pop(0))
     return options, overrides
 
 
 def _config_dir(options: list[str]) -> str | None:
-    """The folder of --config-dir, in which a leading ~ is replaced by the home folder."""
+    """The folder of --config-dir, with a leading ~ replaced by the home folder."""
     folder = None
     for place, text in enumerate(options):
         name, equals, value = text.partition("=")
@@ -119,18 +119,18 @@ def _check(override: str, word: str) -> None:
     if equals and not key.strip("+~ "):
         raise UserError(f"{override}: an override is key=value, and this one has no key")
     if key.startswith("~") and not key.startswith("~hydra"):
-        raise UserError(f"{override}: a key cannot be taken away, its default would come back; set it, key=value")
+        raise UserError(f"{override}: a key cannot be removed, its default would come back; set it instead, key=value")
     group = key.lstrip("+")
     if equals and value.lower() in ("", "null", "[]", "{}") and (known := config_files.choices(group, word)):
         raise UserError(f"{override}: names no choice; leave it out, or choose one of {', '.join(known)}")
 
 
 def _check_options(arguments: list[str], word: str) -> None:
-    """Hydra's own parser answers an option that it does not know with a page of usage: it is asked here for one line."""
+    """Raises UserError for unknown options and bad combinations. Hydra's parser alone would print a page of usage."""
     from hydra._internal.utils import get_args_parser
 
     def refuse(message: str) -> NoReturn:
-        raise UserError(f"{message}; keys are set without dashes (seed=1), the options are in r2m {word} --hydra-help")
+        raise UserError(f"{message}; keys are set without dashes (seed=1); r2m {word} --hydra-help lists the options")
 
     parser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign]
@@ -147,11 +147,11 @@ def _check_options(arguments: list[str], word: str) -> None:
     if known.cfg and known.multirun:
         raise UserError("--cfg prints the configuration of one run: leave out -m, and give every key one value")
     if known.resolve and not known.cfg:
-        raise UserError("--resolve needs --cfg job, whose references it resolves")
+        raise UserError("--resolve needs --cfg job: it resolves the references in what that prints")
 
 
 def composed(prepared_: Sequence[str], word: str) -> tuple[DictConfig, str | None]:
-    """(What the overrides come to, without those that make a sweep; the folder of --config-dir). Raises what Hydra raises."""
+    """(The configuration composed from the overrides that have one value; the folder of --config-dir). Raises what Hydra raises."""
     from hydra import compose, initialize_config_module
     from hydra.core.override_parser.overrides_parser import OverridesParser
 

@@ -1,13 +1,13 @@
-"""Shell completion: Hydra completes overrides, this adds the word in front of them, and what `r2m help` explains."""
+"""Shell completion: Hydra completes overrides; this completes the word before them and the names that `r2m help` explains."""
 
 import os
 
 
 def with_word(arguments: list[str], words: list[str]) -> list[str]:
-    """Arguments that begin with a word. `r2m -sc install=bash` and the queries that the shell sends come without one.
+    """The arguments, beginning with a word. `r2m -sc install=bash` and the shell's completion queries come without one.
 
-    In a query the shell hands over the line typed so far: the word is taken out of it for Hydra; while it is still
-    being typed the words themselves are the answer, printed here, and the process exits.
+    In a query the shell passes the line typed so far, and the word is removed from it for Hydra. While the word itself is
+    being typed, the matching words are printed here and the process exits.
     """
     if arguments[0] not in ("-sc", "--shell-completion", "--shell_completion"):
         return arguments

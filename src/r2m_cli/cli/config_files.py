@@ -1,4 +1,4 @@
-"""Configuration files of one's own (--config-dir): what is wrong with one, said with its name; and the choices of the groups."""
+"""Checks a user's own configuration files (--config-dir), and lists the choices of the groups."""
 
 import io
 import math
@@ -10,7 +10,7 @@ from typing import Any
 from r2m_cli.errors import UserError, printable
 
 PLUGINS = ("hydra/launcher", "hydra/sweeper")
-MOST = 10_000  # values of a file, each alias counted as what it names: a few lines of them can stand for billions
+MOST = 10_000  # values in a file with aliases expanded: a few lines of aliases can expand to billions
 
 
 def choices(group: str, word: str = "train", folder: str | None = None) -> list[str]:
@@ -19,7 +19,7 @@ def choices(group: str, word: str = "train", folder: str | None = None) -> list[
         from hydra.core.config_store import ConfigStore
         from hydra.core.plugins import Plugins
 
-        Plugins.instance()  # those that are installed store their choices when it imports them
+        Plugins.instance()  # importing the installed plugins registers their choices
         return sorted(name.removesuffix(".yaml") for name in ConfigStore.instance().list(group))
     if not group or "." in group or word == "report":
         return []
@@ -33,7 +33,7 @@ def _roots(folder: str | None) -> list[Path]:
 
 
 def check(folder: str | None, overrides: Iterable[str]) -> None:
-    """Raises UserError for a file of `folder` that an override chooses, or a file which that one names, and that is broken."""
+    """Raises UserError for a broken file in `folder` that an override chooses, directly or through another file's defaults."""
     if folder is None:
         return
     seen: set[Path] = set()
@@ -77,29 +77,31 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}:{line}: not UTF-8 (byte {raw[error.start]:#04x}); save the file as UTF-8") from None
     try:
         if _values(yaml.compose(text, Loader=yaml.SafeLoader), {}) > MOST:
-            raise UserError(f"{path}: its aliases (*name) stand for more than {MOST:,} values; write out what is meant")
+            raise UserError(f"{path}: its aliases (*name) expand to more than {MOST:,} values; write the values out")
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             if isinstance(event, yaml.ScalarEvent) and printable(event.value) != event.value:
                 place = f"{path}:{event.start_mark.line + 1}"
-                raise UserError(f"{place}: {event.value} is half of a surrogate pair; write the whole character")
+                raise UserError(f"{place}: {event.value} is half of a surrogate pair; write the complete character")
         content = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
     except UserError:
         raise
-    except OSError:  # OmegaConf says so of a lone number
+    except OSError:  # OmegaConf raises this for a file that is a single number
         content = [text]
     except yaml.YAMLError as error:
         raise UserError(f"{path}{_line(error)}: {_reason(error)}") from None
-    except Exception as error:  # OmegaConf's own: an interpolation that is not closed, a key of another kind
+    except Exception as error:  # OmegaConf's own errors: an unclosed interpolation, a key of an unsupported type
         raise UserError(f"{path}: {next(iter(str(error).splitlines()), type(error).__name__)}") from None
     if not content:
-        raise UserError(f"{path}: is empty; write the keys that it sets, one a line, or leave it out")
-    if not isinstance(content, dict) or ":" not in text:  # OmegaConf makes a key of a lone word
-        raise UserError(f"{path}: holds no keys; write `key: value` lines (ppo: and below it, indented, beta: 0.1)")
+        raise UserError(f"{path}: is empty; write one key per line, or leave the file out")
+    if not isinstance(content, dict) or ":" not in text:  # OmegaConf turns a single word into a key
+        raise UserError(
+            f"{path}: holds no keys; write `key: value` lines (for example ppo: with an indented beta: 0.1 below it)"
+        )
     return {str(key): value for key, value in content.items()}
 
 
 def _values(node: Any, known: dict[int, float]) -> float:
-    """How many values a YAML node stands for, aliases written out; infinite for one that holds itself.
+    """How many values a YAML node has with its aliases expanded; infinite for a node that contains itself.
 
     Args:
         known: id of a node -> its values; filled.

@@ -1,4 +1,4 @@
-"""What went wrong, on the terminal: one line that names what was typed, and the exit code."""
+"""Turns an error into one line that names what the user typed, and an exit code."""
 
 import errno
 import re
@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from r2m_cli.errors import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-LONGEST = 500  # characters of an error that is not ours
+LONGEST = 500  # characters shown of another library's error
 
 
 def explain(error: Exception, word: str) -> int:
-    """Print an error in its readable form; gives the exit code."""
+    """Print an error in its readable form and return the exit code."""
     said = one_line(error, word)
     if said is not None:
         print(f"r2m: error: {said}", file=sys.stderr)
@@ -28,12 +28,12 @@ def explain(error: Exception, word: str) -> int:
 
 
 def one_line(error: Exception, word: str, typed: Sequence[str] = (), composing: bool = False) -> str | None:
-    """The error in one line; None for one that is a fault of the program.
+    """The error in one line; None for a bug in the program.
 
     Args:
         typed: the overrides.
-        composing: whether it came from Hydra, OmegaConf or one of their plugins, before the job began or between two: then it is
-            what was typed that is at fault, whatever kind of error it is.
+        composing: whether the error came from Hydra, OmegaConf or one of their plugins, before the job began or between two
+            jobs: then the input is to blame, whatever the type of the error.
     """
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -49,9 +49,9 @@ def one_line(error: Exception, word: str, typed: Sequence[str] = (), composing: 
     if type(error).__module__.startswith("sqlalchemy."):
         return f"hydra.sweeper.storage: {_first_line(error)}"
     if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}; name another place (hydra.run.dir, out, output, R2M_CACHE)"
+        return f"{error.filename}: {error.strerror}; choose another place (hydra.run.dir, out, output, R2M_CACHE)"
     if isinstance(error, OSError) and error.errno in FULL:
-        return f"{error.strerror}; free some, or name another place (hydra.run.dir, out, output, R2M_CACHE)"
+        return f"{error.strerror}; free some space, or choose another place (hydra.run.dir, out, output, R2M_CACHE)"
     if composing:
         if refused := _refused(typed):
             return refused
@@ -80,12 +80,12 @@ def _refused(overrides: Sequence[str]) -> str | None:
 
 
 def _unreadable(override: str) -> str | None:
-    """What Hydra's grammar says of an override that it refuses."""
+    """Why Hydra's grammar refuses an override; None if it accepts it."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     try:
         OverridesParser.create().parse_override(override)
-    except Exception as error:  # Hydra's, or that of a number with thousands of digits
+    except Exception as error:  # Hydra's error, or Python's for a number with thousands of digits
         while error.__cause__ is not None and str(error.__cause__) not in ("", "None"):
             error = error.__cause__  # type: ignore[assignment]
         return _first_line(error)
@@ -93,7 +93,7 @@ def _unreadable(override: str) -> str | None:
 
 
 def explain_composition(error: Exception, overrides: Sequence[str] = (), word: str = "train") -> str:
-    """One line for what Hydra or OmegaConf says of an override: a typo in a key, a group or a value.
+    """One line for an error of Hydra or OmegaConf about an override: a typo in a key, a group or a value.
 
     Args:
         overrides: what was typed, without options.
@@ -128,10 +128,10 @@ def explain_composition(error: Exception, overrides: Sequence[str] = (), word: s
         r"In '([^']+)': \w+ raised while composing config:\s*(.*)[\s\S]*?full_key: *(\S*)", str(error)
     ):
         no_value = "Incompatible value 'None'" in mine[2] or "is not Optional" in mine[2]
-        reason = "null is no value for it" if no_value else mine[2].rstrip(".")
+        reason = "it cannot be null" if no_value else mine[2].rstrip(".")
         return f"{mine[3]}: {reason} (in {mine[1]}.yaml)" if mine[3] else f"{mine[1]}.yaml: {reason}"
     if null := re.search(r"merging override (\S+)=\S*\s*field '[^']*' is not Optional", text):
-        return f"{null[1]}: null is no value for it"
+        return f"{null[1]}: it cannot be null"
     if bare_list := re.search(
         r"merging override ([^=\s]+)=(.*)\s*Invalid value assigned: \w+ is not a ListConfig", text
     ):
@@ -139,15 +139,15 @@ def explain_composition(error: Exception, overrides: Sequence[str] = (), word: s
     if several := re.search(r"Ambiguous value for argument '([^']*)'", text):
         return f"{several[1]}: several values make a sweep, which needs -m"
     if bare := re.search(r"parsing override '(.*)'\s*missing EQUAL", text):
-        mend = {
-            "evaluate": f"; a run is named by run={bare[1]}",
-            "analyze": "; runs are named by run=RUN or runs=[A,B]",
+        hint = {
+            "evaluate": f"; to name a run, write run={bare[1]}",
+            "analyze": "; to name runs, write run=RUN or runs=[A,B]",
         }
-        return f"{bare[1]}: an override is key=value{mend.get(word, '')}"
+        return f"{bare[1]}: an override is key=value{hint.get(word, '')}"
     if group := re.search(
         r"Could not find '([^']+)/([^']+)'\s*Available options in '[^']+':\n((?:\t.*\n)+)", str(error)
     ):
-        return f"{group[1]}={group[2]}: there is {', '.join(group[3].split())}"
+        return f"{group[1]}={group[2]}: the choices are {', '.join(group[3].split())}"
     for typed_ in overrides:
         if (reason := _unreadable(typed_)) is not None:
             return (

@@ -1,4 +1,4 @@
-"""`r2m WORD --help`: the groups and keys that a word reads, with meaning and present value. `r2m help NAME`: one of them."""
+"""`r2m WORD --help`: the groups and keys that a word reads, each with its meaning and current value. `r2m help NAME`: one of them."""
 
 import difflib
 import shutil
@@ -16,7 +16,7 @@ from r2m_cli.config.schema import ReportConfig
 from r2m_cli.errors import UserError
 
 HELP = ("--help", "-h")
-ASIDE = 34  # columns of `key=value` before its meaning
+ASIDE = 34  # width of the `key=value` column, before the meaning
 
 
 def page(word: str, what: str, composed: DictConfig, folder: str | None = None) -> str:
@@ -24,7 +24,7 @@ def page(word: str, what: str, composed: DictConfig, folder: str | None = None) 
 
     Args:
         what: what the word does.
-        composed: the configuration that the overrides come to.
+        composed: the configuration composed from the overrides.
         folder: --config-dir.
     """
     found = keys_read_by(word)
@@ -33,26 +33,26 @@ def page(word: str, what: str, composed: DictConfig, folder: str | None = None) 
     if word != "report":
         sections = {key.name.split(".")[0] for key in found}
         named = dict.fromkeys(group for group, _, _ in _choices() if group.startswith("+") or group in sections)
-        lines += ["Groups (group=choice; r2m help GROUP says what each is)"]
+        lines += ["Groups (group=choice; r2m help GROUP explains each choice)"]
         lines += [_wrapped(f"{group}: {', '.join(choices_of(group.lstrip('+'), word, folder))}") for group in named]
         lines += [""]
-    lines += ["Keys (key=value as this command line has it; r2m help KEY says more)"]
+    lines += ["Keys (key=value with the values of this command line; r2m help KEY explains one)"]
     section = ""
     for key in found:
         if (begins := key.name.partition(".")[0] if "." in key.name else "") != section:
             lines.append("")
             section = begins
         lines.append(_row(key.name, OmegaConf.select(composed, key.name), key.meaning))
-    lines += ["", "--cfg job prints the configuration, -m makes a sweep of comma lists, --config-dir DIR adds files of your own,",
+    lines += ["", "--cfg job prints the configuration, -m runs a sweep over comma-separated values, --config-dir DIR adds files of your own,",
               "--hydra-help lists the other options."]  # fmt: skip
     return "\n".join(lines) + "\n"
 
 
 def explained(name: str) -> str:
-    """A key, a section of keys, or a group, explained.
+    """The explanation of a key, a section of keys, or a group.
 
     Raises:
-        UserError: there is none of this name; with the nearest ones.
+        UserError: nothing has this name; the message names the nearest keys and groups.
     """
     name = name.lstrip("+").split("=")[0]
     texts = [_key(key, schema is ReportConfig) for schema, key in _all() if key.name == name]
@@ -77,13 +77,13 @@ def explained(name: str) -> str:
         near += [key for key in known if key.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1] and key not in near]
         hint = f"did you mean {', '.join(near[:5])}?" if near else "r2m train --help lists them"
         if name.split(".")[0] == "hydra":
-            hint = "it is Hydra's own; r2m train --cfg hydra prints those, hydra.cc/docs explains them"
-        raise UserError(f"{name}: no key and no group of this name; {hint}")
+            hint = "it is a key of Hydra; r2m train --cfg hydra prints those keys, hydra.cc/docs explains them"
+        raise UserError(f"{name}: no key or group has this name; {hint}")
     return "\n\n".join(texts) + "\n"
 
 
 def names() -> list[str]:
-    """What `r2m help` can explain, for the shell's completion."""
+    """The names that `r2m help` can explain, for shell completion."""
     found = [key.name for _, key in _all()] + [group.lstrip("+") for group, _, _ in _choices()]
     return sorted({*found, *(name.rsplit(".", 1)[0] for name in found), *PLUGINS})
 

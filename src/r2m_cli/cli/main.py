@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-# Before torch is imported by anything: a thread that waits must not spin (a busy neighbour would slow it tenfold).
+# Set before anything imports torch: waiting threads must not spin, which is up to ten times slower on a busy machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 WORDS = {
@@ -18,7 +18,7 @@ WORDS = {
     "sft": "fit the policy's starting point on demonstrations",
     "reward": "fit a reward model on labelled pairs",
     "evaluate": "score a policy on fixed prompts and a reward model on held-out pairs",
-    "analyze": "what hidden states tell of preference, reward and hacking; curves, memory and time of runs",
+    "analyze": "what hidden states reveal about preference, reward and reward hacking; curves, memory and time of runs",
     "report": "a page, a picture and a table of runs: r2m report RUN [RUN...]",
 }
 USAGE = """\
@@ -42,11 +42,12 @@ def main() -> None:
     """Entry point of `r2m`. Exit codes: 0 done, 1 a failure, 2 bad input, 128 + n ended by signal n."""
     from r2m_cli.monitor.streams import outlived
 
-    os.environ["MPLBACKEND"] = "Agg"  # pictures are files: no screen is needed. A notebook keeps its own.
+    # Pictures are written to files: no display is needed. A notebook keeps its own backend.
+    os.environ["MPLBACKEND"] = "Agg"
     try:
         with outlived():
             _command(sys.argv[1:])
-    except OSError as error:  # stdout itself cannot be written, and not because nobody reads it
+    except OSError as error:  # stdout itself cannot be written, for another reason than a closed pipe
         from r2m_cli.cli.explain import explain
 
         sys.exit(explain(error, "stdout"))
@@ -84,7 +85,7 @@ def _command(arguments: list[str]) -> None:
 
 
 class Failed(BaseException):
-    """The error of a single run on its way through Hydra, which would print an Exception in its own way."""
+    """Carries the error of a single run through Hydra, which would print an Exception in its own way."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(error)
@@ -92,17 +93,17 @@ class Failed(BaseException):
 
 
 def run_word(word: str, arguments: list[str]) -> Path | None:
-    """Run `r2m word arguments`; the command and the functions of `r2m_cli` both come through here.
+    """Run `r2m word arguments`; the command and the functions of `r2m_cli` both use this.
 
-    `sys.argv`, the environment and Hydra's global state are afterwards what they were.
+    `sys.argv`, the environment and Hydra's global state are restored afterwards.
 
     Returns:
         The folder that a single run filled, or the page of a report; None for a sweep and for pages of help.
 
     Raises:
-        UserError: bad input, in one line.
-        SystemExit: Ctrl-C or SIGTERM (128 + signal), or what Hydra ends with.
-        Exception: anything else is a fault of the program, or a rank that failed.
+        UserError: bad input; the message is one line.
+        SystemExit: Ctrl-C or SIGTERM (128 + signal), or Hydra's own exit code.
+        Exception: anything else is a bug in the program, or a rank that failed.
     """
     import hydra
     from hydra.core.config_store import ConfigStore
@@ -129,7 +130,7 @@ def run_word(word: str, arguments: list[str]) -> Path | None:
         return result
 
     with _global_state():
-        # With this set, Hydra hands its own errors to us instead of printing them its way and exiting with 1.
+        # With this set, Hydra raises its own errors instead of printing them and exiting with 1.
         os.environ["HYDRA_FULL_ERROR"] = "1"
         sys.argv = ["r2m", *command_line.prepared(overrides, word)]
         try:
@@ -142,7 +143,7 @@ def run_word(word: str, arguments: list[str]) -> Path | None:
         except Failed as failed:
             failure = failed.error
         except SystemExit as end:
-            # Hydra has said in one line that --package is not there, and ends with 1.
+            # Hydra has printed one line about a missing --package, and exits with 1.
             raise SystemExit(2 if end.code == 1 and {"--cfg", "-c"} & {*sys.argv} else end.code) from None
         except Exception as error:
             typed = command_line.parted(sys.argv[1:])[1]
@@ -156,7 +157,7 @@ def run_word(word: str, arguments: list[str]) -> Path | None:
 
 @contextmanager
 def _global_state() -> Iterator[None]:
-    """Keep what a run changes in this process: Hydra's singleton, `sys.argv`, one variable of the environment."""
+    """Restore what a run changes in this process: Hydra's singleton, `sys.argv`, and one environment variable."""
     from hydra.core.global_hydra import GlobalHydra
 
     arguments, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
@@ -173,9 +174,9 @@ def _global_state() -> Iterator[None]:
 
 
 def _job(composed: "DictConfig", word: str, runs: list[str]) -> Any:
-    """One job: the whole of a single run, or one of a sweep's, in this process or in a launcher's worker.
+    """One job: a single run, or one run of a sweep, in this process or in a launcher's worker.
 
-    `runs`: the bare folders of `r2m report`.
+    `runs`: the folders that `r2m report` was given without a key.
     """
     from r2m_cli.monitor.streams import outlived
 
@@ -191,7 +192,8 @@ def _run_job(composed: "DictConfig", word: str, runs: list[str]) -> Any:
 
     hydra_config = HydraConfig.get()
     run_dir = Path(hydra_config.runtime.output_dir)
-    new = not any(run_dir.iterdir()) and not run_dir.samefile(Path.cwd())  # Hydra has made it, if nobody else has
+    # An empty folder is one that Hydra has just created.
+    new = not any(run_dir.iterdir()) and not run_dir.samefile(Path.cwd())
     try:
         if word == "report":
             from r2m_cli.config.check import typed
@@ -207,12 +209,12 @@ def _run_job(composed: "DictConfig", word: str, runs: list[str]) -> Any:
 
         config = configured(composed, list(hydra_config.overrides.task))
         if config.task != word:
-            raise UserError(f"task={config.task}: the word says what is run: r2m {config.task}")
+            raise UserError(f"task={config.task}: the task is chosen by the word, not by a key: r2m {config.task}")
         in_sweep = sweep.in_a_sweep(hydra_config)
         if word == "train" and in_sweep and config.resume is None:
             config, done = go_on(config, run_dir)
             if done:
-                print(f"r2m: done already: {run_dir}", file=sys.stderr, flush=True)
+                print(f"r2m: already done: {run_dir}", file=sys.stderr, flush=True)
                 return objective(run_dir)
         folder = run_dir if config.resume is None else from_home(config.resume)
         folder = launch(config, folder, None if in_sweep else list(hydra_config.overrides.task))
@@ -234,8 +236,8 @@ def _run_job(composed: "DictConfig", word: str, runs: list[str]) -> Any:
 
 
 def _forget(run_dir: Path) -> None:
-    """Remove the new folder of a job which left nothing in it but its configuration: neither a typo nor a fit, whose result
-    stands elsewhere, may litter outputs/."""
+    """Remove a job's new folder if it holds nothing but the configuration: a typo, or a fit that writes its result elsewhere,
+    must not litter outputs/."""
     from r2m_cli.files.run_folder import CONFIG, remove_empty
 
     if run_dir.is_dir() and {path.name for path in run_dir.iterdir()} <= {CONFIG}:

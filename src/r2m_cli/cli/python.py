@@ -1,7 +1,7 @@
 """The words of the command as functions, for scripts and notebooks; `r2m_cli` offers them.
 
-They take the overrides of the command line as they are typed there, go through the same code and print the same lines. What
-they give back reads its files when it is asked for them, so that it can also be made from a folder: `Run("outputs/my_run")`.
+They take the overrides exactly as on the command line, use the same code and print the same lines. What they return reads
+its files only when a property is used, so it can also be created from a folder: `Run("outputs/my_run")`.
 """
 
 import os
@@ -29,7 +29,7 @@ PathLike = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class _Folder:
-    """What a word left in a folder. Every property raises UserError where its file is missing or broken."""
+    """The folder that a command filled. Every property raises UserError if its file is missing or broken."""
 
     folder: Path
 
@@ -41,7 +41,7 @@ class _Folder:
 
     @property
     def config(self) -> "Config":
-        """The configuration in full, every key as an attribute: `config.ppo.beta`."""
+        """The full configuration, every key as an attribute: `config.ppo.beta`."""
         from r2m_cli.config.check import typed
         from r2m_cli.files.yaml_files import read_yaml
 
@@ -51,7 +51,9 @@ class _Folder:
     def _file(self, name: str) -> Path:
         file = self.folder / name
         if not file.is_file():
-            raise UserError(f"{file}: not there; is {self.folder} the right folder, and has what fills it ended?")
+            raise UserError(
+                f"{file}: no such file; is {self.folder} the right folder, and has the command that fills it finished?"
+            )
         return file
 
 
@@ -67,7 +69,7 @@ class Run(_Folder):
     def metrics(self) -> "pd.DataFrame":
         """metrics.jsonl: a row per step (the index; 0 is before training), a column per metric, NaN where it was not measured.
 
-        docs/metrics.md says what each metric means.
+        docs/metrics.md explains each metric.
         """
         from r2m_cli.reporting.runs import read_metrics
 
@@ -93,7 +95,7 @@ class Model(_Folder):
 
 
 class Evaluation(_Folder):
-    """What an evaluation measured."""
+    """The measurements of an evaluation."""
 
     @property
     def metrics(self) -> "pd.DataFrame":
@@ -108,12 +110,12 @@ class Evaluation(_Folder):
 
     @property
     def notes(self) -> list[str]:
-        """What the command said beside the numbers."""
+        """The notes that the command printed with the numbers."""
         return list(read_json(self._file(EVALUATION))["notes"])
 
 
 class Analysis(_Folder):
-    """What an analysis found."""
+    """The results of an analysis."""
 
     @property
     def results(self) -> dict[str, Any]:
@@ -125,13 +127,13 @@ def train(overrides: Sequence[str] = (), *, run_dir: PathLike | None = None, con
     """Optimise a policy against a reward model: `r2m train`.
 
     Args:
-        overrides: as on the command line, one text each: `["feedback=r2m_safe", "train.steps=20"]`.
-        run_dir: where the run goes, in place of `hydra.run.dir`; by default outputs/train/ and the time.
+        overrides: as on the command line, one string each: `["feedback=r2m_safe", "train.steps=20"]`.
+        run_dir: the run's folder, instead of `hydra.run.dir`; by default outputs/train/ and the time.
         config_dir: a folder of configuration files of your own (`--config-dir`).
 
     Raises:
-        UserError: bad input, in the one line that the command prints.
-        KeyboardInterrupt: Ctrl-C; after the first one the step ends and a checkpoint is saved, a second one stops at once.
+        UserError: bad input; the message is the line that the command prints.
+        KeyboardInterrupt: Ctrl-C. After the first one, the step finishes and a checkpoint is saved; a second one stops at once.
         r2m_cli.launch.launch.RankFailed: a rank of engine=zero crashed or was killed.
     """
     return Run(_run("train", overrides, config_dir, run_dir))
@@ -141,7 +143,7 @@ def sft(overrides: Sequence[str] = (), *, output: PathLike | None = None, config
     """Fit the policy's starting point on demonstrations: `r2m sft`.
 
     Args:
-        overrides, config_dir: as in `train`, and raises the same.
+        overrides, config_dir: as in `train`, with the same errors.
         output: the model's folder; by default the cache that `train` looks in.
     """
     return Model(_run("sft", overrides, config_dir, output=output))
@@ -167,7 +169,7 @@ def evaluate(
 def analyze(
     overrides: Sequence[str] = (), *, run_dir: PathLike | None = None, config_dir: PathLike | None = None
 ) -> Analysis:
-    """What hidden states tell of preference, reward and hacking; curves of runs: `r2m analyze`.
+    """Analyse what hidden states reveal about preference, reward and reward hacking, and curves of runs: `r2m analyze`.
 
     Arguments and errors as in `train`.
     """
@@ -175,11 +177,11 @@ def analyze(
 
 
 def report(runs: Iterable[PathLike], out: PathLike = "report.html") -> Path:
-    """Write a page, a picture and a table of runs: `r2m report`; gives the page's path.
+    """Write a page, a picture and a table of runs, and return the page's path: `r2m report`.
 
     Args:
         runs: runs, run folders, or folders with run folders below them.
-        out: the page (.html) or the picture (.png, .pdf, .svg); the other and the table are written beside it.
+        out: the page (.html) or the picture (.png, .pdf, .svg); the other one and the table are written next to it.
 
     Raises:
         UserError: a folder that holds no run, or a broken file in one.
@@ -196,7 +198,7 @@ def _run(
     output: PathLike | None = None,
 ) -> Path:
     if isinstance(overrides, str):
-        raise UserError(f"overrides={overrides!r}: give a list of texts, [{overrides!r}]")
+        raise UserError(f"overrides={overrides!r}: pass a list of strings, [{overrides!r}]")
     for text in overrides:
         if text.startswith(("-", "+sweep=")) or text == "hydra.mode=MULTIRUN":
             raise UserError(
@@ -225,5 +227,5 @@ def _call(word: str, arguments: list[str]) -> Path:
         if said is None or isinstance(error, UserError):
             raise
         raise UserError(said) from error
-    assert filled is not None, "a single run gives its folder"
+    assert filled is not None, "a single run returns its folder"
     return filled

@@ -1,7 +1,7 @@
-"""Free text on the command line: file names and other words with signs that mean something to Hydra's grammar.
+"""Free text on the command line: file names and other words with characters that are special in Hydra's grammar.
 
-A value of a text key is taken as typed: `data.path=O'Brien (1).jsonl` names that file. What keeps its meaning: a value in
-quotes, `null`, an interpolation `${...}`, the brackets of a list, and, in a sweep, commas between values.
+The value of a text key is taken literally: `data.path=O'Brien (1).jsonl` names that file. These keep Hydra's meaning: a
+value in quotes, `null`, an interpolation `${...}`, the brackets of a list, and, in a sweep, commas between values.
 """
 
 import os
@@ -19,20 +19,20 @@ from r2m_cli.config.values import CHOICES
 from r2m_cli.errors import UserError
 from r2m_cli.files.jobs import QUOTED
 
-# Keys whose value may name a place on this disk: a leading ~ is the home folder.
+# Keys whose value may be a path: a leading ~ means the home folder.
 PATHS = ("data.path", "policy.path", "policy.base", "reward.path", "reward.base", "reward.paths", "policy.template", "reward.template",
          "eval.reward", "eval.against", "engine.hostfile",
          "output", "out", "resume", "run", "runs", "hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")  # fmt: skip
-# Of those: places where something is written, one for the whole command line.
+# Of those, the paths that a command writes to: there is only one of each per command line.
 PLACES = ("output", "out", "hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
 SWEEPING = re.compile(r"(choice|range|interval|glob|shuffle|sort|tag)\(.*\)")
 PLAIN = re.compile(
     r"(?!(?:true|false|nan|inf)$)(?:\.{0,2}/)*[a-z_][\w./-]*", re.ASCII | re.IGNORECASE
-)  # Hydra reads it as a text
+)  # Hydra parses it as a string
 
 
 def check_signs(arguments: Sequence[str]) -> None:
-    """Raises UserError for an argument that is not UTF-8, or that holds a control character."""
+    """Raises UserError for an argument that is not UTF-8, or that contains a control character."""
     for text in arguments:
         if any(unicodedata.category(sign) == "Cs" for sign in text):
             shown = "".join(f"\\x{ord(s) - 0xDC00:02x}" if "\udc80" <= s <= "\udcff" else s for s in text)  # the bytes
@@ -40,14 +40,14 @@ def check_signs(arguments: Sequence[str]) -> None:
             raise UserError(f"{shown}: not UTF-8; rename the file, or type the argument in a UTF-8 terminal")
         if wrong := next((sign for sign in text if unicodedata.category(sign) == "Cc" and sign != "\t"), None):
             shown = text.encode("unicode_escape").decode()
-            raise UserError(f"{shown}: holds a control character ({wrong!a}); type the argument without it")
+            raise UserError(f"{shown}: contains a control character ({wrong!a}); type the argument without it")
 
 
 def quoted(override: str, sweeps: bool) -> str:
     """The override with its free text in quotes, for Hydra.
 
     Args:
-        sweeps: whether the command line is a sweep, in which a comma stands between values.
+        sweeps: whether the command line is a sweep, in which commas separate values.
     """
     name, equals, value = override.partition("=")
     key = name.lstrip("+")
@@ -63,7 +63,7 @@ def quoted(override: str, sweeps: bool) -> str:
 
 @cache
 def _text_keys() -> tuple[set[str], set[str]]:
-    """(keys of free text, keys of lists of it) of both schemas."""
+    """(keys of free text, keys of lists of free text) of both schemas."""
     texts: set[str] = set()
     lists: set[str] = set()
 
@@ -88,7 +88,7 @@ def _text(key: str, value: str, sweeps: bool) -> str:
     if sweeps and SWEEPING.fullmatch(value):
         return value
     parts = _split(value)
-    # Without -m only a list of what is there is one: Hydra then says that it needs -m.
+    # Without -m, commas separate values only if every part exists: Hydra then reports that it needs -m.
     if len(parts) > 1 and (sweeps or all(_exists(part.strip()) for part in parts)):
         return ",".join(_element(key, part) for part in _joined(parts))
     return _element(key, value)
@@ -102,21 +102,21 @@ def _list(key: str, value: str) -> str:
 
 
 def _element(key: str, value: str) -> str:
-    """One text for Hydra."""
+    """One string in the form that Hydra parses as one."""
     from hydra.core.override_parser.types import Quote, QuotedString
 
     here = _exists(value)
     if not here and (value in ("", "???") or value.lower() == "null" or QUOTED.fullmatch(value)):
         return value
     if here and "${" in value:
-        raise UserError(f"{key}={value}: a name with ${{ in it is read as a reference to another key; rename it")
+        raise UserError(f"{key}={value}: ${{ in a name is taken for a reference to another key; rename the file")
     if key in PATHS:
         value = _at_home(value)
     return value if PLAIN.fullmatch(value) else QuotedString(value, Quote.single).with_quotes()
 
 
 def _at_home(value: str) -> str:
-    """A leading ~ as the home folder; as itself where a name begins so, for readers that expand it again."""
+    """The value with a leading ~ expanded; an existing name that begins with ~ gets ./ so that no reader expands it."""
     if not value.startswith("~"):
         return value
     full = value if os.path.lexists(value) else os.path.expanduser(value)
@@ -131,7 +131,7 @@ def _exists(value: str) -> bool:
 
 
 def _split(value: str) -> list[str]:
-    """The parts between the commas that stand in no quotes. A quote counts at the beginning of a part: O'Brien has none."""
+    """The parts between unquoted commas. A quote counts only at the beginning of a part: the one in O'Brien does not."""
     parts, begin = [], 0
     while True:
         closed = QUOTED.match(value, begin + len(value[begin:]) - len(value[begin:].lstrip()))
@@ -143,7 +143,7 @@ def _split(value: str) -> list[str]:
 
 
 def _joined(parts: list[str]) -> list[str]:
-    """The parts, those joined again that were one name on this disk: `run/method=rloo,ppo.beta=0.1`."""
+    """The parts, with those rejoined that together are an existing name: `run/method=rloo,ppo.beta=0.1`."""
     result: list[str] = []
     place = 0
     while place < len(parts):

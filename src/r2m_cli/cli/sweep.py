@@ -1,7 +1,7 @@
-"""A sweep as a whole: the order of what its jobs are composed of, and the table of its runs at the end.
+"""A sweep: the order in which its jobs are composed, and the table of its runs at the end.
 
-Hydra calls `Sweep` (named in conf/train.yaml). Runs are judged by what they left in their folders, so it does not matter
-whether this process ran them or a launcher's worker somewhere else.
+Hydra calls `Sweep` (named in conf/train.yaml). The table is built from the files in the run folders, so it does not matter
+whether this process or a launcher's worker elsewhere ran the jobs.
 """
 
 import re
@@ -17,17 +17,17 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 
 from r2m_cli.config.check import APPENDED
-from r2m_cli.files.jobs import Job, read_job, write_job  # a worker process needs the names that this registers, too
+from r2m_cli.files.jobs import Job, read_job, write_job  # it registers names that worker processes need
 from r2m_cli.files.run_folder import ERROR, JOB, finished, remove_empty
 
-REASON = 100  # characters of it in the sweep's last line
+REASON = 100  # characters shown of a reason in the sweep's last line
 GROUP = re.compile(rf"\+({'|'.join(APPENDED)})=")
 
-_under_way: Path | None = None  # the folder of this process's sweep until its table is written
+_under_way: Path | None = None  # folder of this process's sweep; None once its table is written
 
 
 class JobFailed(Exception):
-    """A job of a sweep failed, and has said why; Hydra goes on with the next one."""
+    """A job of a sweep failed and has printed why; Hydra continues with the next one."""
 
     def __init__(self, code: int, what: str):
         super().__init__(code, what)
@@ -36,7 +36,7 @@ class JobFailed(Exception):
 
 
 class Said(JobReturn):
-    """What a failed job gives back: as Hydra's, without the line that Hydra prints, for the job has said why."""
+    """The result of a failed job: Hydra's, without the line that Hydra would print, because the job has printed why it failed."""
 
     def __getattribute__(self, name: str) -> Any:
         if name == "return_value":
@@ -45,13 +45,13 @@ class Said(JobReturn):
 
 
 def failed(folder: Path, code: int, what: str) -> JobFailed:
-    """What a job of a sweep raises that has no result; its folder says why."""
+    """The exception for a job of a sweep without a result; the reason is written into its folder."""
     (folder / ERROR).write_text(f"{what}\n", encoding="utf-8")
     return JobFailed(code, what)
 
 
 def in_order(overrides: list[str]) -> list[str]:
-    """The overrides with `+experiment=`, `+method=` and their like in the order of APPENDED, in the places that they had."""
+    """The overrides with `+experiment=`, `+method=` and so on sorted as in APPENDED; all others keep their positions."""
     places = [i for i, text in enumerate(overrides) if GROUP.match(text)]
     sorted_ = sorted((overrides[i] for i in places), key=lambda t: APPENDED.index(GROUP.match(t)[1]))  # type: ignore[index]
     result = overrides.copy()
@@ -64,18 +64,18 @@ class Sweep(Callback):
     """What Hydra calls at the start and the end of a sweep and of each of its jobs."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Put the groups that the sweep's file goes through behind those of the command line, and into order.
+        """Move the groups of the sweep's file after those of the command line, and sort them.
 
-        Sweepers compose a job of hydra.sweeper.params first and the command line second, so that an experiment named
-        there would overwrite the methods of +sweep=table4.
+        Sweepers compose a job from hydra.sweeper.params first and the command line second, so an experiment on the
+        command line would overwrite the methods of +sweep=table4.
         """
         global _under_way
         _under_way = Path(config.hydra.sweep.dir) if config.task == "train" else None
         if wrong := impossible(config.hydra):
             print(f"r2m: error: {wrong}", file=sys.stderr)
-            raise SystemExit(2)  # of an Exception in a callback Hydra makes a warning
+            raise SystemExit(2)  # Hydra turns an Exception in a callback into a warning
         params = config.hydra.sweeper.get("params") or {}
-        # Unresolved: data.seed=${seed} is meant for every job, not for what the sweep was composed of.
+        # Unresolved: data.seed=${seed} must be resolved in each job, not once for the sweep.
         typed: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
         given = {text.split("=", 1)[0] for text in typed}
         groups = [f"{key}={value}" for key, value in params.items() if str(key).startswith("+") and key not in given]
@@ -87,17 +87,17 @@ class Sweep(Callback):
             config.hydra.overrides.hydra.append(f"hydra.job.config.override_dirname.exclude_keys=[{shared}]")
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
-        """Say which job of the sweep it is."""
+        """Print which job of the sweep this is."""
         if in_a_sweep(config.hydra):
             folder = Path(config.hydra.runtime.output_dir)
             number, name = config.hydra.job.num, config.hydra.sweep.subdir
             (folder / ERROR).unlink(missing_ok=True)
-            if config.get("resume") is None:  # else the run has a folder elsewhere, and a sweep of its own
+            if config.get("resume") is None:  # a resumed run has its folder elsewhere, and may belong to another sweep
                 write_job(folder, Job(number, tuple(config.hydra.overrides.task)))
             print(f"r2m: job {number} of the sweep: {name}", file=sys.stderr, flush=True)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
-        """Have a failure, which the job has told, pass without another line."""
+        """Keep Hydra from printing a failure that the job has already reported."""
         if isinstance(job_return._return_value, JobFailed):
             job_return.__class__ = Said
 
@@ -107,14 +107,14 @@ class Sweep(Callback):
 
 
 def _fixed(typed: list[str]) -> list[str]:
-    """Keys and groups of the overrides that have one value in the whole sweep."""
+    """Keys and groups of the overrides that have the same value in every job."""
     parser = OverridesParser.create()
     read = [parser.parse_override(text) for text in typed]
     return [override.key_or_group for override in read if not override.is_sweep_override()]
 
 
 def impossible(hydra: Any) -> str:
-    """What Hydra's plugins would answer with a traceback: numbers below one and a direction that there isn't. Empty: nothing."""
+    """The error for settings on which Hydra's plugins would crash: numbers below one, an unknown direction. Empty if none."""
     if hydra.launcher.get("n_jobs") == 0:
         return "hydra.launcher.n_jobs=0: must be at least 1, or -1 for all processors"
     for name in ("n_trials", "n_jobs", "max_batch_size"):
@@ -123,29 +123,29 @@ def impossible(hydra: Any) -> str:
             return f"hydra.sweeper.{name}={value}: must be at least 1"
     for direction in _listed(hydra.sweeper.get("direction")):
         if direction not in ("minimize", "maximize"):
-            return f"hydra.sweeper.direction={direction}: there is minimize, maximize"
+            return f"hydra.sweeper.direction={direction}: must be minimize or maximize"
     return ""
 
 
 def _listed(value: Any) -> list[Any]:
-    """A value that may be null, one, or a list of several."""
+    """A list of the value: null gives none, a single value gives one."""
     return [] if value is None else list(value) if isinstance(value, ListConfig) else [value]
 
 
 def in_a_sweep(hydra: Any) -> bool:
-    """Whether a job with this hydra part of the configuration is one of a sweep."""
+    """Whether the job with this Hydra configuration is part of a sweep."""
     return not OmegaConf.is_missing(hydra.job, "num")
 
 
 def close() -> None:
-    """End the sweep of this process, if there is one: its table, also where it was broken off. Never raises."""
+    """End the sweep of this process, if there is one: write its table, even if the sweep was interrupted. Never raises."""
     global _under_way
     folder, _under_way = _under_way, None
     if folder is None or not folder.is_dir():
         return
     try:
         tabulate(folder)
-    except Exception as error:  # the runs are what counts: a table can be made again
+    except Exception as error:  # the runs matter more: the table can be built again
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         print(f"r2m: no table of this sweep ({reason}); try r2m report {shlex.quote(str(folder))}", file=sys.stderr)
 
@@ -153,10 +153,10 @@ def close() -> None:
 def tabulate(folder: Path) -> None:
     """Write table.csv, table.md, report.png and report.html of the sweep's finished runs into its folder, and print the table.
 
-    Rows stand in the order of the jobs, all seeds of a method together. Runs without a result are named in one line.
+    Rows follow the order of the jobs, with all seeds of a method together. Runs without a result are named in one line.
 
     Raises:
-        UserError: from the report, a broken file in a finished run.
+        UserError: a finished run has a broken file.
     """
     from r2m_cli.reporting import page, picture, table
     from r2m_cli.reporting.run_names import job_names
@@ -168,7 +168,7 @@ def tabulate(folder: Path) -> None:
     if ended:
         runs = load_runs(ended)
         names = dict(zip(jobs, job_names(jobs)))
-        if len(set(names.values())) > 1:  # else there are only seeds, which the report can name
+        if len(set(names.values())) > 1:  # otherwise only the seeds differ, and the report's own names will do
             runs = [replace(run, name=names[job]) for run, job in zip(runs, ended)]
         first = {run.name: number for number, run in reversed(list(enumerate(runs)))}
         runs.sort(key=lambda run: first[run.name])
@@ -183,13 +183,13 @@ def tabulate(folder: Path) -> None:
     for line in (_best(folder), _without_result(unfinished)):
         if line:
             print(f"r2m: {line}", file=sys.stderr, flush=True)
-    if not jobs:  # a typo that was found before the first job must not litter multirun/
+    if not jobs:  # a typo noticed before the first job must not litter multirun/
         (folder / "multirun.yaml").unlink(missing_ok=True)
         remove_empty(folder.absolute())
 
 
 def _best(folder: Path) -> str:
-    """What an optimising sweeper found best."""
+    """The best parameters found by an optimising sweeper, in one line."""
     results = folder / "optimization_results.yaml"
     if not results.is_file():
         return ""
@@ -199,7 +199,7 @@ def _best(folder: Path) -> str:
 
 
 def _without_result(jobs: dict[Path, str]) -> str:
-    """One line that names the jobs and their reasons, each reason once."""
+    """One line that names the jobs without a result, grouped by reason."""
     reasons: dict[str, list[str]] = {}
     for job, name in jobs.items():
         said = (job / ERROR).read_text(encoding="utf-8").splitlines() if (job / ERROR).is_file() else []

@@ -1,4 +1,4 @@
-"""The configuration as a checked, typed object: unknown keys, values out of range, combinations that cannot work."""
+"""Turns the configuration into a typed object; refuses unknown keys, values out of range, and combinations that cannot work."""
 
 import difflib
 import math
@@ -15,15 +15,15 @@ from r2m_cli.config.values import AT_LEAST, AT_MOST, CHOICES, LARGEST, LARGEST_F
 from r2m_cli.errors import UserError
 
 GROUPS = ("data", "engine", "feedback", "logger", "policy", "ppo", "reward", "rollout")  # folders of conf/
-# Appended groups overwrite each other in the order in which they are named; this is the order that is meant: a method's
-# keys stand over an experiment's or a world's, and +debug cuts down whatever comes.
+# Appended groups overwrite each other in the order in which they are composed. This is the intended order: a method's keys
+# overwrite those of an experiment or a world, and +debug makes any run smaller.
 APPENDED = ("sweep", "experiment", "world", "method", "debug")
 
 
 def typed(container: DictConfig, schema: type = Config) -> Any:
-    """The composed configuration as a dataclass instance, every key checked against the schema.
+    """The composed configuration as a dataclass instance, with every key checked against the schema.
 
-    Hydra lets `+ppo.typo=3` past its own check; merging the plain container onto the dataclasses does not.
+    Hydra's own check accepts `+ppo.typo=3`; merging the plain container onto the dataclasses does not.
 
     Raises:
         UserError: an unknown key (with the nearest known one) or a value of the wrong type.
@@ -41,7 +41,7 @@ def typed(container: DictConfig, schema: type = Config) -> Any:
         TypeError,
         OverflowError,
         RecursionError,
-    ) as error:  # of a resolver; a number that no type holds
+    ) as error:  # from a resolver, or a number too large for any type
         raise UserError(f"the configuration has a value that cannot be read: {error}") from None
 
 
@@ -59,7 +59,7 @@ def unknown_key(key: str, schema: type = Config) -> str:
 
 
 def _check_size(key: str, value: Any) -> None:
-    """Raises UserError for a number that is no size: infinite, or beyond AT_MOST."""
+    """Raises UserError for a number that is infinite or out of bounds (AT_MOST, LARGEST, LARGEST_FLOAT)."""
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{key}={value}: must be a finite number")
     if not isinstance(value, int | float) or key in SEEDS:
@@ -96,7 +96,7 @@ def validate(config: Config) -> None:
     """Check the values that types cannot check, and the combinations that cannot work.
 
     Raises:
-        UserError: one line with the key, the value and the mend.
+        UserError: one line with the key, the value and how to fix it.
     """
     tree = OmegaConf.structured(config)
 

@@ -1,4 +1,4 @@
-"""Combinations of configuration values that cannot work, each refused with one line that says the mend."""
+"""Combinations of configuration values that cannot work; each is refused with one line that says how to fix it."""
 
 from r2m_cli.config.registry import ESTIMATORS, FEEDBACKS, has_own_models
 from r2m_cli.config.schema import Config
@@ -33,9 +33,9 @@ def check_words(c: Config) -> None:
         ("output", c.output, ("sft", "reward")),
     ):
         if value is not None and c.task not in tasks:
-            raise UserError(f"{key}={value}: `r2m {c.task}` does not take it; it belongs to r2m {' and '.join(tasks)}")
+            raise UserError(f"{key}={value}: `r2m {c.task}` does not use it; it belongs to r2m {' and '.join(tasks)}")
     if c.run is not None and c.runs:
-        raise UserError(f"runs={c.runs}: reads the metrics of runs alone; analyse run={c.run} in a call of its own")
+        raise UserError(f"runs={c.runs}: reads only the metrics of runs; analyse run={c.run} in a separate command")
     for key, rows in (
         ("data.rows", c.data.rows),
         ("policy.fit.rows", c.policy.fit.rows),
@@ -49,14 +49,14 @@ def _starting_points(c: Config) -> None:
     for word, key, model in (("sft", "policy", c.policy), ("reward", "reward", c.reward)):
         if c.task == word and model.path is not None and model.base is None:
             raise UserError(
-                f"{key}.path={model.path}: names a model that is ready; `r2m {word}` starts from {key}.base, name it there"
+                f"{key}.path={model.path}: this is for a fitted model; `r2m {word}` starts from {key}.base, so name the model there"
             )
 
 
 def _templates(c: Config) -> None:
     if c.policy.template == "pair":
         raise UserError(
-            "policy.template=pair: a policy goes on with one text, pair gives a model two; it is for reward models "
+            "policy.template=pair: a policy continues one text, but pair makes two; use it for reward models only "
             "(reward.template=pair)"
         )
 
@@ -72,17 +72,19 @@ def _ppo(c: Config) -> None:
             f"ppo.dual_clip={p.dual_clip:g}: must be above 1 + ppo.clip_high = {1 + p.clip_high:g} (3 is usual), or null"
         )
     if estimator.per_token and p.ratio != "token":
-        raise UserError(f"ppo.ratio={p.ratio}: {p.algorithm} gives every token its advantage; it needs ppo.ratio=token")
+        raise UserError(
+            f"ppo.ratio={p.ratio}: {p.algorithm} computes an advantage for every token; it needs ppo.ratio=token"
+        )
     if p.kl_estimator == "k1" and p.kl_in == "loss" and p.beta > 0:
         raise UserError("ppo.kl_estimator=k1 has no gradient in expectation: use k2 or k3, or ppo.kl_in=reward")
     if p.kl_target is not None and not (p.kl_target > 0 and p.beta > 0):
         raise UserError(
-            f"ppo.kl_target={p.kl_target}: must be above 0, and ppo.beta={p.beta:g} too (it is where the weight begins)"
+            f"ppo.kl_target={p.kl_target}: must be above 0, and ppo.beta={p.beta:g} too (it is the initial weight)"
         )
     if c.guard.kl is not None and not c.guard.kl >= 0:
-        raise UserError(f"guard.kl={c.guard.kl}: must be at least 0, or null to never end the run")
+        raise UserError(f"guard.kl={c.guard.kl}: must be at least 0, or null to never end the run early")
     if c.guard.kl is not None and p.beta == 0:
-        raise UserError(f"guard.kl={c.guard.kl:g}: with ppo.beta=0 no KL is measured; set ppo.beta above 0")
+        raise UserError(f"guard.kl={c.guard.kl:g}: ppo.beta=0 means that no KL is measured; set ppo.beta above 0")
     if p.reward_clip is not None and not p.reward_clip > 0:
         raise UserError(f"ppo.reward_clip={p.reward_clip}: must be above 0, or null for no clipping")
     if p.clip_low >= 1:
@@ -106,16 +108,16 @@ def _feedback(c: Config) -> None:
         ("feedback.judge", f.judge != "none"),
     ):
         if asked and f.kind not in LEARNING:
-            raise UserError(f"{key}: feedback={f.kind} learns nothing; it needs feedback={'|'.join(LEARNING)}")
+            raise UserError(f"{key}: feedback={f.kind} does not learn; this key needs feedback={'|'.join(LEARNING)}")
     if f.judge != "none" and f.alpha == 1:
-        raise UserError("feedback.judge: with feedback.alpha=1 its labels weigh nothing; lower feedback.alpha")
+        raise UserError("feedback.judge: with feedback.alpha=1 its labels have no weight; lower feedback.alpha")
     if f.judge != "none" and not f.judge_pairs > 0:
         raise UserError(f"feedback.judge_pairs={f.judge_pairs:g}: must be above 0, or feedback.judge=none")
     if f.judge_replay and f.judge == "none":
         raise UserError("feedback.judge_replay: there are no judged pairs to replay; it needs feedback.judge")
     if f.self_labels == "none" and f.kind in LEARNING and f.judge == "none" and not f.replay_pairs:
         raise UserError(
-            "feedback.self_labels=none: the update learns from labels alone and there are none; set feedback.replay_pairs or "
+            "feedback.self_labels=none: the update needs labels, and there are none; set feedback.replay_pairs or "
             "feedback.judge, or feedback=frozen"
         )
     if f.source == "reference" and FEEDBACKS[f.kind].states is not None and c.ppo.beta == 0:
@@ -126,7 +128,7 @@ def _feedback(c: Config) -> None:
         raise UserError(f"feedback.warmup_lr={f.warmup_lr}: must be above 0, or null for feedback.lr")
     if f.judge != "none" and f.judge_pairs > c.ppo.prompts_per_step:
         raise UserError(
-            f"feedback.judge_pairs={f.judge_pairs:g}: one pair of a group at most, so no more than "
+            f"feedback.judge_pairs={f.judge_pairs:g}: at most one pair per group, so it cannot exceed "
             f"ppo.prompts_per_step={c.ppo.prompts_per_step}"
         )
 
@@ -143,14 +145,16 @@ def _reward(c: Config) -> None:
     if without_reward_model(c):
         _function_alone(c)
     if r.paths and len(r.paths) + 1 > r.members:
-        raise UserError(f"reward.members={r.members}: reward.path and {len(r.paths)} reward.paths are more; raise it")
+        raise UserError(
+            f"reward.members={r.members}: too few for reward.path and {len(r.paths)} reward.paths; raise it to {len(r.paths) + 1}"
+        )
     if r.pretrain_epochs and (r.base is not None or not has_own_models(c.data.kind)):
         raise UserError(
-            f"reward.pretrain_epochs={r.pretrain_epochs}: it is for a fresh model of the gold world; that of reward.base has "
-            "learnt its language already"
+            f"reward.pretrain_epochs={r.pretrain_epochs}: only a fresh model of the gold world needs it; reward.base is "
+            "already pretrained"
         )
     if r.members == 1 and r.combine != "mean":
-        raise UserError(f"reward.combine={r.combine}: there is one reward model; raise reward.members")
+        raise UserError(f"reward.combine={r.combine}: there is only one reward model; raise reward.members")
     if r.members > 1 and c.feedback.kind != "none" and c.task == "train":
         raise UserError(f"reward.members={r.members}: an ensemble is a frozen baseline; it needs feedback=none")
 
@@ -163,10 +167,10 @@ def _function_alone(c: Config) -> None:
             "reward.function_weight=1 to add the function to a model's score"
         )
     if c.task == "reward":
-        raise UserError(f"r2m reward: {why}: there is no model to fit; go on with r2m train")
+        raise UserError(f"r2m reward: {why}: there is no model to fit; run r2m train instead")
     if c.task == "analyze" and not reads_curves_only(c):
         raise UserError(
-            f"r2m analyze: {why}, and the figures need a reward model; r2m analyze runs=[RUN] reads curves alone"
+            f"r2m analyze: {why}, and the figures need a reward model; r2m analyze runs=[RUN] needs curves only"
         )
     named = (("reward.path", r.path), ("reward.base", r.base), ("reward.paths", r.paths or None))
     key = next((f"{key}={value}" for key, value in named if value is not None), None)
@@ -181,7 +185,7 @@ def _judges(c: Config) -> None:
     for key, judge in (("feedback.judge", c.feedback.judge), ("eval.judge", c.eval.judge)):
         if judge in ("gold", "labeller") and c.data.kind == "file":
             raise UserError(
-                f"{key}={judge}: only a world has it (data=gold, data=english); use openai"
+                f"{key}={judge}: only a world has this judge (data=gold, data=english); use openai"
                 + (", or a reward model, eval.judge=reward" if key == "eval.judge" else "")
             )
     if c.judge.timeout <= 0:
@@ -204,8 +208,8 @@ def _engine(c: Config) -> None:
         )
     if c.engine.kind == "single" and c.engine.dtype == "bf16" and c.task not in ("evaluate", "analyze"):
         raise UserError(
-            "engine.dtype=bf16 needs engine=zero, which keeps the weights in fp32 beside: on bf16 weights alone small steps "
-            "are lost (on one device: engine=zero engine.num_processes=1)"
+            "engine.dtype=bf16 needs engine=zero, which also keeps the weights in fp32: with bf16 weights alone, small "
+            "updates are lost (on one device: engine=zero engine.num_processes=1)"
         )
     if c.engine.offload_optimizer and (c.engine.kind != "zero" or c.engine.stage == 0):
         raise UserError("engine.offload_optimizer=true needs engine=zero with engine.stage 1, 2 or 3")
@@ -221,9 +225,9 @@ def _data(c: Config) -> None:
             f"data.label_noise={c.data.label_noise}: must lie between 0 and 0.5, or null for the world's own"
         )
     if c.data.kind != "file" and c.data.path:
-        raise UserError(f"data.path={c.data.path}: a world reads no file; add data=file")
+        raise UserError(f"data.path={c.data.path}: a world does not read a file; add data=file")
     if c.data.kind == "file" and not c.data.path:
-        raise UserError("data.path is not set: give a file of preference pairs or prompts, data.path=FILE")
+        raise UserError("data.path is not set: name a file of preference pairs or prompts, data.path=FILE")
     if c.policy.fit.parameters == "head":
         raise UserError("policy.fit.parameters=head: a policy has no scoring head; choose full or lora")
     unknown = [kind for kind in c.logger.kinds if kind not in ("wandb", "tensorboard")]
@@ -234,7 +238,7 @@ def _data(c: Config) -> None:
 
 
 def reads_curves_only(c: Config) -> bool:
-    """Whether `r2m analyze` reads the metrics of runs and no model: runs= is given, or nothing else is named."""
+    """Whether `r2m analyze` reads only the metrics of runs and no model: runs= is set, or no model or data is named."""
     named = c.run or c.policy.path or c.policy.base or c.reward.path or c.reward.base or c.data.kind == "file"
     return c.task == "analyze" and (bool(c.runs) or not named)
 
@@ -248,13 +252,15 @@ def _analysis(c: Config) -> None:
     named = next(((key, value) for key, value in models if value is not None), None)
     if c.runs and named:
         raise UserError(
-            f"runs={c.runs}: reads the metrics of runs alone; analyse {named[0]}={named[1]} in a call of its own"
+            f"runs={c.runs}: reads only the metrics of runs; analyse {named[0]}={named[1]} in a separate command"
         )
     if c.eval.reward is not None and c.run is None:
-        raise UserError(f"eval.reward={c.eval.reward}: tells which responses of a run are hacking; it needs run=RUN")
+        raise UserError(
+            f"eval.reward={c.eval.reward}: decides which responses of a run count as reward hacking; it needs run=RUN"
+        )
     fitted = next((key for key, model in (("policy", c.policy), ("reward", c.reward)) if model.path is None), None)
     if c.data.kind == "file" and c.data.holdout == 1 and c.run is None and fitted is not None and not c.runs:
         raise UserError(
             f"{fitted}.path is null and data.holdout=1 leaves no rows to fit one on: name a model, {fitted}.path=FOLDER, or "
-            "give the share that was held out when it was fitted (data.holdout=0.1 unless you changed it)"
+            "set the share that was held out when it was fitted (data.holdout=0.1 unless you changed it)"
         )

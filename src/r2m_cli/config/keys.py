@@ -1,4 +1,4 @@
-"""What is known of every configuration key and group: read from the comments of the schema and of the files in conf/."""
+"""Documentation of every configuration key and group, read from the comments in the schema and in the files of conf/."""
 
 import inspect
 import re
@@ -15,7 +15,7 @@ FIELD = re.compile(r"    (\w+): ")
 COMMENT = re.compile(r"    # (.*)")
 ADDED = ("experiment", "world", "method", "sweep", "debug")  # groups that are added with a plus
 
-# Which words read a key; the longest beginning counts. `r2m report` has keys of its own.
+# Key prefix -> the words that read it; the longest matching prefix counts. `r2m report` has its own keys.
 ALL = ("train", "sft", "reward", "evaluate", "analyze")
 READ_BY: dict[str, tuple[str, ...]] = {
     "task": ALL, "seed": ("train", "evaluate", "analyze"), "resume": ("train",), "run": ("evaluate", "analyze"),
@@ -42,7 +42,7 @@ class Key:
     name: str  # dotted
     type: str
     default: str
-    allowed: tuple[str, ...]  # its choices, or one text that says its bounds; empty: whatever the type holds
+    allowed: tuple[str, ...]  # its choices, or one string with its bounds; empty: any value of the type
     meaning: str
 
 
@@ -75,7 +75,7 @@ def parts() -> Iterator[tuple[str, str, type]]:
 
 
 def keys_of(schema: type, prefix: str) -> Iterator[Key]:
-    """The keys of a dataclass, those of nested ones behind it; at the top (no prefix) the nested ones are parts of their own."""
+    """The keys of a dataclass, then those of nested ones. At the top level (no prefix) nested ones are separate parts and left out."""
     meanings = comments(schema)
     nested = []
     for field in fields(schema):
@@ -90,7 +90,7 @@ def keys_of(schema: type, prefix: str) -> Iterator[Key]:
 
 
 def comments(schema: type) -> dict[str, str]:
-    """Field -> the comment above it; a field without one shares that of the field before it."""
+    """Field -> the comment above it; a field without a comment shares that of the field before it."""
     found: dict[str, str] = {}
     for part in reversed(schema.__mro__[:-1]):
         text: list[str] = []
@@ -106,19 +106,19 @@ def comments(schema: type) -> dict[str, str]:
 
 
 def kind(annotation: Any) -> str:
-    """A type as one writes it."""
+    """A type as written in source code."""
     return (
         annotation.__name__ if isinstance(annotation, type) and not hasattr(annotation, "__args__") else str(annotation)
     )
 
 
 def shown(value: Any) -> str:
-    """A value as one types it on the command line."""
+    """A value as typed on the command line."""
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def allowed(name: str) -> tuple[str, ...]:
-    """The values that `validate` lets through."""
+    """The values that `validate` accepts."""
     if name in CHOICES:
         return tuple(map(str, CHOICES[name]))
     if name in UNIT_INTERVAL:
@@ -129,7 +129,7 @@ def allowed(name: str) -> tuple[str, ...]:
 
 
 def choices() -> Iterator[tuple[str, str, str]]:
-    """(group, choice, first sentence of the file's comment) of every packaged file in a group; added groups with a plus."""
+    """(group, choice, first sentence of the file's comment) of every packaged file in a group; groups that are added have a plus."""
     for path in sorted(Path(str(files("r2m_cli.conf"))).glob("*/*.yaml")):
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("# @package")]
         head = []

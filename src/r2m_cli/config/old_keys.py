@@ -1,4 +1,4 @@
-"""Keys of earlier versions: what each is called now, or why it is gone; and an earlier run's configuration in today's keys."""
+"""Keys of earlier versions: their new names, or why they are gone; and the translation of an earlier run's configuration."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,26 +12,26 @@ RENAMED = {
     **{f"data.{world}.label_{what}": f"data.label_{what}" for world in ("world", "english") for what in ("bias", "temperature", "noise")},
 }  # fmt: skip
 GONE = {
-    "data.world": "what the labellers do is data.label_bias, data.label_temperature and data.label_noise; the points of gold "
+    "data.world": "set the labellers with data.label_bias, data.label_temperature and data.label_noise; the points of gold "
     "are constants",
-    "data.english": "what the labellers do is data.label_bias, data.label_temperature and data.label_noise",
-    "guard.stop_on": "guard.kl alone says it: null for never, or the nats that end the run",
-    "feedback.scale": "the adapter's output has the size that it learns",
-    "feedback.init_scale": "W_o begins as the adapter's other weights do",
-    "feedback.judge_select": "the judge gets a random choice of the groups",
+    "data.english": "set the labellers with data.label_bias, data.label_temperature and data.label_noise",
+    "guard.stop_on": "set guard.kl: null for never, or the KL in nats that ends the run",
+    "feedback.scale": "the scale of the adapter's output is always learned",
+    "feedback.init_scale": "W_o is initialised like the adapter's other weights",
+    "feedback.judge_select": "the judge always gets a random choice of the groups",
     "ppo.std_floor": "it is always 0.01",
     "ppo.critic.gamma": "later rewards are never discounted",
     "policy.fit.weight_decay": "it is always 0",
     "reward.fit.weight_decay": "it is always 0.01",
-    "reward.fit.margin": "the loss is Bradley-Terry's without one",
-    "eval.bootstrap": "an interval is always made of 1000 resamples",
-    "analysis.tokens": "the states of a response's tokens are averaged",
-    "judge.retries": "a failed request is tried four more times",
-    "logger.name": "a run in wandb has the name of its run folder",
+    "reward.fit.margin": "the loss is Bradley-Terry without a margin",
+    "eval.bootstrap": "an interval always uses 1000 resamples",
+    "analysis.tokens": "the states of a response's tokens are always averaged",
+    "judge.retries": "a failed request is always retried four times",
+    "logger.name": "a run in wandb always has the name of its run folder",
 }
 
-# What a key must have been for its run to be one of this version; a key of GONE that is not named here changed nothing that
-# still matters once a run has its models.
+# Value that a removed key must have had for the run to be valid in this version. Keys of GONE that are not listed here have
+# no effect once the run's models exist.
 REQUIRED: dict[str, Any] = {
     "feedback.scale": "free", "feedback.judge_select": "first", "ppo.std_floor": 1e-2, "ppo.critic.gamma": 1.0,
     "data.world.on_topic": 0.6, "data.world.key_word": 0.6, "data.world.order": 0.6, "data.world.opening": 0.3,
@@ -39,7 +39,7 @@ REQUIRED: dict[str, Any] = {
     "data.world.extra_polite": -0.4, "data.world.filler": -0.15, "data.world.overlong": -0.2, "data.world.no_eos": -1.0,
     "data.world.max_on_topic": 4, "data.world.max_polite": 2, "data.world.soft_length": 11,
 }  # fmt: skip
-LABELLERS = {  # defaults of the keys, which are null now
+LABELLERS = {  # earlier defaults of keys whose default is now null
     "gold": ("world", {"label_bias": 0.15, "label_temperature": 0.3, "label_noise": 0.0}),
     "english": ("english", {"label_bias": 0.4, "label_temperature": 0.3, "label_noise": 0.0}),
 }
@@ -55,9 +55,9 @@ def what_became_of(key: str) -> str | None:
 
 
 def translated(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's configuration, nested as in its config.yaml, in today's keys.
+    """A run's configuration, nested as in its config.yaml, translated to the current keys.
 
-    A key that is gone is left out where the run had what is done today, and else left for the schema to refuse.
+    A removed key is dropped if the run's value matches the current behaviour; otherwise it stays, and the schema refuses it.
     """
     new = _copy(config)
     for old, name in RENAMED.items():
@@ -94,6 +94,6 @@ def _copy(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _section(config: dict[str, Any], name: str) -> dict[str, Any]:
-    """A part of the configuration; an empty one where there is none."""
+    """A section of the configuration; an empty one if it is missing."""
     found = config.get(name)
     return found if isinstance(found, dict) else {}

@@ -1,7 +1,7 @@
-"""What can be chosen by name, and what the configuration must know of it: advantage estimators, feedback variants, worlds.
+"""What can be chosen by name, with what the configuration must know about it: advantage estimators, feedback variants, worlds.
 
-Each entry names its function or class as `module:name`, which is imported when it is used: checking a configuration must
-not cost the import of torch. docs/extend.md adds one of each.
+Each entry names its function or class as `module:name`, which is imported only when used, so that checking a configuration
+does not import torch. docs/extend.md shows how to add one of each.
 """
 
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ class Estimator:
     function: str
     compares: bool = False  # it compares the K responses of a prompt, so K must be at least 2
     per_token: bool = False  # it needs ppo.ratio=token
-    greedy: bool = False  # its second argument: the reward of each prompt's greedy response, [n]
-    critic: bool = False  # it is `maths.gae.gae` or takes and returns the same: values in, returns out
+    greedy: bool = False  # it takes a second argument: the reward of each prompt's greedy response, [n]
+    critic: bool = False  # it is `maths.gae.gae` or has the same signature: it also takes values and returns returns
 
 
 ESTIMATORS = {
@@ -33,11 +33,11 @@ ESTIMATORS = {
 
 @dataclass(frozen=True)
 class Feedback:
-    """A feedback variant, `feedback.kind`: what the adapter gets in place of the policy's states, and whether it learns."""
+    """A feedback variant, `feedback.kind`: what the adapter gets instead of the policy's states, and whether it learns."""
 
-    states: str | None  # a function as `models.states.own`; None: there is no adapter
+    states: str | None  # a function like `models.states.own`; None: there is no adapter
     learns: bool = True  # adapter and head, or the head alone, are updated at every step
-    mixes: bool = False  # a sequence gets states of its neighbours, so single responses must stay in twos
+    mixes: bool = False  # a sequence gets the states of another one, so batches need at least two sequences
 
 
 FEEDBACKS = {
@@ -55,7 +55,7 @@ class WorldEntry:
     """A world, `data.kind`: prompts whose true reward is known."""
 
     world: str  # a subclass of `data.world.World`
-    own_models: bool = True  # it has demonstrations and a tokenizer, so that models can be fitted from nothing
+    own_models: bool = True  # it has demonstrations and a tokenizer, so that models can be fitted from scratch
 
 
 WORLDS = {
@@ -65,5 +65,5 @@ WORLDS = {
 
 
 def has_own_models(kind: str) -> bool:
-    """Whether models can be fitted from nothing on data of this `data.kind`."""
+    """Whether models can be fitted from scratch on data of this `data.kind`."""
     return kind in WORLDS and WORLDS[kind].own_models

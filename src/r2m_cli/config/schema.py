@@ -1,7 +1,7 @@
 """Every configuration key, typed, with its unit and meaning in the comment above it.
 
-`conf/` holds the values that an experiment is made of, this file the types and the defaults, which are those of the
-embedded gold world. `check.py` checks what types cannot say.
+`conf/` holds the values of experiments; this file holds the types and the defaults, which are those of the embedded gold
+world. `check.py` checks what types cannot express.
 """
 
 from dataclasses import dataclass, field
@@ -12,9 +12,9 @@ from typing import Any
 class TrainConfig:
     # RL steps of the whole run; also T of the feedback schedule w(t)
     steps: int = 100
-    # stop after this step, checkpointed as if interrupted; resume= then goes on to the end, or to a later one; null: run to the end
+    # stop after this step with a checkpoint, as if interrupted; resume= then continues to the end or to a later stop_at; null: run to the end
     stop_at: int | None = None
-    # with resume=: go on though the content of the data or of a model is another than when the run began; else that is refused
+    # with resume=: continue even if the content of the data or of a model has changed since the run began; false: refuse
     allow_changed: bool = False
 
 
@@ -30,7 +30,7 @@ class FitConfig:
     parameters: str = "full"
     # rank of the LoRA adapters when parameters=lora
     lora_rank: int = 8
-    # training rows to use at most; null: all
+    # maximum number of training rows; null: all
     rows: int | None = None
 
 
@@ -40,9 +40,9 @@ class ModelConfig:
     path: str | None = None
     # where fitting starts when path is null: the same kinds of value; null: a fresh Llama of the size below
     base: str | None = None
-    # how conversations are written for the model: a file with a chat template (Jinja) | hh ("\n\nHuman: ...") | plain (the
-    # texts alone) | pair (reward models that read question and answer as two texts) | beaver (PKU-Alignment's "BEGINNING OF
-    # CONVERSATION: USER: ..."); null: its tokenizer's own template, or, without one, the text of a single message and hh for
+    # how conversations are formatted for the model: a file with a chat template (Jinja) | hh ("\n\nHuman: ...") | plain (only
+    # the texts) | pair (reward models that take question and answer as two texts) | beaver (PKU-Alignment's "BEGINNING OF
+    # CONVERSATION: USER: ..."); null: the tokenizer's own template; if it has none, plain for a single message and hh for
     # longer conversations
     template: str | None = None
     # a fresh model's width x layers x attention heads
@@ -53,41 +53,41 @@ class ModelConfig:
 
 @dataclass
 class RewardFitConfig(FitConfig):
-    # weight of (chosen + rejected reward)^2, which holds the scores around 0 (Eisenstein et al. 2023)
+    # weight of (chosen + rejected reward)^2, which keeps the scores centred on 0 (Eisenstein et al. 2023)
     centring: float = 0.0
-    # varies initial head, order and bootstrap of the rows; members of an ensemble get seed, seed + 1, ...
+    # seed of the initial head and of the order and bootstrap of the rows; members of an ensemble get seed, seed + 1, ...
     seed: int = 0
 
 
 @dataclass
 class PolicyConfig(ModelConfig):
-    # rank of LoRA adapters that RL trains instead of all parameters, with the base as the reference; 0: no LoRA
+    # rank of the LoRA adapters that RL trains instead of all parameters; the base model is then the reference; 0: no LoRA
     lora_rank: int = 0
 
 
 @dataclass
 class RewardConfig(ModelConfig):
-    # tokens of a conversation that the reward model reads at most; older ones are cut off on the left, and that is counted
+    # maximum tokens per conversation for the reward model; longer ones are truncated on the left, and counted
     max_tokens: int = 1024
-    # end token of a conversation: true (there is always one) | false (only what template and tokenizer write); null: where
-    # nothing else closes the reply
+    # end token of a conversation: true (always add one) | false (only what template and tokenizer write); null: add one
+    # if nothing else ends the reply
     end_token: bool | None = None
-    # reward models in an ensemble; those without a path are fitted with seeds of their own; 1: no ensemble
+    # reward models in an ensemble; those without a path are fitted, each with its own seed; 1: no ensemble
     members: int = 1
     # folders or hub names of the further members (the first is reward.path)
     paths: list[str] = field(default_factory=list)
-    # how an ensemble gives one reward: mean | worst | uncertainty (mean - reward.uncertainty * variance)
+    # how an ensemble combines its scores: mean | worst | uncertainty (mean - reward.uncertainty * variance)
     combine: str = "mean"
     # weight of the members' variance when combine=uncertainty
     uncertainty: float = 1.0
-    # a Python function that scores responses, module:name, of a module in the working directory or an installed one; it gets
-    # the prompts (lists of messages) and the responses (texts) and returns a float for each; null: none
+    # a Python function that scores responses, module:name, in the working directory or an installed package; it takes
+    # prompts (lists of messages) and responses (strings) and returns a float for each response; null: none
     function: str | None = None
-    # times the function's value is added to the reward model's score, frozen and live alike; null: the function alone, there
-    # is no reward model
+    # factor of the function's value, which is added to both the frozen and the live score of the reward model; null: use only
+    # the function, without a reward model
     function_weight: float | None = 1.0
-    # a fresh model's passes over the demonstrations as a language model, by policy.fit, before it sees a label: with
-    # reward.fit.parameters=head a generic, frozen backbone; 0: none
+    # passes of language-model training over the demonstrations, with the settings of policy.fit, before a fresh model sees any
+    # label; with reward.fit.parameters=head this makes a generic, frozen backbone; 0: none
     pretrain_epochs: int = 0
     # how a missing model is fitted (r2m reward)
     fit: RewardFitConfig = field(default_factory=RewardFitConfig)
@@ -95,46 +95,46 @@ class RewardConfig(ModelConfig):
 
 @dataclass
 class FeedbackConfig:
-    # what the reward model reads beside the text: r2m (the policy's states, learning at every step) | frozen (the same,
+    # what the reward model gets in addition to the text: r2m (the policy's states; learns at every step) | frozen (the same, but
     # never trained) | noise (Gaussian, same mean and variance) | shuffled (another sequence's states) | head_only (nothing;
-    # the scoring head alone learns) | none (nothing; the reward model stays frozen)
+    # only the scoring head learns) | none (nothing; the reward model stays frozen)
     kind: str = "r2m"
-    # whose features the adapter attends to: policy (as it is now) | reference (as it was before RL; the policy cannot bend them) |
-    # reward (the reward model's own, which tell it nothing that it could not know: a control)
+    # the model whose features the adapter attends to: policy (the current one) | reference (the policy before RL, which training
+    # cannot change) | reward (the reward model's own, which add no information: a control)
     source: str = "policy"
     # which per-token features: states (last layer, the paper's) | tokens (input embeddings: a control) | both
     features: str = "states"
-    # d, inner width of the cross-attention, over all heads
+    # d, inner width of the cross-attention, summed over its heads
     dim: int = 64
     # heads of the cross-attention (the paper: 1)
     heads: int = 1
-    # what asks in the cross-attention: reward (the reward token embedding H_last, the paper's) | learned (a learnt query)
+    # query of the cross-attention: reward (the reward token embedding H_last, as in the paper) | learned (a learned vector)
     query: str = "reward"
     # Omega, floor of the weight w(t) of the original reward token embedding (eq. 4), 0 to 1
     omega: float = 0.6
-    # course of w(t): cosine (from 1 down to omega, eq. 4) | constant (omega from the first step on)
+    # schedule of w(t): cosine (from 1 down to omega, eq. 4) | constant (omega from the first step on)
     schedule: str = "cosine"
     # alpha, weight of the group-entropy term in the reward model's loss (eq. 7), 0 to 1
     alpha: float = 0.3
     # AdamW learning rate of adapter and scoring head, constant
     lr: float = 1e-3
-    # groups whose own ranking is learnt from: all (the paper's) | agreed (the frozen reward model orders the pair the same
-    # way) | none (labels alone: feedback.replay_pairs, feedback.judge)
+    # groups whose ranking by the reward model itself is used as a label: all (as in the paper) | agreed (only where the frozen
+    # reward model ranks the pair the same way) | none (only other labels: feedback.replay_pairs, feedback.judge)
     self_labels: str = "all"
-    # rewards that pick winner and loser of a group: recomputed (fresh states) | annotated (those of the rollout)
+    # rewards that choose the winner and loser of a group: recomputed (with fresh states) | annotated (from the rollout)
     pair: str = "recomputed"
-    # labelled pairs that adapter and head learn from before RL, with the starting policy's states; 0: none
+    # labelled pairs for training adapter and head before RL, with the states of the initial policy; 0: none
     warmup_pairs: int = 0
-    # passes over them; the last is kept, or an earlier one whose loss on held-out pairs (eval.reward_check_pairs) was clearly lower
+    # passes over them; the last pass is kept, or an earlier one if its loss on held-out pairs (eval.reward_check_pairs) was clearly lower
     warmup_epochs: int = 1
     # AdamW learning rate of the warm-up, decaying linearly to 0; null: feedback.lr, constant
     warmup_lr: float | None = None
     # labelled pairs, with fresh states, added to every update of adapter and head; 0: none
     replay_pairs: int = 0
-    # who says which of a group's best and worst response is better: none (the reward model itself) | gold | labeller (the
-    # world's biased, noisy one, whose labels the reward model was fitted on) | openai
+    # who decides which of a group's best and worst responses is better: none (the reward model itself) | gold | labeller (the
+    # world's biased and noisy labeller, which also labelled the data that the reward model was fitted on) | openai
     judge: str = "none"
-    # pairs that the judge labels per step, over all ranks, one of a group at most; 0.5 is one every other step
+    # pairs that the judge labels per step, over all ranks, at most one per group; 0.5 means one every other step
     judge_pairs: float = 4
     # pairs judged so far, with fresh states, added to every update of adapter and head; 0: none
     judge_replay: int = 0
@@ -144,9 +144,9 @@ class FeedbackConfig:
 class CriticConfig:
     # peak AdamW learning rate of the critic, on the policy's schedule
     lr: float = 1e-3
-    # a value may move this far from the old one in a step, in units of reward; 0: no clipping
+    # largest change of a value in a step, in units of reward; 0: no clipping
     clip: float = 0.2
-    # lambda of GAE: 1 trusts the returns, 0 the critic
+    # lambda of GAE: 1 uses only the returns, 0 relies on the critic
     gae_lambda: float = 0.95
 
 
@@ -158,35 +158,35 @@ class PpoConfig:
     group_size: int = 4
     # n, prompts per step over all ranks
     prompts_per_step: int = 16
-    # k, passes over a step's batch; with 1 (and one mini-batch) the fresh states are those from before the update
+    # k, passes over a step's batch; with 1 (and one mini-batch) the states for the reward update are those from before the policy update
     epochs: int = 2
-    # optimiser steps per pass; each takes an equal part of every rank's prompts
+    # optimiser steps per pass; each uses an equal part of every rank's prompts
     mini_batches: int = 1
-    # importance ratio per: sequence (the paper's) | sequence_mean (its length-normalised form, GSPO's) | token
+    # importance ratio per: sequence (as in the paper) | sequence_mean (normalised by length, as in GSPO) | token
     ratio: str = "sequence"
     # the ratio is clipped to [1 - clip_low, 1 + clip_high]
     clip_low: float = 0.2
     clip_high: float = 0.2
-    # where an advantage is negative the loss is bounded at this ratio, above 1 + clip_high (dual clip; 3 is usual); null: no bound
+    # dual clip: for negative advantages the loss is bounded at this ratio; must be above 1 + clip_high, 3 is usual; null: no bound
     dual_clip: float | None = None
-    # weight of KL(policy || reference), see kl_in; with ratio=sequence a sum over the response, in nats, else a mean over
-    # its tokens; 0: no reference, and no KL is measured either
+    # weight of KL(policy || reference), see kl_in; with ratio=sequence a sum over the response, in nats, otherwise a mean
+    # over its tokens; 0: no reference model, and no KL is measured
     beta: float = 0.05
-    # nats per response that an adaptive weight, never below beta, holds the KL to (Ziegler et al. 2019); null: beta is constant
+    # target KL in nats per response, reached by adapting its weight, never below beta (Ziegler et al. 2019); null: beta is constant
     kl_target: float | None = None
-    # where that KL stands: loss | reward (subtracted before advantages are made, without a gradient)
+    # where the KL is applied: loss | reward (subtracted before the advantages are computed, without a gradient)
     kl_in: str = "loss"
-    # its estimator: k2 | k3, and k1 in the reward only (in a loss k1 has no gradient in expectation)
+    # estimator of this KL: k2 | k3 | k1 (only with kl_in=reward: in the loss its gradient is zero in expectation)
     kl_estimator: str = "k3"
-    # weight of the policy's entropy, a mean over the response tokens in nats, that the loss rewards
+    # weight of the entropy bonus in the loss: the policy's entropy in nats, averaged over the response tokens
     entropy_bonus: float = 0.0
-    # subtracted from the reward of a response that does not end by itself, in units of reward
+    # penalty on the reward of a response that has no end token, in units of reward
     eos_penalty: float = 0.0
     # rewards are clipped to [-reward_clip, reward_clip]; null: no clipping
     reward_clip: float | None = None
     # whiten the rewards by mean and standard deviation of the global batch
     whiten_rewards: bool = False
-    # advantages over the global batch: none | scale (divided by their standard deviation) | whiten (centred too)
+    # how advantages are normalised over the global batch: none | scale (divided by their standard deviation) | whiten (also centred)
     normalise: str = "scale"
     # peak AdamW learning rate of the policy
     lr: float = 3e-4
@@ -196,7 +196,7 @@ class PpoConfig:
     warmup_steps: int = 0
     # AdamW weight decay of the policy
     weight_decay: float = 0.0
-    # gradients are scaled down to this L2 norm; 0: no clipping
+    # gradients are clipped to this L2 norm; 0: no clipping
     max_grad_norm: float = 1.0
     # the critic of algorithm=ppo
     critic: CriticConfig = field(default_factory=CriticConfig)
@@ -204,8 +204,8 @@ class PpoConfig:
 
 @dataclass
 class GuardConfig:
-    # nats per response: a step whose rollouts' KL to the reference is above ends the run, as if train.steps were reached;
-    # null: never
+    # limit in nats per response: a step whose rollouts have a higher KL to the reference ends the run, as if train.steps were
+    # reached; null: no limit
     kl: float | None = None
 
 
@@ -213,13 +213,13 @@ class GuardConfig:
 class RolloutConfig:
     # sampling temperature; log-probabilities are those of the tempered policy
     temperature: float = 1.0
-    # response tokens at most
+    # maximum tokens per response
     max_new_tokens: int = 16
     # prompts longer than this (policy tokens) are left out, and counted
     max_prompt_tokens: int = 512
-    # responses sampled at once on a rank, whole groups and at least one; bounds the memory of the cache; null: all
+    # responses sampled at once on a rank, in complete groups (at least one group); limits the memory of the KV cache; null: all
     batch_size: int | None = None
-    # tokens per forward and backward on a rank, whole groups, a prompt counted once; bounds the memory of training
+    # tokens per forward and backward pass on a rank, in complete groups, each prompt counted once; limits the memory of training
     tokens_per_batch: int = 2048
 
 
@@ -233,11 +233,11 @@ class DataConfig:
     split: str = "train"
     # subset (configuration) of a hub data set, or of a folder whose README names several; null: the default one
     subset: str | None = None
-    # rows to read at most; null: all
+    # maximum number of rows to read; null: all
     rows: int | None = None
-    # seed of the world: its labels, and the SFT policy and reward model fitted on it
+    # seed of the world: of its labels, and of the SFT policy and reward model fitted on it
     seed: int = 0
-    # training prompts drawn from the world, which has 336 different ones (english: 174); the evaluation prompts are drawn from the same
+    # training prompts drawn from the world, which has 336 distinct ones (english: 174); evaluation prompts are drawn from the same set
     prompts: int = 2000
     # demonstrations for SFT drawn from the world
     demonstrations: int = 4000
@@ -245,54 +245,54 @@ class DataConfig:
     pairs: int = 3000
     # share of the rows (file) held out for evaluation
     holdout: float = 0.1
-    # the error of a world's labellers: points that they, not gold, give for every polite word (english: for every word of
-    # eight or more letters); null: the world's own
+    # bias of a world's labellers: extra points, not in gold, for every polite word (english: for every word of eight or more
+    # letters); null: the world's own
     label_bias: float | None = None
-    # their noise: Bradley-Terry temperature in points of gold, near 0 they always choose the better one; null: the world's own
+    # noise of the labellers: Bradley-Terry temperature in points of gold; near 0 they always choose the better one; null: the world's own
     label_temperature: float | None = None
-    # probability, 0 to 0.5, that a label is flipped afterwards, whatever the responses are; null: the world's own
+    # probability, 0 to 0.5, that a label is flipped afterwards, independently of the responses; null: the world's own
     label_noise: float | None = None
 
 
 @dataclass
 class EvalConfig:
-    # score the fixed evaluation prompts every so many steps; 0: never
+    # steps between evaluations on the fixed prompts; 0: never
     every: int = 5
     # fixed evaluation prompts
     prompts: int = 128
     # labelled pairs for the reward model's held-out accuracy
     pairs: int = 512
-    # held-out pairs that are scored before training starts and at its end, to show the reward model's accuracy and spread, and
-    # that choose the pass which a warm-up of several keeps; 0: none
+    # held-out pairs scored before and after training to show the reward model's accuracy and spread; they also choose which pass
+    # of the warm-up is kept (feedback.warmup_epochs); 0: none
     reward_check_pairs: int = 64
-    # r2m evaluate: who judges win rates: none | reward (reward.path) | gold | openai
+    # r2m evaluate: judge of the win rates: none | reward (reward.path) | gold | openai
     judge: str = "none"
     # r2m evaluate: the other side of the win rate: chosen (the data's replies) | a policy's folder or hub name
     against: str = "chosen"
     # r2m evaluate: responses per prompt for the best-of-n curve, by the initial and by the live reward model; 1: none
     best_of: int = 1
-    # another reward model that scores the responses in r2m evaluate, and tells hacking ones in r2m analyze; one that
-    # training never saw
+    # another reward model, never used in training: it also scores the responses in r2m evaluate, and decides which count as
+    # reward hacking in r2m analyze
     reward: str | None = None
 
 
 @dataclass
 class AnalysisConfig:
-    # N, labelled pairs whose chosen and rejected replies figure 1 compares
+    # N, labelled pairs for figure 1, which compares their chosen and rejected replies
     sequences: int = 100
-    # M, pairs of sequences of figure 2
+    # M, pairs of sequences for figure 2
     pairs: int = 300
 
 
 @dataclass
 class JudgeConfig:
-    # model that an OpenAI-compatible endpoint serves
+    # model served by the OpenAI-compatible endpoint
     model: str = "gpt-4o-mini"
-    # base URL of the endpoint; null: the OPENAI_BASE_URL of the environment, or api.openai.com (key: OPENAI_API_KEY)
+    # base URL of the endpoint; null: the environment variable OPENAI_BASE_URL, or api.openai.com (key: OPENAI_API_KEY)
     url: str | None = None
-    # seconds until a request counts as failed
+    # seconds after which a request counts as failed
     timeout: float = 60.0
-    # requests under way at once
+    # requests sent at the same time
     workers: int = 8
 
 
@@ -308,25 +308,25 @@ class EngineConfig:
     num_nodes: int = 1
     # this machine's number, 0 to num_nodes - 1
     node_rank: int = 0
-    # HOST:PORT where the machines meet
+    # HOST:PORT that all machines connect to, on one of them
     rendezvous: str | None = None
-    # a DeepSpeed hostfile (NAME slots=N a line), which says all of the four; start the same command on every machine
+    # a DeepSpeed hostfile (one line NAME slots=N per machine), which sets these four keys; start the same command on every machine
     hostfile: str | None = None
-    # auto (cuda where there is one) | cpu | cuda
+    # auto (cuda if available) | cpu | cuda
     device: str = "auto"
     # fp32 | bf16
     dtype: str = "fp32"
-    # responses to one prompt share its copy: sdpa | flex (a compiled kernel that skips what nobody sees; not yet run on a
-    # GPU); or each reads a copy of its own, K times the tokens, to compare and to debug: padded
+    # attention: sdpa | flex (a compiled kernel that skips masked blocks; not yet run on a GPU), where the responses to a prompt
+    # share one copy of it | padded (each response has its own copy of the prompt, up to K times the tokens; for debugging)
     attention: str = "sdpa"
-    # trade time for memory in the policy's backward
+    # save memory in the policy's backward pass by recomputing activations, which takes more time
     gradient_checkpointing: bool = False
-    # keep the optimiser state in host memory (zero, stages 1 to 3)
+    # keep the optimiser state in CPU memory (engine=zero with stages 1 to 3)
     offload_optimizer: bool = False
-    # any keys of DeepSpeed's own JSON, put over r2m's last, for the policy, the critic and sharded frozen models:
+    # any keys of DeepSpeed's own JSON; they overwrite r2m's settings for the policy, the critic and sharded frozen models:
     # engine.deepspeed.zero_optimization.overlap_comm=true
     deepspeed: dict[str, Any] = field(default_factory=dict)
-    # CPU threads per rank, also of engine=single; OMP_NUM_THREADS does not count
+    # CPU threads per rank, also with engine=single; OMP_NUM_THREADS is ignored
     threads: int = 1
     # seconds after which a silent collective counts as failed
     timeout: int = 1800
@@ -334,9 +334,9 @@ class EngineConfig:
 
 @dataclass
 class CheckpointConfig:
-    # checkpoint every so many steps; 0: only at the end or when stopped
+    # steps between checkpoints; 0: only at the end or when stopped
     every: int = 0
-    # newest checkpoints to keep
+    # number of newest checkpoints to keep
     keep: int = 1
     # write policy/ and reward_model/ as Hugging Face folders at the end
     export: bool = True
@@ -344,27 +344,27 @@ class CheckpointConfig:
 
 @dataclass
 class LoggerConfig:
-    # beside metrics.jsonl, which is always written: any of wandb, tensorboard
+    # loggers in addition to metrics.jsonl, which is always written: any of wandb, tensorboard
     kinds: list[str] = field(default_factory=list)
     # wandb project; a run there has the run folder's name
     project: str = "r2m"
-    # write this step's samples every so many steps; 0: never
+    # steps between samples written to samples.jsonl; 0: never
     samples_every: int = 10
 
 
 @dataclass
 class Config:
-    # what is run; set by the word on the command line: train | sft | reward | evaluate | analyze
+    # the task; set by the word on the command line: train | sft | reward | evaluate | analyze
     task: str = "train"
-    # seed of everything random in the run; 0 is as good as any
+    # seed of everything random in the run
     seed: int = 0
-    # a run folder to go on with from its newest checkpoint
+    # a run folder to continue from its newest checkpoint
     resume: str | None = None
-    # a run folder whose policy/ and reward_model/ `r2m evaluate` takes; `r2m analyze` its policies and reward model
+    # a run folder: `r2m evaluate` uses its policy/ and reward_model/, `r2m analyze` its policies and reward model
     run: str | None = None
-    # run folders, or folders of runs, whose curves `r2m analyze` draws
+    # run folders, or folders of runs, for which `r2m analyze` draws curves
     runs: list[str] = field(default_factory=list)
-    # where `r2m sft` and `r2m reward` write; null: the cache that `r2m train` looks in
+    # output folder of `r2m sft` and `r2m reward`; null: the cache that `r2m train` uses
     output: str | None = None
     train: TrainConfig = field(default_factory=TrainConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
@@ -384,8 +384,8 @@ class Config:
 
 @dataclass
 class ReportConfig:
-    # run folders, or folders of runs (a multirun); bare folders on the command line are added: r2m report RUN [RUN...]
+    # run folders, or folders of runs (a multirun); folders named without a key are added: r2m report RUN [RUN...]
     runs: list[str] = field(default_factory=list)
-    # the page to write (.html, a .png beside it), or the picture (.png, .pdf, .svg, a page beside it); the table goes beside
-    # both as .csv and .md
+    # the page to write (.html, with a .png next to it), or the picture (.png, .pdf, .svg, with a page next to it); the table is
+    # written next to both as .csv and .md
     out: str = "report.html"

@@ -1,4 +1,4 @@
-"""The values that a configuration key takes, beyond its type: choices, and the smallest and largest number."""
+"""The values that a configuration key accepts, beyond its type: choices, and the smallest and largest number."""
 
 import re
 from typing import Any
@@ -54,7 +54,7 @@ AT_LEAST: dict[str, float] = {
 }  # fmt: skip
 SEEDS = ("seed", "data.seed", "reward.fit.seed")
 UNIT_INTERVAL = ("feedback.omega", "feedback.alpha", "data.holdout", "ppo.critic.gae_lambda")
-# The largest number that a whole number may be: more is a slip of the finger, or asks for memory that no machine has.
+# The largest integer accepted: a larger one is a typo, or asks for more memory than any machine has.
 LARGEST = 10**9
 LARGEST_FLOAT = 1e38  # fp32 ends at 3.4e38
 AT_MOST: dict[str, int] = {
@@ -72,7 +72,7 @@ AT_MOST: dict[str, int] = {
 
 
 def fresh_size(text: str) -> tuple[int, int, int]:
-    """(width, layers, attention heads) of a fresh model, from a text such as 64x2x4. Raises ValueError, saying why not."""
+    """(width, layers, attention heads) of a fresh model, from a string such as 64x2x4. Raises ValueError with the reason."""
     read = SIZE.fullmatch(text)
     if read is None:
         raise ValueError("must be WIDTHxLAYERSxHEADS, such as 64x2x4")

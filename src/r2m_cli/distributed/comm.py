@@ -1,4 +1,4 @@
-"""The few collectives that the project needs; each is the identity in a single process."""
+"""The few collective operations that the project needs; each is the identity in a single process."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def rank() -> int:
-    """This process's number, 0 in a single process."""
+    """This process's rank, 0 in a single process."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -23,7 +23,7 @@ def is_main() -> bool:
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
-    """Element-wise sum over all ranks; the argument is left as it is."""
+    """Element-wise sum over all ranks; the argument is not modified."""
     if not dist.is_initialized():
         return tensor
     tensor = tensor.clone()
@@ -67,18 +67,18 @@ class MetricSums:
         self._sums: dict[str, tuple[Tensor, float]] = {}
 
     def add(self, name: str, values: Tensor | float, count: float | None = None) -> None:
-        """Add `values` (summed) to a metric; `count` is their number unless given."""
+        """Add the sum of `values` to a metric; `count` defaults to their number."""
         tensor = torch.as_tensor(values, dtype=torch.float64).detach()
         total, seen = self._sums.get(name, (torch.zeros((), dtype=torch.float64), 0.0))
         number = float(tensor.numel()) if count is None else count
         self._sums[name] = (total + tensor.sum().cpu(), seen + number)
 
     def update(self, other: "MetricSums") -> None:
-        """Take over the metrics of another collection."""
+        """Add the metrics of another collection, replacing those of the same name."""
         self._sums |= other._sums
 
     def means(self) -> dict[str, float]:
-        """Global mean of each metric that any rank has values of. Collective: every rank must have added the same names."""
+        """Global mean of each metric for which any rank has values. Collective: every rank must have added the same names."""
         names = sorted(self._sums)
         if not names:
             return {}

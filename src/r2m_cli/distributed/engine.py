@@ -1,4 +1,4 @@
-"""The interface between the algorithm and whatever trains a module: plain torch here, DeepSpeed ZeRO in `zero.py`."""
+"""The interface through which the algorithm trains a module: plain torch here, DeepSpeed ZeRO in `zero.py`."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -18,44 +18,44 @@ class Engine(Protocol):
     """A module that is being trained."""
 
     device: torch.device
-    module: (
-        Any  # the nn.Module that is trained; under ZeRO stage 3 its parameters are shards: read them through `whole`
-    )
+    module: Any  # the nn.Module that is trained; under ZeRO stage 3 its parameters are shards: access them with `whole`
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The module's forward."""
         ...
 
     def backward(self, loss: Tensor) -> None:
-        """Add the loss's gradient. Several calls before a `step` accumulate; ranks are averaged."""
+        """Add the gradient of the loss. Calls accumulate until `step`, which averages over ranks."""
         ...
 
     def step(self, lr: float) -> float:
-        """One optimiser step at this learning rate; gradients are cleared. Gives the norm before clipping.
+        """One optimiser step at this learning rate; gradients are cleared. Returns their norm before clipping.
 
-        Raises FloatingPointError if the norm is not finite; what it did to the parameters must then be thrown away.
+        Raises FloatingPointError if the norm is not finite; the parameters must then be discarded.
         """
         ...
 
     def whole(self) -> AbstractContextManager[Any]:
-        """The module with all its parameters on this rank, for generation and for reading weights."""
+        """Context with all parameters of the module on this rank, for generation and for reading weights."""
         ...
 
     def save(self, folder: Path, tag: str) -> None:
-        """Write parameters and optimiser state below `folder`; collective."""
+        """Write parameters and optimiser state below `folder`. Collective."""
         ...
 
     def load(self, folder: Path, tag: str) -> None:
-        """Read what `save` wrote; collective."""
+        """Load the files written by `save`. Collective."""
         ...
 
 
 def resolve_device(name: str, local_rank: int = 0) -> torch.device:
-    """`auto` is the rank's GPU where there is one, else the CPU. Raises UserError for cuda without a GPU."""
+    """The device; `auto` is the rank's GPU if there is one, otherwise the CPU. Raises UserError for cuda without a GPU."""
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise UserError("engine.device=cuda, but torch sees no CUDA GPU here; use engine.device=cpu or a GPU machine")
+        raise UserError(
+            "engine.device=cuda, but torch finds no CUDA GPU; use engine.device=cpu or a machine with a GPU"
+        )
     return torch.device("cuda", local_rank)
 
 
@@ -113,7 +113,7 @@ def make_engine(
     """The engine that the configuration names, around `module`.
 
     Args:
-        small: a module too small to be worth sharding (adapter and head): fp32, and at most ZeRO stage 1.
+        small: the module is too small to shard (adapter and head): use fp32 and at most ZeRO stage 1.
     """  # fmt: skip
     if config.kind == "single":
         return SingleEngine(module, device, weight_decay, max_grad_norm)

@@ -1,4 +1,4 @@
-"""`engine.deepspeed`: keys of DeepSpeed's own JSON, put over r2m's, and what is wrong with them in one line each."""
+"""`engine.deepspeed`: keys of DeepSpeed's own JSON that overwrite r2m's settings, and their checks."""
 
 import difflib
 import logging
@@ -7,7 +7,7 @@ from typing import Any
 from r2m_cli.config.schema import EngineConfig
 from r2m_cli.errors import UserError
 
-# What r2m sets from keys of its own, or must set for its loop to be right: DeepSpeed's name -> what to do instead.
+# Settings that r2m derives from its own keys, or that its loop depends on: DeepSpeed's name -> what to use instead.
 OWNED = {
     "train_batch_size": "use ppo.prompts_per_step",
     "train_micro_batch_size_per_gpu": "use rollout.tokens_per_batch",
@@ -27,7 +27,7 @@ SECTIONS = ("activation_checkpointing", "aio", "autotuning", "checkpoint", "come
 
 
 def merged(settings: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
-    """`settings` with `more` put over it, section by section."""
+    """`settings` overwritten with `more`, section by section."""
     result = dict(settings)
     for name, value in more.items():
         below = result.get(name)
@@ -36,10 +36,10 @@ def merged(settings: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_settings(config: EngineConfig) -> None:
-    """Hold `engine.deepspeed` to what DeepSpeed knows. It imports DeepSpeed, which takes seconds, only where there is something.
+    """Check `engine.deepspeed` against DeepSpeed's own configuration. Imports DeepSpeed, which takes seconds, only if needed.
 
     Raises:
-        UserError: a key that DeepSpeed does not have or r2m sets itself, or a value that DeepSpeed does not take.
+        UserError: a key that DeepSpeed does not have or r2m sets itself, or a value that DeepSpeed does not accept.
     """
     given = config.deepspeed
     if not given:
@@ -50,7 +50,7 @@ def check_settings(config: EngineConfig) -> None:
         if _holds(given, name):
             raise UserError(f"engine.deepspeed.{name}: r2m sets it itself; {instead}")
 
-    logging.disable(logging.WARNING)  # DeepSpeed says on import that it found no GPU
+    logging.disable(logging.WARNING)  # DeepSpeed warns on import that it found no GPU
     try:
         from deepspeed.runtime import constants
         from deepspeed.runtime.config import DeepSpeedConfig
@@ -74,12 +74,12 @@ def check_settings(config: EngineConfig) -> None:
         section = next((name for name, part in given.items() if _holds(part, where)), "zero_optimization")
         what = "DeepSpeed has no such key" if first["type"] == "extra_forbidden" else first["msg"]
         raise UserError(f"engine.deepspeed.{section}.{where}: {what}") from None
-    except Exception as error:  # asserts, and whatever a value of the wrong type runs into
+    except Exception as error:  # failed asserts, and any error caused by a value of the wrong type
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"engine.deepspeed={given}: DeepSpeed does not take it: {reason}") from None
+        raise UserError(f"engine.deepspeed={given}: DeepSpeed does not accept it: {reason}") from None
 
 
 def _holds(tree: Any, dotted: str) -> bool:
-    """Whether a dotted key stands in nested dictionaries."""
+    """Whether nested dictionaries contain a dotted key."""
     name, _, rest = dotted.partition(".")
     return isinstance(tree, dict) and name in tree and (not rest or _holds(tree[name], rest))

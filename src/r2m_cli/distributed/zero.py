@@ -1,4 +1,4 @@
-"""The engine on DeepSpeed ZeRO, and the process group it runs in. The only file that imports deepspeed."""
+"""The engine on DeepSpeed ZeRO, and its process group. Apart from `settings.py`, only this file imports deepspeed."""
 
 import math
 import os
@@ -26,9 +26,9 @@ except ImportError as error:  # pragma: no cover - a laptop without DeepSpeed
 
 def start_process_group(config: EngineConfig, device: torch.device) -> None:
     """Join the ranks that the launcher started: nccl on GPUs, gloo on CPUs."""
-    # DeepSpeed would compile a shared-memory all-reduce for minutes; gloo needs none.
+    # DeepSpeed would spend minutes compiling a shared-memory all-reduce, which gloo does not need.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    # DeepSpeed's own sub-groups pass no timeout, so a stuck rank would hang them for ever: set the default.
+    # DeepSpeed sets no timeout for its own sub-groups, so a stuck rank would hang them forever: set the default.
     limit = timedelta(seconds=config.timeout)
     dist.distributed_c10d.default_pg_timeout = limit  # type: ignore[attr-defined]
     if hasattr(dist.distributed_c10d, "default_pg_nccl_timeout"):
@@ -39,16 +39,16 @@ def start_process_group(config: EngineConfig, device: torch.device) -> None:
 
 
 def deepspeed_config(config: EngineConfig, max_grad_norm: float, small: bool = False) -> dict[str, Any]:
-    """DeepSpeed's own configuration for a module; `small` ones stay in fp32 and at stage 1 or below, without `engine.deepspeed`."""
+    """DeepSpeed's configuration for a module; a `small` one uses fp32 and at most stage 1, and ignores `engine.deepspeed`."""
     stage = min(config.stage, 1) if small else config.stage
     zero_config: dict[str, Any] = {"stage": stage}
     if stage == 3:
-        # Gather by use, not by size: the default keeps every small parameter whole on every rank.
+        # Shard small parameters too: by default they stay complete on every rank.
         zero_config |= {"stage3_param_persistence_threshold": 0}
     if config.offload_optimizer and stage > 0 and not small:
         zero_config["offload_optimizer"] = {"device": "cpu"}
     settings = {
-        # Micro-batches are whole groups, counted by the loop and not by DeepSpeed, which accumulates until `step`.
+        # Micro-batches are complete groups. The loop counts them, not DeepSpeed, which accumulates until `step`.
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
@@ -77,8 +77,8 @@ class ZeroEngine:
         optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=weight_decay, fused=True)
         self._norm: float | None = None
         if self.stage == 0 and not settings["bf16"]["enabled"]:
-            # Here DeepSpeed neither clips by a norm that it tells nor looks whether it is finite: do it on the reduced
-            # gradients, just before they are used.
+            # In this case DeepSpeed neither reports the norm that it clips by nor checks that it is finite: do both on the
+            # reduced gradients, just before they are used.
             settings["gradient_clipping"] = 0.0
             optimizer.register_step_pre_hook(lambda *_: self._clip(trained, max_grad_norm))
         self.engine, *_ = deepspeed.initialize(model=module.to(device), optimizer=optimizer, config=settings)
@@ -110,7 +110,7 @@ class ZeroEngine:
         if self.stage < 3:
             yield self.module
             return
-        # Gather once and take DeepSpeed's hooks off: otherwise every decoded token gathers every layer again.
+        # Gather once and remove DeepSpeed's hooks: otherwise every decoded token gathers every layer again.
         offload = self.engine.optimizer.parameter_offload
         with zero.GatheredParameters(list(self.module.parameters())):
             for parameter in self.module.parameters():
@@ -131,11 +131,12 @@ class ZeroEngine:
 
 
 class _Sharded(nn.Module):
-    """A frozen module whose parameters live in shards; calls go through DeepSpeed's engine, which gathers them."""
+    """A frozen module with sharded parameters; calls go through DeepSpeed's engine, which gathers them."""
 
     def __init__(self, engine: Any):
         super().__init__()
-        self._call = engine.__call__  # the bound method: as a sub-module the engine's parameters would be ours too
+        # The bound method only: stored as a sub-module, the engine would add its parameters to this module.
+        self._call = engine.__call__
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self._call(*args, **kwargs)
@@ -151,5 +152,5 @@ def shard_frozen(module: nn.Module, config: EngineConfig, device: torch.device) 
 
 
 def local_rank() -> int:
-    """The rank's number on its own machine, as the launcher set it."""
+    """The rank's number on its own machine, set by the launcher."""
     return int(os.environ.get("LOCAL_RANK", "0"))

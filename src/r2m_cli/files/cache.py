@@ -1,4 +1,4 @@
-"""What is made once and used again: fitted models and converted weights, in the user's cache directory."""
+"""The cache of fitted models and converted weights, in the user's cache directory: each is built once and reused."""
 
 import hashlib
 import json
@@ -15,11 +15,11 @@ from r2m_cli.errors import UserError
 from r2m_cli.files.regular import require_regular
 from r2m_cli.text import from_home
 
-FORMAT = 1  # raise it when what is built from the same configuration changes
+FORMAT = 1  # increase it when the same configuration would build something different
 
 
 def cache_dir() -> Path:
-    """$R2M_CACHE, else r2m/ in the user's cache directory."""
+    """$R2M_CACHE if set, otherwise r2m/ in the user's cache directory."""
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "r2m"
     return from_home(os.environ.get("R2M_CACHE") or default)
 
@@ -40,10 +40,10 @@ def digest_of(path: Path) -> str:
 
 
 def build_once(name: str, build: Callable[[Path], None], notice: str) -> Path:
-    """The cached folder `name`; `build(folder)` fills it if it is missing, with `notice` on the terminal.
+    """The cached folder `name`; if it is missing, `notice` is printed and `build(folder)` fills it.
 
-    The folder appears whole or not at all: it is built beside its place and renamed, under a lock that makes a second
-    process wait instead of building the same thing.
+    The folder appears complete or not at all: it is built under a temporary name next to it and then renamed. A lock makes
+    a second process wait instead of building the same thing.
     """
     target = cache_dir() / name
     if target.is_dir():
@@ -53,10 +53,10 @@ def build_once(name: str, build: Callable[[Path], None], notice: str) -> Path:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        tell(f"waiting for another process that is making {name}")
+        tell(f"waiting for another process that is building {name}")
         lock.acquire()
     try:
-        if not target.is_dir():  # else the other process has made it
+        if not target.is_dir():  # otherwise the other process has built it
             tell(notice)
             write_folder(target, build)
     finally:
@@ -65,7 +65,7 @@ def build_once(name: str, build: Callable[[Path], None], notice: str) -> Path:
 
 
 def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
-    """Let `fill` write a folder that then appears at `target` whole, in place of what was there, or not at all."""
+    """Let `fill` write a folder, which then replaces `target` completely or not at all."""
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     made = [folder for folder in partial.parents if not folder.exists()]  # the innermost first
@@ -77,13 +77,13 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
         for folder in made:
             if not any(folder.iterdir()):
                 folder.rmdir()
-        raise  # what a crash left, its logs among it, stays to be read until the next try
+        raise  # after a crash the partial folder, with its logs, stays for inspection until the next try
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file of a run. Raises UserError if it is none."""
+    """The JSON object in a file of a run. Raises UserError if there is none."""
     require_regular(path)
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))

@@ -1,7 +1,7 @@
-"""Where runs go, and which job of a sweep a folder is.
+"""The folders of runs and of the jobs of a sweep.
 
-The two names that Hydra asks for by `${r2m_...}` in conf/train.yaml are registered by importing this module. A launcher's
-worker process (joblib, submitit) imports it through `cli/sweep.py`, whose callback Hydra hands over to it.
+Importing this module registers the two resolvers `${r2m_...}` of conf/train.yaml. A launcher's worker process (joblib,
+submitit) imports it through `cli/sweep.py`, because Hydra passes that module's callback to the worker.
 """
 
 import json
@@ -17,31 +17,31 @@ from omegaconf import OmegaConf
 from r2m_cli.files.run_folder import JOB
 
 QUOTED = re.compile(r"""(['"])(?:\\.|(?!\1).)*\1""")
-LONGEST = 120  # bytes of a sweep's folder name; file systems end at 255
+LONGEST = 120  # bytes of the name of a job's folder; file systems allow 255
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job of a sweep, as its folder's `.job` says."""
+    """A job of a sweep, as stored in `.job` of its folder."""
 
     number: int
     overrides: (
         tuple[str, ...] | None
-    )  # as typed, swept ones with this job's value; None: an older folder, named by them
+    )  # as typed, swept ones with this job's value; None: a folder of an older version, which stores only the number
 
 
 def run_dir(resume: str | None, task: str) -> str:
-    """Where a single run goes: a resumed one into its own folder, a new one below outputs/."""
+    """The folder of a single run: a resumed run keeps its own, a new one goes below outputs/."""
     return resume or f"outputs/{task}/{datetime.now():%Y-%m-%d_%H-%M-%S}"
 
 
 def job_dir(number: int, sweep_dir: str, overrides: Sequence[str], fixed: Sequence[str]) -> str:
-    """The folder of a sweep's job, below the sweep's: its number and what was swept, `0_method=rloo,seed=0`.
+    """The folder name of a sweep's job: its number and the swept keys, `0_method=rloo,seed=0`.
 
-    The same overrides get the folder that they had when the sweep was run before, whatever their number is now.
+    The same overrides get the same folder when the sweep is run again, even if their number has changed.
 
     Args:
-        overrides: all that were typed, with this job's values.
+        overrides: all overrides that were typed, with this job's values.
         fixed: keys that are the same in all jobs.
     """
     typed = tuple(str(text) for text in overrides)
@@ -55,7 +55,7 @@ def job_dir(number: int, sweep_dir: str, overrides: Sequence[str], fixed: Sequen
 
 
 def parsed(override: str) -> tuple[str, str]:
-    """(key, value) of an override, without its plus and, where all of the value stands in quotes, without these."""
+    """(key, value) of an override, without its plus, and without the quotes around the value if it is all in quotes."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     key, _, value = override.lstrip("+").partition("=")
@@ -63,12 +63,12 @@ def parsed(override: str) -> tuple[str, str]:
 
 
 def _short(value: str) -> str:
-    """A value, of a path its last part."""
+    """The value; for a path, its last part."""
     return value.rstrip("/").rsplit("/", 1)[-1] or value
 
 
 def read_job(folder: Path) -> Job | None:
-    """What `.job` in a folder says; None where there is none, or one that is no job."""
+    """The job stored in `.job` of a folder; None if the file is missing or invalid."""
     file = folder / JOB
     try:
         found: Any = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
@@ -78,7 +78,7 @@ def read_job(folder: Path) -> Job | None:
 
 
 def write_job(folder: Path, job: Job) -> None:
-    """Write `.job`."""
+    """Write `.job` into `folder`."""
     (folder / JOB).write_text(json.dumps(asdict(job), ensure_ascii=False) + "\n", encoding="utf-8")
 
 

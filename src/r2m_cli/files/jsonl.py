@@ -1,4 +1,4 @@
-"""JSON lines, as a run's files have them: written without escapes, so that every language stays readable."""
+"""JSON lines, the format of a run's files: written without escapes, so that text in every language stays readable."""
 
 import json
 import math
@@ -10,18 +10,18 @@ from typing import Any, TypeVar
 from r2m_cli.files.regular import require_regular
 
 T = TypeVar("T")
-LAST_STEP = 10**15  # a larger number is no step
+LAST_STEP = 10**15  # a larger number cannot be a step
 
 
 def text_of(rows: Iterable[Mapping[str, Any]], allow_nan: bool = True) -> str:
-    """Rows as lines. Raises ValueError for a number that is not finite unless `allow_nan`."""
+    """Rows as JSON lines. Raises ValueError for a number that is not finite, unless `allow_nan`."""
     text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=allow_nan) + "\n" for row in rows)
-    # Half of a surrogate pair is no UTF-8: it is written as JSON's own escape.
+    # Half of a surrogate pair is not valid UTF-8: it is written as a JSON escape.
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def valid(value: Any) -> Any:
-    """`value` as JSON allows it: numbers of torch or numpy become Python's, non-finite ones None."""
+    """`value` converted to valid JSON: numbers of torch or numpy become Python numbers, non-finite ones None."""
     if isinstance(value, Mapping):
         return {str(key): valid(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -36,13 +36,13 @@ def valid(value: Any) -> Any:
 
 
 def lines_of(path: Path) -> list[str]:
-    """The lines of a file, split at the newline alone: str.splitlines also cuts at U+2028, which a response may hold.
+    """The lines of a file, split only at newlines: str.splitlines also splits at U+2028, which a response may contain.
 
-    A last line that was cut off inside a character is left out: a run that was killed, or writes this moment, has one.
+    A last line that ends inside a character is left out: a run that was killed, or is writing right now, has one.
 
     Raises:
-        UserError: no regular file.
-        ValueError: a line that is not UTF-8.
+        UserError: not a regular file.
+        ValueError: a line is not UTF-8.
     """
     require_regular(path)
     *lines, last = path.read_bytes().split(b"\n")
@@ -56,27 +56,27 @@ def lines_of(path: Path) -> list[str]:
 
 
 def row_of(line: bytes) -> dict[str, Any]:
-    """A line as an object with a step. Raises ValueError for anything else."""
+    """Parse a line that holds an object with a step. Raises ValueError for anything else."""
     try:
         row = json.loads(line.decode("utf-8"))
         step = row["step"]
     except (LookupError, TypeError, RecursionError) as error:
-        raise ValueError(f"no object with a step ({type(error).__name__})") from error
+        raise ValueError(f"not an object with a step ({type(error).__name__})") from error
     if not isinstance(row, dict) or isinstance(step, bool) or not isinstance(step, int) or not 0 <= step <= LAST_STEP:
-        raise ValueError(f"step={str(step)[:40]}: no whole number of steps")
+        raise ValueError(f"step={str(step)[:40]}: not a valid step number")
     return row
 
 
 def parsed(path: Path, parse: Callable[[bytes], T]) -> tuple[list[T], list[int]]:
-    """What `parse` makes of the lines of a run's file, and the numbers of those that are left out.
+    """(the parsed lines of a run's file, the numbers of the lines that were left out because `parse` failed).
 
-    A torn last line is left out, too, but not named: a run that was killed, or writes this moment, has one.
+    An incomplete last line is left out without its number: a run that was killed, or is writing right now, has one.
 
     Args:
-        parse: raises ValueError, LookupError or TypeError for a line that is none.
+        parse: raises ValueError, LookupError or TypeError for an invalid line.
 
     Raises:
-        UserError: no regular file.
+        UserError: not a regular file.
     """
     require_regular(path)
     lines = path.read_bytes().split(b"\n") if path.exists() else []
@@ -94,18 +94,18 @@ def parsed(path: Path, parse: Callable[[bytes], T]) -> tuple[list[T], list[int]]
 
 
 def left_out(path: Path, bad: Sequence[int], what: str) -> str:
-    """The line for the person on lines that were left out, because they are not WHAT."""
+    """The message about lines that were left out because they are not `what`."""
     shown = ", ".join(f"{path.name}:{number}" for number in bad[:3]) + (", ..." if len(bad) > 3 else "")
     return f"{path}: left out {len(bad)}: not {what} ({shown})"
 
 
 def cut_rows(path: Path, start_step: int) -> str | None:
-    """Drop the rows of the file `path` from `start_step` on, and lines that are none; atomic.
+    """Remove the rows from `start_step` on, and invalid lines, from the file `path`; atomic.
 
-    Gives the line for the person on those that were none, less a torn last one.
+    Returns the message about the invalid lines, not counting an incomplete last one; None if there are none.
 
     Raises:
-        UserError: no regular file.
+        UserError: not a regular file.
     """
     rows, bad = parsed(path, lambda line: (row_of(line)["step"], line))
     if path.exists():
@@ -114,7 +114,7 @@ def cut_rows(path: Path, start_step: int) -> str | None:
 
 
 def cut_line(path: Path) -> None:
-    """Drop what stands behind the last newline of a text file, where a crash cut it off, and what is no text; atomic."""
+    """Remove an incomplete last line, left by a crash, from a text file, and replace bytes that are not UTF-8; atomic."""
     require_regular(path)
     if path.exists():
         whole = path.read_bytes().rpartition(b"\n")
@@ -122,12 +122,12 @@ def cut_line(path: Path) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Put `text` into the file `path`, all of it or none. Half of a surrogate pair becomes its escape."""
+    """Replace the content of the file `path` with `text`, atomically. Half of a surrogate pair is written as an escape."""
     replace_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def replace_bytes(path: Path, content: bytes) -> None:
-    """Put `content` into the file `path`, all of it or none; nothing else is left behind, whatever fails."""
+    """Replace the content of the file `path`, atomically; no temporary file is left, whatever fails."""
     part = path.with_name(path.name + ".tmp")
     try:
         part.write_bytes(content)

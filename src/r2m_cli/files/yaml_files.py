@@ -1,4 +1,4 @@
-"""Configuration files of runs, which anybody may have edited or sent: read within bounds."""
+"""Reads the configuration files of runs. They may come from anywhere, so size, depth and aliases are limited."""
 
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,18 @@ DEEPEST = 50  # levels; r2m writes four
 
 
 def read_yaml(path: Path) -> Any:
-    """What OmegaConf makes of a YAML file.
+    """Read a YAML file with OmegaConf.
 
-    Aliases (`*name`) are refused: r2m writes none, and a few lines of them can stand for more than any memory holds.
+    Aliases (`*name`) are refused: r2m writes none, and a few lines of them can expand to more than fits into memory.
 
     Raises:
-        UserError: no regular file, too large or deep, aliases in it, not YAML.
+        UserError: the file is not a regular file, is too large or too deep, has aliases, or is not YAML.
     """
     require_regular(path)
     if path.stat().st_size > LARGEST:
-        raise UserError(f"{path}: larger than {LARGEST:,} bytes, so it is no configuration; copy it again from the run")
+        raise UserError(
+            f"{path}: larger than {LARGEST:,} bytes, so it is not a configuration; copy it again from the run"
+        )
     try:
         text = path.read_text(encoding="utf-8")
         depth = 0
@@ -32,10 +34,10 @@ def read_yaml(path: Path) -> Any:
             depth -= isinstance(event, yaml.events.CollectionEndEvent)
             if isinstance(event, yaml.events.AliasEvent):
                 raise UserError(f"{path}: has YAML aliases (*name), which r2m never writes; write the values out")
-            if depth > DEEPEST:  # the parser takes quadratic time for what it would refuse in the end
+            if depth > DEEPEST:  # the parser would refuse it too, but only after quadratic time
                 raise UserError(f"{path}: not valid YAML (more than {DEEPEST} levels); copy it again from the run")
         return OmegaConf.create(text)
     except UserError:
         raise
-    except Exception as error:  # yaml's or omegaconf's own
+    except Exception as error:  # errors of yaml or omegaconf
         raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error

@@ -1,4 +1,4 @@
-"""The frozen backbone over labelled pairs, once, for a head that is fitted on what it gives."""
+"""Embeds labelled pairs with the frozen backbone, once, so that a head can be fitted on the embeddings."""
 
 import torch
 from torch import Tensor
@@ -17,23 +17,23 @@ def embedded(
 ) -> Tensor:
     """RTE of the chosen and of the rejected conversation. [len(pairs), 2, D_rm] fp32, on the CPU, the same on every rank.
 
-    Every rank embeds its share. What an earlier try has embedded is taken from `kept`; what is new is added there.
+    Every rank embeds its share. Embeddings of an earlier try are loaded from `kept`, and new ones are saved there.
 
     Args:
         pairs: token ids of the chosen and of the rejected conversation.
         step: pairs per forward.
-        what: named in the progress lines.
+        what: the name in the progress lines.
 
     Raises:
-        Stopped: the person asked for it; what is embedded is kept.
+        Stopped: the user asked to stop; the embeddings so far are saved.
     """
     device = next(backbone.parameters()).device
     order = sorted(range(len(pairs)), key=lambda i: max(map(len, pairs[i])))
     mine = order[comm.rank() :: comm.world_size()]
-    found = kept.load_rows()  # whole batches, from the first on
+    found = kept.load_rows()  # complete batches, from the first on
     done = saved = sum(map(len, found))
     count = Count(what, comm.is_main(), done)
-    for start in range(0, len(order[:: comm.world_size()]), step):  # equally many batches on every rank
+    for start in range(0, len(order[:: comm.world_size()]), step):  # the same number of batches on every rank
         batch = mine[start : start + step]
         if batch and start >= done:
             tokens, lengths = pad([pairs[i][side] for i in batch for side in (0, 1)], pad_id)

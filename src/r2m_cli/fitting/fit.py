@@ -29,31 +29,31 @@ def fit(
     micro_rows: int,
     kept: Part,
 ) -> float:
-    """Minimise the mean loss over the rows with AdamW; gives the mean loss of the last epoch.
+    """Minimise the mean loss over the rows with AdamW; returns the mean loss of the last epoch.
 
     Args:
-        loss_of: rows -> their losses [B], through the engine.
-        stream, seed: of the order of the rows.
-        what: named in the progress lines.
-        micro_rows: rows per forward and backward; gradients are accumulated over the rest of a batch.
-        kept: what an earlier try left of these updates, from where this one goes on; it is saved there now and then.
+        loss_of: rows -> their losses [B], computed with the engine.
+        stream, seed: determine the order of the rows.
+        what: the name in the progress lines.
+        micro_rows: rows per forward and backward pass; gradients are accumulated over a batch.
+        kept: the saved state of an earlier try, from which this one continues; new states are saved there now and then.
 
     Raises:
-        UserError: a loss that is not finite, or a batch that cannot be split over the ranks.
-        Stopped: the person asked for it; the updates so far are kept.
+        UserError: a loss is not finite, or a batch cannot be split over the ranks.
+        Stopped: the user asked to stop; the updates so far are saved.
     """  # fmt: skip
     ranks = comm.world_size()
     size = min(config.batch_size, len(rows)) // ranks
     if size < 1:
         raise UserError(
-            f"{what}: batches of {min(config.batch_size, len(rows))} rows cannot be split over {ranks} ranks"
+            f"{what}: batches of {min(config.batch_size, len(rows))} rows cannot be split over {ranks} ranks; use fewer ranks or a larger fit.batch_size"
         )
     updates = len(rows) // (size * ranks)
     total = updates * config.epochs
     step, before = kept.load_updates(engine)
     losses = [] if before is None else [before]
     if step:
-        say(f"{what}: going on after update {step} of {total}")
+        say(f"{what}: continuing after update {step} of {total}")
     count = Count(f"{what}, update", comm.is_main(), step)
     for epoch in range(step // updates, config.epochs):
         order = list(range(len(rows)))
@@ -80,5 +80,5 @@ def fit(
             if stopping:
                 say(f"{what}: stopped after update {step} of {total}")
                 raise Stopped(step)
-    every = comm.gather(torch.cat(losses).mean().item())  # the ranks have equally many rows
+    every = comm.gather(torch.cat(losses).mean().item())  # every rank has the same number of rows
     return sum(every) / len(every)

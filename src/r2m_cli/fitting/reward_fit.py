@@ -1,4 +1,4 @@
-"""How a reward model is fitted: all of it or LoRA adapters, or its scoring head alone on embeddings that are made once."""
+"""Fits a reward model: all parameters, LoRA adapters, or only the scoring head on embeddings that are computed once."""
 
 import random
 from collections.abc import Sequence
@@ -43,14 +43,14 @@ class Scorer(nn.Module):
 
 
 def varied(seed: int, member: int) -> int:
-    """A seed for every value of reward.fit.seed; with 0 it is `seed` itself."""
+    """A separate seed for every value of reward.fit.seed; for 0 it is `seed` itself."""
     return draw_seed(Stream.MEMBER, seed, member) if member else seed
 
 
 def drawn(count: int, config: Config) -> list[int]:
-    """The numbers of the training rows to fit on: each once with reward.fit.seed=0, else a bootstrap resample.
+    """Indices of the training rows to fit on: each row once if reward.fit.seed=0, otherwise a bootstrap resample.
 
-    A resample has as many rows, drawn with replacement, so that a member of an ensemble sees about 63% of the data.
+    A resample has the same number of rows, drawn with replacement, so a member of an ensemble sees about 63% of the data.
     """
     if not config.reward.fit.seed:
         return list(range(count))
@@ -79,7 +79,7 @@ def fit_backbone(
     micro_rows = rows_per_forward(config.rollout.tokens_per_batch, [sum(map(len, pair)) for pair in rows])
 
     def rewards_of(batch: Sequence[tuple[list[int], list[int]]]) -> Tensor:
-        # Winners and losers in one batch: scored apart, padding alone could tell them from each other.
+        # Winners and losers go into one batch: in separate batches, the padding alone could distinguish them.
         tokens, lengths = pad([ids for pair in batch for ids in pair], chat.pad_id)
         return engine(tokens.to(device), lengths.to(device), 2).view(len(batch), 2).T  # type: ignore[no-any-return]
 
@@ -113,7 +113,7 @@ def fit_head(
     target: Path,
     kept: Unfinished,
 ) -> Fitted:
-    """Only the scoring head: the frozen backbone runs once per sequence, then the head is fitted on what it gave."""
+    """Only the scoring head: the frozen backbone runs once per sequence, then the head is fitted on its embeddings."""
     c, head = config.reward.fit, find_head(classifier)
     backbone = RewardBackbone(classifier, boundary=chat.boundary).eval().requires_grad_(False)
     check_reward(backbone, chat, f"reward.base={config.reward.base}")
@@ -128,7 +128,7 @@ def fit_head(
     before = linear(test).squeeze(2).T
     linear.weight.requires_grad_(True)
     if linear.bias is not None:
-        # Differences cancel it: without centring its gradient is rounding, which Adam would blow up to full steps.
+        # The bias cancels in differences: without centring its gradient is only rounding error, which Adam would scale up.
         linear.bias.requires_grad_(c.centring > 0)
     engine = make_engine(linear, config.engine, device, weight_decay=WEIGHT_DECAY, max_grad_norm=1.0, small=True)
 

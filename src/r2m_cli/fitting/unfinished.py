@@ -1,8 +1,8 @@
-"""What a fit has when it is stopped or killed, kept for the same command to go on with.
+"""Saves the state of a fit that is stopped or killed, so that the same command can continue it.
 
-It lies in the cache, apart from the folder that is being made, which appears whole or not at all; under a name that changes
-with everything that the fit depends on; and goes away when the fit is done. Fitting that goes on ends at the same bits as
-fitting that was never disturbed.
+The state is stored in the cache, separately from the model's folder, which appears complete or not at all. Its name depends
+on everything that affects the fit. It is removed when the fit is done. A continued fit gives bit for bit the same model as
+an uninterrupted one.
 """
 
 import shutil
@@ -26,28 +26,28 @@ from r2m_cli.errors import UserError
 from r2m_cli.files.cache import cache_dir, key_of
 from r2m_cli.monitor import stop
 
-EVERY = 120.0  # seconds from one save to the next, at least
-SHARE = 20  # and at least so many times the seconds that the last save took
-ELSEWHERE = ("node_rank", "rendezvous", "timeout")  # keys of engine that change no number
+EVERY = 120.0  # minimum seconds between two saves
+SHARE = 20  # and this many times the duration of the last save
+ELSEWHERE = ("node_rank", "rendezvous", "timeout")  # keys of engine that do not affect the result
 
 
 class Unfinished:
-    """The kept parts of one fit."""
+    """The saved parts of one fit."""
 
     def __init__(self, folder: Path | None, run_dir: Path) -> None:
-        """`folder`: None keeps nothing. `run_dir`: where the mark of Ctrl-C appears."""
+        """`folder`: None saves nothing. `run_dir`: the folder in which Ctrl-C leaves its mark."""
         self.folder, self.run_dir = folder, run_dir
 
     def part(self, name: str, rows: object) -> "Part":
-        """A part of it that reads these rows (JSON-serialisable): with other rows it is another one."""
+        """A part of the fit that uses these rows (JSON-serialisable); other rows give another part."""
         return Part(None if self.folder is None else self.folder / f"{name}-{key_of(rows)}", self.run_dir)
 
 
 @contextmanager
 def unfinished(config: Config, run_dir: Path) -> Iterator[Unfinished]:
-    """What is kept of the fit of this configuration; it is removed at the end of a block that raises nothing. Collective.
+    """The saved state of this configuration's fit; it is removed at the end of the block unless that raises. Collective.
 
-    Nothing is kept on several machines, whose caches may differ, nor while another process makes the same fit.
+    Nothing is saved on several machines, because their caches may differ, or while another process runs the same fit.
     """
     lock = folder = None
     if comm.is_main() and config.engine.num_nodes == 1:
@@ -71,14 +71,14 @@ def unfinished(config: Config, run_dir: Path) -> Iterator[Unfinished]:
 
 
 class Part:
-    """A part of a fit, such as its updates, or the embeddings of its pairs."""
+    """A part of a fit, such as its updates or the embeddings of its pairs."""
 
     def __init__(self, folder: Path | None, run_dir: Path) -> None:
         self.folder, self.run_dir = folder, run_dir
         self.saved, self.took = monotonic(), 0.0
 
     def stopping(self) -> bool:
-        """Whether the person asked to stop. Collective."""
+        """Whether the user asked to stop. Collective."""
         return stop.requested(self.run_dir)
 
     def due(self) -> bool:
@@ -86,10 +86,10 @@ class Part:
         return bool(comm.broadcast(monotonic() - self.saved >= max(EVERY, SHARE * self.took)))
 
     def save_updates(self, engine: Engine, step: int, losses: Tensor) -> None:
-        """Keep the state after update `step`, in place of the one before. Collective.
+        """Save the state after update `step`, replacing the previous one. Collective.
 
         Args:
-            losses: this rank's, of the updates of the epoch so far. [n].
+            losses: this rank's losses of the updates of the epoch so far. [n].
         """
         every = comm.gather(losses.cpu())
         if self.folder is None:
@@ -114,11 +114,11 @@ class Part:
         self.took = self.saved - begun
 
     def load_updates(self, engine: Engine) -> tuple[int, Tensor | None]:
-        """Put the kept state into the engine: (update that it was after, losses as in `save_updates`); (0, None) if there is
-        none. Collective.
+        """Load the saved state into the engine. Returns (number of updates done, losses as in `save_updates`), or (0, None) if
+        there is none. Collective.
 
         Raises:
-            UserError: it cannot be read.
+            UserError: the state cannot be read.
         """
         found = sorted(self.folder.glob("update_*"), key=_number) if self.folder is not None else []
         newest: Path | None = comm.broadcast(found[-1] if found else None)
@@ -127,13 +127,13 @@ class Part:
         try:
             losses = load_file(newest / "losses.safetensors", device=str(engine.device))[str(comm.rank())]
             engine.load(newest, "engine")
-        except Exception as error:  # torch's, pickle's, zipfile's or DeepSpeed's own
+        except Exception as error:  # errors of torch, pickle, zipfile or DeepSpeed
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise UserError(f"{newest}: damaged ({reason}); remove it to fit from the start") from error
         return _number(newest), losses
 
     def save_rows(self, first: int, found: list[Tensor]) -> int:
-        """Keep this rank's rows from `first` on, beside those before; gives how many these are. [n, ...] each."""
+        """Save this rank's rows from `first` on, in addition to earlier ones; returns their number. Each tensor: [n, ...]."""
         begun, rows = monotonic(), [row for part in found for row in part][first:]
         if self.folder is not None and rows:
             folder = self._own()
@@ -146,7 +146,7 @@ class Part:
         return len(rows)
 
     def load_rows(self) -> list[Tensor]:
-        """This rank's kept rows, from the first on, as they were saved; what stands behind a damaged file is made again."""
+        """This rank's saved rows, in order, up to the first missing or damaged file; the rows after it are computed again."""
         found: list[Tensor] = []
         while self.folder is not None:
             file = self._own() / f"rows_{sum(map(len, found))}.safetensors"

@@ -1,6 +1,6 @@
-"""Who says which of two responses is better: the gold world, a reward model, or a language model behind an endpoint.
+"""Judges decide which of two responses is better: the gold world, a reward model, or a language model behind an endpoint.
 
-The last one is `openai_judge.OpenAIJudge`.
+The language model is `openai_judge.OpenAIJudge`.
 """
 
 import math
@@ -14,7 +14,7 @@ from r2m_cli.data.world import World
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two responses to one prompt; `finished` says whether each ended by itself (the gold world cares)."""
+    """Two responses to one prompt; `finished` says whether each ended with an end token, which affects gold."""
 
     prompt: Prompt
     first: str
@@ -22,8 +22,8 @@ class Comparison:
     finished: tuple[bool, bool] = (True, True)
 
 
-# For each comparison the preference for the first response: 1 it wins, 0.5 a tie, 0 it loses; a judge that is asked in both
-# orders and contradicts itself may say 0.25 or 0.75. NaN: there is no verdict (an answer without one, a score that is NaN).
+# For each comparison the preference for the first response: 1 it wins, 0.5 a tie, 0 it loses. A judge that is asked in both
+# orders and contradicts itself may return 0.25 or 0.75. NaN: no verdict (an answer without one, or a score that is NaN).
 Judge = Callable[[Sequence[Comparison]], list[float]]
 
 
@@ -31,7 +31,7 @@ def gold_judge(gold: Callable[[Prompt, str, bool], float]) -> Judge:
     """A judge that knows the true reward.
 
     Args:
-        gold: prompt, response, whether it ended by itself -> true reward, in points.
+        gold: prompt, response, whether it has an end token -> true reward, in points.
     """
 
     def judge(comparisons: Sequence[Comparison]) -> list[float]:
@@ -44,7 +44,7 @@ def gold_judge(gold: Callable[[Prompt, str, bool], float]) -> Judge:
 
 
 def labeller_judge(world: World, seed: int) -> Judge:
-    """The world's own labeller, biased and noisy as for the reward model's pairs; the same answer to a pair at any time."""
+    """The world's labeller, with the same bias and noise as for the reward model's pairs; the answer to a pair never changes."""
 
     def judge(comparisons: Sequence[Comparison]) -> list[float]:
         said = []
@@ -58,7 +58,7 @@ def labeller_judge(world: World, seed: int) -> Judge:
 
 
 def score_judge(score: Callable[[list[Prompt], list[str]], Sequence[float]]) -> Judge:
-    """A judge that prefers what a reward model scores higher, however little.
+    """A judge that prefers the response with the higher score of a reward model, however small the difference.
 
     Args:
         score: prompts and one response to each -> their rewards, in the same order. Called once for all comparisons.

@@ -1,4 +1,4 @@
-"""A judge behind an OpenAI-compatible endpoint: asked in both orders, every verdict kept on disk."""
+"""A judge behind an OpenAI-compatible endpoint: asked in both orders, every verdict cached on disk."""
 
 from __future__ import annotations
 
@@ -23,32 +23,31 @@ if TYPE_CHECKING:
 
 OFFICIAL = "https://api.openai.com/v1"
 REACH = 10.0  # seconds to wait for the first answer of the endpoint
-RETRIES = 4  # further tries after a failed request, with growing pauses
+RETRIES = 4  # retries after a failed request, with growing pauses
 MAX_TOKENS = 16  # enough for "Response B is better.", too few for an essay to cost much
 
 
 class OpenAIJudge:
-    """A `Judge` that shows a language model each comparison twice, A and B swapped, and takes the mean of the verdicts.
+    """A `Judge` that shows a language model each comparison twice, with A and B swapped, and returns the mean of the verdicts.
 
-    The preference for the first response is 1, 0.75, 0.5, 0.25 or 0, or NaN where neither order brought a verdict; a model
-    that always says "A" gives 0.5. Two equal
-    responses are a tie without being asked about. The model must answer at once: one that reasons aloud first, or that
-    takes neither `temperature` nor `max_tokens`, is of no use here.
+    The preference for the first response is 1, 0.75, 0.5, 0.25 or 0, or NaN if neither order gave a verdict; a model that
+    always answers "A" results in 0.5. Two equal responses are a tie without a request. The model must answer immediately:
+    one that reasons in its answer first, or that does not accept `temperature` and `max_tokens`, cannot be used.
 
     Attributes:
-        asked: HTTP requests sent, further tries included.
+        asked: HTTP requests sent, including retries.
         cached: verdicts that needed no request.
-        unparsed: orders of which two answers held no verdict. They are not kept on disk.
+        unparsed: questions for which two answers contained no verdict. They are not cached.
 
     Raises:
-        UserError: the openai client is missing, the URL is none, or api.openai.com is asked without OPENAI_API_KEY; from
-            a call: the endpoint cannot be reached, is too slow, refuses, or speaks another protocol.
+        UserError: the openai client is missing, the URL is invalid, or api.openai.com is used without OPENAI_API_KEY; from
+            a call: the endpoint cannot be reached, is too slow, refuses the request, or does not speak this protocol.
     """
 
     def __init__(self, config: JudgeConfig, cache_folder: Path, retries: int = RETRIES):
-        """Args: cache_folder: where judge.jsonl with the verdicts of all runs lies; made if it is missing."""
+        """Args: cache_folder: the folder of judge.jsonl, with the verdicts of all runs; created if missing."""
         try:
-            import openai  # noqa: F401  (a run must not train for an hour before it finds out)
+            import openai  # noqa: F401  (fail now, not after an hour of training)
         except ImportError as error:
             raise UserError(
                 "feedback.judge/eval.judge=openai needs the openai client: pip install 'r2m[judge]'"
@@ -58,7 +57,7 @@ class OpenAIJudge:
         host = _host(self.url)
         self._key = os.environ.get("OPENAI_API_KEY", "").strip()
         if not self._key and host == urlsplit(OFFICIAL).hostname:
-            raise UserError(f"{self.url} needs a key: set OPENAI_API_KEY, or judge.url to a server of your own")
+            raise UserError(f"{self.url} needs a key: set OPENAI_API_KEY, or set judge.url to your own server")
         self.asked = 0
         self.cached = 0
         self.unparsed = 0
@@ -66,20 +65,20 @@ class OpenAIJudge:
         self._verdicts = read(self._path)
 
     def reach(self) -> None:
-        """Raises UserError where nothing answers at the URL; what it answers does not matter."""
+        """Raises UserError if nothing answers at the URL; any answer will do."""
         import httpx
 
         try:
             httpx.get(self.url, timeout=min(self.config.timeout, REACH))
         except httpx.TransportError as error:
             raise UserError(
-                f"judge.url={self.url}: no answer ({_root(error)}); start the server, or correct it"
+                f"judge.url={self.url}: no answer ({_root(error)}); start the server, or correct judge.url"
             ) from error
 
     def __call__(self, comparisons: Sequence[Comparison]) -> list[float]:
-        """The preference for the first response of each comparison, in order. Every verdict is on disk when it arrives.
+        """The preference for the first response of each comparison, in order. Every verdict is saved to disk when it arrives.
 
-        When one comparison fails for good, no further ones are sent, and those under way get `judge.timeout` seconds.
+        When one comparison finally fails, no further ones are sent, and running ones get `judge.timeout` more seconds.
         """
         orders = [
             ()
@@ -91,13 +90,13 @@ class OpenAIJudge:
         unknown = deque(text for text in dict.fromkeys(every) if self._id(text) not in self._verdicts)
         self.cached += len(every) - len(unknown)
         if unknown:
-            # Coroutines, not threads: an interrupt ends their requests and pauses at once, while a thread that waits for
-            # an answer would hold the process up until its timeout.
+            # Coroutines, not threads: Ctrl-C ends their requests and pauses at once, while a thread that waits for an
+            # answer would block the process until its timeout.
             asyncio.run(self._ask_all(unknown))
         return [self._preference(pair) for pair in orders]
 
     def _preference(self, pair: tuple[str, ...]) -> float:
-        """The mean of both orders; one without a verdict counts as a tie, two as none (NaN)."""
+        """The mean over both orders. One order without a verdict counts as a tie; if both have none, the result is NaN."""
         found = [self._verdicts.get(self._id(text)) for text in pair]
         if pair and found == [None, None]:
             return math.nan
@@ -115,17 +114,17 @@ class OpenAIJudge:
 
         async with openai.AsyncOpenAI(
             base_url=self.url,
-            api_key=self._key or "none",  # the client insists on one, most local servers do not
+            api_key=self._key or "none",  # the client requires a key, most local servers do not
             timeout=self.config.timeout,
-            # The client's own further tries: after connection errors, timeouts, 408, 409, 429 and 5xx, with pauses of
-            # 0.5 s doubling up to 8 s, or what the server's Retry-After says.
+            # The client's own retries: after connection errors, timeouts, 408, 409, 429 and 5xx, with pauses from 0.5 s
+            # doubling up to 8 s, or as the server's Retry-After header says.
             max_retries=self.retries,
             http_client=openai.DefaultAsyncHttpxClient(event_hooks={"request": [count]}),
         ) as client:
             number = min(self.config.workers, len(texts))
             workers = [asyncio.create_task(self._work(client, texts)) for _ in range(number)]
             _, waiting = await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
-            if waiting:  # one has failed: let the others have the verdicts that are being paid for
+            if waiting:  # one has failed: wait for the others, whose verdicts are already being paid for
                 texts.clear()
                 _, late = await asyncio.wait(waiting, timeout=self.config.timeout)
                 for worker in late:
@@ -145,7 +144,7 @@ class OpenAIJudge:
                 append(self._path, self._id(text), verdict)
 
     async def _ask(self, client: openai.AsyncOpenAI, text: str) -> str | None:
-        """The verdict; None when two answers held none."""
+        """The verdict; None if two answers contained none."""
         for last in (False, True):
             body = await self._send(client, text)
             try:
@@ -154,7 +153,7 @@ class OpenAIJudge:
                 if last:
                     start = " ".join(body.split())[:80]
                     raise self._error(
-                        f"no chat completion came back, but {start!r}; "
+                        f"the answer is not a chat completion: {start!r}; "
                         "judge.url must be the base URL of an OpenAI-compatible API, which often ends with /v1"
                     ) from error
                 continue
@@ -164,7 +163,7 @@ class OpenAIJudge:
         return None
 
     async def _send(self, client: openai.AsyncOpenAI, text: str) -> str:
-        """The body of the answer to one question, as the server sent it."""
+        """The unparsed body of the server's answer to one question."""
         import openai
 
         try:
@@ -181,7 +180,7 @@ class OpenAIJudge:
                 what = f"no answer within {self.config.timeout:g} s {times}; raise judge.timeout"
                 raise self._error(f"{what}, lower judge.workers, or check judge.url") from error
             if isinstance(error, openai.APIStatusError):
-                raise self._error(f"HTTP {error.status_code} {times}: {_said(error)}; {_mend(error)}") from error
+                raise self._error(f"HTTP {error.status_code} {times}: {_said(error)}; {_how_to_fix(error)}") from error
             raise self._error(f"{_root(error)} {times}; check judge.url") from error
         return raw.text
 
@@ -192,7 +191,7 @@ class OpenAIJudge:
 def _host(url: str) -> str:
     try:
         parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port  # the port is read because a bad one raises
+        host, _ = parts.hostname, parts.port  # accessing the port raises if it is invalid
     except ValueError:
         host = None
     if not host or parts.scheme not in ("http", "https"):
@@ -206,7 +205,7 @@ def _said(error: openai.APIStatusError) -> str:
     return " ".join(str(message or error.message).split())[:200]
 
 
-def _mend(error: openai.APIStatusError) -> str:
+def _how_to_fix(error: openai.APIStatusError) -> str:
     if error.status_code in (401, 403):
         return "set OPENAI_API_KEY to a key that this endpoint and model accept"
     if error.status_code in (408, 409, 429) or error.status_code >= 500:
@@ -215,7 +214,7 @@ def _mend(error: openai.APIStatusError) -> str:
 
 
 def _root(error: BaseException) -> str:
-    """What lies at the bottom of a connection error."""
+    """The root cause of a connection error, in one line."""
     while inner := (
         error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error.__cause__ or error.__context__
     ):

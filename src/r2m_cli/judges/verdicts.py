@@ -1,4 +1,4 @@
-"""What a language model is asked about two responses, what its answer says, and the file that keeps its verdicts."""
+"""The question to a language model about two responses, the parser of its answer, and the file of verdicts."""
 
 import json
 import re
@@ -19,7 +19,7 @@ _ARTICLE = re.compile(r"\bA (?!wins|is (?:\w+ )?better)\w")
 
 
 def question(prompt: Prompt, a: str, b: str) -> str:
-    """What the model is asked about two responses to `prompt`."""
+    """The question about two responses to `prompt`."""
     turns = "\n\n".join(f"{message['role'].capitalize()}: {message['content']}" for message in prompt)
     return (
         "Below are a conversation and two responses to its last message. Which response is better?\n\n"
@@ -29,7 +29,7 @@ def question(prompt: Prompt, a: str, b: str) -> str:
 
 
 def parse_verdict(answer: str) -> str | None:
-    """The verdict "A", "B" or "tie", however it is wrapped; None: the answer says nothing, or more than one thing."""
+    """The verdict "A", "B" or "tie" in an answer of any form; None if there is no verdict, or more than one."""
     text = answer.rpartition("</think>")[2].strip()
     if not text or "<think>" in text:
         return None
@@ -39,20 +39,20 @@ def parse_verdict(answer: str) -> str | None:
     if not found:
         found = {(letter or tie).lower() for letter, tie in _IN_TEXT.findall(text)}
         if found == {"a"} and not _IN_TEXT.search(_ARTICLE.sub("", text)):
-            return None  # "A good reply would be ...": an article, no verdict
+            return None  # "A good reply would be ...": an article, not a verdict
     return {"a": "A", "b": "B", "tie": "tie"}[found.pop()] if len(found) == 1 else None
 
 
 def read(path: Path) -> dict[str, str]:
-    """The verdicts of a file by the id of their question; damaged lines (a process was killed) are left out.
+    """The verdicts in a file, by the id of their question; damaged lines (from a killed process) are left out.
 
-    The file need not be there; its folder is made, and a half-written last line is ended.
+    The file may be missing. Its folder is created, and an incomplete last line is terminated.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     content = path.read_bytes() if path.exists() else b""
     if not content.endswith(b"\n") and content:
         with path.open("ab", buffering=0) as file:
-            file.write(b"\n")  # else the next verdict would be glued to the half of a line
+            file.write(b"\n")  # otherwise the next verdict would be appended to the incomplete line
     verdicts = {}
     for line in content.split(b"\n"):
         try:
@@ -64,6 +64,6 @@ def read(path: Path) -> dict[str, str]:
 
 
 def append(path: Path, identity: str, verdict: str) -> None:
-    """Add a verdict to the file, on disk when this returns: one unbuffered write, so that lines of ranks do not mix."""
+    """Append a verdict to the file with one unbuffered write, so that lines of several ranks do not mix."""
     with path.open("ab", buffering=0) as file:
         file.write(json.dumps({"id": identity, "verdict": verdict}).encode() + b"\n")

@@ -1,4 +1,4 @@
-"""The last lines of a command: what it wrote, and the command that goes on from there."""
+"""The last lines of a command: what it wrote, and the command to run next."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,27 +22,27 @@ from r2m_cli.files.run_folder import (
 )
 from r2m_cli.text import command, place
 
-# What people look for in a run's folder, in this order; the rest is for programs.
+# What users look for in a run's folder, in this order; the other files are for programs.
 WRITTEN = ("policy", POLICY_ADAPTER, "reward_model", SUMMARY, METRICS, SAMPLES, WARNINGS,
            EVALUATION, ALPACA_EVAL, PAIRS, COMPARISONS, BEST_OF_N, BEST_OF_N_RESPONSES,
            ANALYSIS)  # fmt: skip
-PICTURES = (".csv", ".png")  # of an analysis, whatever they are called
-# Keys that made the model which the next command reads: task -> what they begin with.
+PICTURES = (".csv", ".png")  # of an analysis, whatever their names
+# Keys used only to fit the model that the next command loads: task -> their prefixes.
 MAKERS = {
     "sft": ("policy.path=", "policy.base=", "policy.fit."),
     "reward": ("reward.path=", "reward.base=", "reward.fit.", "reward.pretrain_epochs="),
 }
 
-# Keys of a look at models that say nothing of how to train them; data.holdout may be 1 there.
+# Keys of an evaluation or analysis that do not concern training; data.holdout may be 1 there.
 LOOKING = ("eval.", "analysis.", "hydra.", "data.holdout=")
 
 
 def ending(config: Config, folder: Path, overrides: Iterable[str]) -> list[str]:
-    """The lines for a task that has ended well.
+    """The last lines of a task that succeeded.
 
     Args:
         folder: what it filled.
-        overrides: what was typed on the command line; a fit's next command keeps what does not concern the fit.
+        overrides: those typed on the command line; the command after a fit keeps those that do not concern the fit.
     """
     if config.task in MAKERS:
         what = "policy" if config.task == "sft" else "reward model"
@@ -69,21 +69,21 @@ def ending(config: Config, folder: Path, overrides: Iterable[str]) -> list[str]:
 
 
 def stopped(config: Config, run_dir: Path) -> str:
-    """The line for a task that was stopped: how to go on with what it has kept."""
+    """The line for a task that was stopped: how to continue from what it saved."""
     if config.task in MAKERS:
-        return "stopped; what was kept of the fit is used when the same command is started again"
+        return "stopped; start the same command again to continue from the saved part of the fit"
     if config.task != "train":
         return "stopped"
     kept = checkpoints(run_dir)
     if not kept:
-        return "stopped before the first checkpoint: there is nothing to resume; start anew"
+        return "stopped before the first checkpoint: there is nothing to resume; start again"
     step = kept[-1].name.removeprefix("step_")
     on = command("train", [f"resume={place(run_dir)}"])
-    return f"stopped after step {step} of {config.train.steps}; go on with: {on}"
+    return f"stopped after step {step} of {config.train.steps}; continue with: {on}"
 
 
 def _with_the_model(config: Config, folder: Path, overrides: Iterable[str]) -> list[str]:
-    """The overrides of the training that reads a fitted model."""
+    """The overrides for training with the fitted model."""
     made, other = ("policy", config.reward) if config.task == "sft" else ("reward", config.policy)
     dropped = ("output=", "hydra.", *MAKERS[config.task])
     kept = [text for text in overrides if not text.lstrip("+").startswith(dropped)]

@@ -1,4 +1,4 @@
-"""Several machines named in a DeepSpeed hostfile (`engine.hostfile`): how many, which of them this is, and where they meet."""
+"""Several machines in a DeepSpeed hostfile (`engine.hostfile`): how many, which one this is, and the rendezvous address."""
 
 import re
 import socket
@@ -10,14 +10,14 @@ from r2m_cli.errors import UserError
 from r2m_cli.text import from_home
 
 LINE = re.compile(r"(\S+)\s+slots\s*=\s*(\d+)")
-PORT = 29500  # of the first machine, where all meet, unless engine.rendezvous says otherwise
+PORT = 29500  # rendezvous port on the first machine, unless engine.rendezvous is set
 
 
 def with_hosts(config: Config) -> Config:
-    """The configuration with engine.num_nodes, num_processes, node_rank and rendezvous as the hostfile says.
+    """The configuration with engine.num_nodes, num_processes, node_rank and rendezvous taken from the hostfile.
 
     Raises:
-        UserError: a file that is none; machines with different numbers of slots; none of them is this one.
+        UserError: the file is not a hostfile, the machines have different numbers of slots, or none of them is this one.
     """
     if config.engine.hostfile is None:
         return config
@@ -55,17 +55,19 @@ def read_hosts(file: Path) -> dict[str, int]:
             continue
         found = LINE.fullmatch(text)
         if found is None or int(found[2]) < 1:
-            raise UserError(f"{file}:{number}: {text!r} is no machine; write NAME slots=N with at least one slot")
+            raise UserError(
+                f"{file}:{number}: {text!r} does not name a machine; write NAME slots=N with at least one slot"
+            )
         if found[1] in hosts:
-            raise UserError(f"{file}:{number}: {found[1]} stands there twice")
+            raise UserError(f"{file}:{number}: {found[1]} is listed twice; remove one of the lines")
         hosts[found[1]] = int(found[2])
     if not hosts:
-        raise UserError(f"{file}: names no machine; write NAME slots=N, a line for each")
+        raise UserError(f"{file}: names no machine; write one line NAME slots=N for each")
     return hosts
 
 
 def is_here(name: str) -> bool:
-    """Whether a name or address is this machine's."""
+    """Whether a host name or address belongs to this machine."""
     own = {socket.gethostname(), socket.getfqdn(), "localhost"}
     if name in own or name in {full.split(".")[0] for full in own}:
         return True
@@ -77,7 +79,7 @@ def is_here(name: str) -> bool:
 
 
 def _bindable(address: str) -> bool:
-    """Whether an address is one of this machine's: only then can a socket be bound to it."""
+    """Whether an address belongs to this machine: only then can a socket be bound to it."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         try:

@@ -1,4 +1,4 @@
-"""The parent: make what is missing, write the resolved configuration, start the ranks, give back the objective."""
+"""The parent process: fit the missing models, write the resolved configuration, start the ranks, return the objective."""
 
 import json
 from dataclasses import replace
@@ -16,17 +16,17 @@ from r2m_cli.launch.preflight import new_folder, preflight
 from r2m_cli.launch.ranks import execute
 from r2m_cli.text import from_home, number, place
 
-TOLD = ("accuracy", "loss", "pairs", "demonstrations")  # figures of a fit that a line has room for
+TOLD = ("accuracy", "loss", "pairs", "demonstrations")  # metrics of a fit that are shown in one line
 
 
 def launch(config: Config, run_dir: Path, overrides: list[str] | None = None) -> Path:
-    """Run the task with everything it needs; gives the folder that it filled: `run_dir`, or a fitted model's.
+    """Run the task, fitting missing models first. Returns the folder that it filled: `run_dir`, or a fitted model's folder.
 
     Args:
-        overrides: what was typed on the command line, for the last lines; None in a sweep, which has its own.
+        overrides: those typed on the command line, for the last lines; None in a sweep, which prints its own.
 
     Raises:
-        UserError: bad input, found here or by a rank.
+        UserError: bad input, noticed here or by a rank.
         RankFailed: a rank crashed or was killed.
         SystemExit: 128 + signal after Ctrl-C or SIGTERM.
     """
@@ -36,15 +36,15 @@ def launch(config: Config, run_dir: Path, overrides: list[str] | None = None) ->
     preflight(config)
     if config.task == "train" and config.resume is None and (run_dir / METRICS).exists():
         raise UserError(
-            f"hydra.run.dir={run_dir}: holds a run already; resume={run_dir} goes on with it, or name a new folder"
+            f"hydra.run.dir={run_dir}: already holds a run; continue it with resume={run_dir}, or choose a new folder"
         )
     holds = [name for name in (METRICS, EVALUATION, ANALYSIS) if (run_dir / name).exists()]
     if config.task in ("evaluate", "analyze") and holds:
-        raise UserError(f"hydra.run.dir={run_dir}: holds another result already ({holds[0]}); name a new folder")
+        raise UserError(f"hydra.run.dir={run_dir}: already holds another result ({holds[0]}); choose a new folder")
     if not reads_curves_only(config):
         from r2m_cli.data.source import described
 
-        tell(f"reading {described(config.data)}")  # once: the fits of missing models read it, too
+        tell(f"reading {described(config.data)}")  # printed once: the fits of missing models read it too
     if fits:
         model = fit_once(config)
         _end(config, model, overrides)
@@ -62,15 +62,15 @@ def _end(config: Config, folder: Path, overrides: list[str] | None) -> None:
 
 
 def objective(run_dir: Path) -> float | None:
-    """What a finished training run reached, for a sweeper; None without a summary."""
+    """The objective of a finished training run, for a sweeper; None without a summary."""
     return read_json(run_dir / SUMMARY).get("objective") if finished(run_dir) else None
 
 
 def prepare(config: Config) -> Config:
-    """The configuration with a policy and a reward model that exist: those missing are fitted now, once, and cached.
+    """The configuration with a policy and a reward model that exist: missing ones are fitted now, once, and cached.
 
-    Of an ensemble every member that is missing: the one at place i, counted from 0 at reward.path, with the seed
-    reward.fit.seed + i. A line on the terminal names those whose scores cannot be calibrated.
+    In an ensemble, every missing member is fitted; member i, counted from 0 at reward.path, with the seed
+    reward.fit.seed + i. A line on the terminal names the members whose scores cannot be calibrated.
     """
     if config.policy.path is None:
         path = fit_once(replace(config, task="sft", output=None))
@@ -92,7 +92,7 @@ def prepare(config: Config) -> Config:
 
 
 def _without_states(name: str | None) -> str | None:
-    """What to say of a reward model that a run with feedback left: its folder is read as the text's score alone."""
+    """A note for a reward model from a run with feedback: loaded from its folder, it scores the text without states."""
     from r2m_cli.checkpoints.checkpoint import ADAPTER_CONFIG
 
     settings = from_home(name or "") / ADAPTER_CONFIG
@@ -102,22 +102,22 @@ def _without_states(name: str | None) -> str | None:
     if kind in FEEDBACKS and FEEDBACKS[kind].states is None:
         return None
     return (
-        f"note: {name} was left by a run with feedback and is read here without states: its learnt head on the text alone "
-        "(r2m evaluate run=RUN reads both)"
+        f"note: {name} comes from a run with feedback and is used here without the policy's states: its trained head scores the "
+        "text alone (r2m evaluate run=RUN uses both)"
     )
 
 
 def _member(config: Config, place: int) -> Config:
-    """What fits one member of an ensemble, or the only reward model: the configuration of a single model."""
+    """The configuration that fits one member of an ensemble, or the only reward model."""
     c = config.reward
     alone = replace(c, path=None, paths=[], members=1, function=None, fit=replace(c.fit, seed=c.fit.seed + place))
     return replace(config, task="reward", output=None, reward=alone)
 
 
 def fit_once(config: Config) -> Path:
-    """The folder of the fitted policy (task sft) or reward model (task reward), fitted if it is not there yet.
+    """The folder of the fitted policy (task sft) or reward model (task reward), fitted first if it does not exist yet.
 
-    Raises UserError, also where config.output exists and is not empty: nothing of the person's is overwritten.
+    Raises UserError, also if config.output exists and is not empty: no file of the user is overwritten.
     """
     from r2m_cli.build import policy_cache, reward_cache
 
@@ -135,7 +135,7 @@ def fit_once(config: Config) -> Path:
         write_folder(target, lambda folder: execute(config, folder))
     else:
         known = cached.is_dir()
-        notice = f"no {what} for this configuration yet: fitting one (once; kept in {cached})"
+        notice = f"no {what} for this configuration yet: fitting one (only once; it is kept in {cached})"
         target = build_once(cached.name, lambda folder: execute(config, folder), notice)
         if known and (target / FIT).is_file():
             tell(f"{what} from the cache: {target} {_figures(target)}")

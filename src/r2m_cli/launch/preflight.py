@@ -1,4 +1,4 @@
-"""What a command needs and this machine does not have: said at once, all of it, before anything is loaded or fitted."""
+"""Checks what a command needs and reports everything missing at once, before anything is loaded or fitted."""
 
 import importlib.util
 import os
@@ -12,7 +12,7 @@ from r2m_cli.config.schema import Config
 from r2m_cli.errors import UserError
 from r2m_cli.text import from_home
 
-# What brings a package that r2m does without: (the key that asks for it, its value) -> (package, how to install it).
+# Optional packages: (configuration key, value that needs the package) -> (package, how to install it).
 PACKAGES = {
     ("logger", "wandb"): ("wandb", "pip install wandb"),
     ("logger", "tensorboard"): ("tensorboard", "pip install 'r2m[tensorboard]'"),
@@ -21,11 +21,11 @@ PACKAGES = {
 
 
 def preflight(config: Config) -> None:
-    """Check what is quickly checked: the world's numbers, GPUs, packages, the folder to write into, models (their
-    configuration, tokenizer and files of weights), data, the policy's context, and the judge that this word asks.
+    """Run the quick checks: the world's settings, GPUs, packages, the output folder, models (configuration, tokenizer and
+    weight files), data, the policy's context length, and the judge of this command.
 
     Raises:
-        UserError: all that is missing or wrong; several things a line each.
+        UserError: everything that is missing or wrong; one line for each if there are several.
     """
     wrong: list[str] = []
     for check in _checks(config):
@@ -72,12 +72,12 @@ def _checks(config: Config) -> Iterator[Callable[[], object]]:
 
 
 def new_folder(output: str) -> Path:
-    """Where output= is to be written. Raises UserError for a folder that holds something, or in which the person is."""
+    """The path of output=. Raises UserError for a folder that is not empty, and for the current folder."""
     target = from_home(output).absolute()
     if target == Path.cwd():
-        raise UserError(f"output={output}: is the folder that you are in; name a new one")
+        raise UserError(f"output={output}: is the current folder; choose a new one")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"output={output}: exists and is not empty; name a new folder")
+        raise UserError(f"output={output}: exists and is not empty; choose a new folder")
     return target
 
 
@@ -85,9 +85,9 @@ def _check_output(output: str) -> None:
     target = new_folder(output)
     there = next(folder for folder in (target, *target.parents) if folder.exists())
     if not there.is_dir():
-        raise UserError(f"output={output}: {there} is a file; name a new folder")
+        raise UserError(f"output={output}: {there} is a file; choose a new folder")
     if not os.access(there, os.W_OK):
-        raise UserError(f"output={output}: {there} cannot be written to; name another place")
+        raise UserError(f"output={output}: {there} cannot be written to; choose another place")
 
 
 def _check_packages(config: Config) -> None:
@@ -108,7 +108,7 @@ def _check_judge(config: Config) -> None:
 
 
 def _named(config: Config) -> dict[str, str]:
-    """The models and data that this word reads: configuration key -> name."""
+    """The models and data that this command reads: configuration key -> name."""
     named: dict[str, str] = {}
     if reads_curves_only(config):
         return named
@@ -118,17 +118,17 @@ def _named(config: Config) -> dict[str, str]:
         ("policy", config.policy, config.task == "reward" and config.data.kind == "file"),
         ("reward", config.reward, config.task == "sft" or without_reward_model(config)),
     ):
-        fitted = (config.task, key) in (("sft", "policy"), ("reward", "reward"))  # this word makes it, from a base
+        fitted = (config.task, key) in (("sft", "policy"), ("reward", "reward"))  # this command creates it, from a base
         name = "path" if model.path is not None and not fitted else "base"
         value = model.path if name == "path" else model.base
         if value is not None and not unread:
             named[f"{key}.{name}"] = value
         elif not has_own_models(config.data.kind) and not unread:
-            named[f"{key}.{'base' if fitted else 'path'}"] = ""  # there is nothing to fit it from
+            named[f"{key}.{'base' if fitted else 'path'}"] = ""  # there is no base to fit it from
     if config.task in ("train", "evaluate", "analyze"):
         c = config.reward
         named |= {f"reward.paths[{i}]": path for i, path in enumerate(c.paths)}
-        # Members that no one names are fitted from the base, though reward.path itself is given.
+        # Members without a path are fitted from the base, even if reward.path itself is set.
         if c.path is not None and 1 + len(c.paths) < c.members and (c.base is not None or config.data.kind == "file"):
             named["reward.base"] = c.base or ""
     if config.task in ("evaluate", "analyze"):
@@ -145,7 +145,7 @@ def _check_gpus(config: Config) -> None:
     wanted, found = config.engine.num_processes, torch.cuda.device_count()
     if found < wanted:
         raise UserError(
-            f"engine.device=cuda: engine.num_processes={wanted} needs {wanted} CUDA GPU(s), and there are {found}; use "
+            f"engine.device=cuda: engine.num_processes={wanted} needs {wanted} CUDA GPU(s), but this machine has {found}; use "
             "engine.device=cpu or another machine"
         )
 
@@ -158,7 +158,7 @@ def _check_template(key: str, template: str | None) -> None:
 
 
 def _check_name(config: Config, key: str, name: str) -> None:
-    """One model, or the data: on this disk or, under a hub's name, in its cache or reachable."""
+    """Check one model, or the data: it exists on disk or, for a name on the hub, is cached or reachable."""
     from r2m_cli.data.readers import read_rows
     from r2m_cli.models import smollm2
     from r2m_cli.models.loading import looks_like_hub
@@ -166,29 +166,29 @@ def _check_name(config: Config, key: str, name: str) -> None:
     if not name:
         kind, group = config.data.kind, key.split(".")[0]
         raise UserError(
-            f"{key} is null: with data={kind} name a model, {key}=FOLDER or its hub name, or {group}=smollm2"
+            f"{key} is null: data={kind} needs a model; set {key} to a folder or a name on the hub, or use {group}=smollm2"
         )
     if name == "smollm2":
-        smollm2.check()  # its weights are converted when they are wanted
+        smollm2.check()  # its weights are converted only when they are needed
     elif looks_like_hub(name):
         _check_hub(key, name)
     elif key != "data.path":
         _check_folder(key, name)
     elif next(iter(read_rows(name, config.data.split, config.data.subset)), None) is None:
-        raise UserError(f"data.path={name}: there is no row in it")
+        raise UserError(f"data.path={name}: it has no rows; use a file with data")
 
 
 def _check_folder(key: str, name: str) -> None:
-    """All of a model's folder but what only loading its weights can tell."""
+    """Check a model's folder as far as possible without loading the weights."""
     from r2m_cli.models.loading import check_kind, load_tokenizer
 
-    load_tokenizer(name, key)  # with the folder, its config.json, and the files of its weights
-    if key != "reward.base":  # a reward model is made of either kind
+    load_tokenizer(name, key)  # also checks the folder, its config.json and its weight files
+    if key != "reward.base":  # a reward model can be fitted from a language model or a classifier
         check_kind(name, key, scorer=key.startswith(("reward.", "eval.reward")))
 
 
 def _check_hub(key: str, name: str) -> None:
-    """A hub's name must be in its cache, or reachable."""
+    """Check that a name on the hub is cached or reachable."""
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -201,25 +201,25 @@ def _check_hub(key: str, name: str) -> None:
     try:
         HfApi().repo_info(name, repo_type=kind, timeout=10)
     except HfHubHTTPError as error:
-        raise UserError(f"{key}={name}: the hub says of this {kind}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{key}={name}: the hub's answer for this {kind}: {str(error).splitlines()[0]}") from error
     except Exception as error:  # whatever the network stack raises
         raise UserError(
-            f"{key}={name}: this {kind} is not on disk, and the hub cannot be reached ({type(error).__name__}); give a "
-            f"folder with {key}=PATH"
+            f"{key}={name}: this {kind} is not on disk, and the hub cannot be reached ({type(error).__name__}); name a "
+            f"folder, {key}=PATH"
         ) from error
 
 
 def _check_context(config: Config, named: dict[str, str]) -> None:
-    """A policy that is to be fitted or loaded must be able to read what the run would have it write."""
+    """Check that the context of the policy that is fitted or loaded is long enough for the run's prompts and responses."""
     from r2m_cli.build import check_context
     from r2m_cli.models.loading import FRESH_CONTEXT, context_length, load_config, why_no_longer
 
     for key in ("policy.path", "policy.base"):
         if key in named:
-            if named[key] not in ("", "smollm2"):  # its weights are converted when they are wanted
+            if named[key] not in ("", "smollm2"):  # its weights are converted only when they are needed
                 try:
                     model = load_config(named[key], key)
-                except UserError:  # said already
+                except UserError:  # already reported
                     return
                 check_context(config, f"{key}={named[key]}", context_length(model), why_no_longer(model))
             return

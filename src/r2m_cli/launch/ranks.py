@@ -1,4 +1,4 @@
-"""One task on its ranks: in this process for engine=single, else in processes that torchrun starts and this one watches."""
+"""Runs one task on its ranks: in this process for engine=single, otherwise in processes started by torchrun."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from r2m_cli.launch.ending import stopped
 from r2m_cli.launch.worker import die_with_parent, run_task
 from r2m_cli.monitor import stop
 
-# What a task does when it is asked to stop once; other tasks just end.
+# What a task does at the first request to stop; other tasks simply end.
 STOPPING = {
     "train": "stopping after this step, with a checkpoint",
     "sft": "stopping after this update, which is kept",
@@ -29,7 +29,7 @@ GRACE = 10.0  # seconds between asking the ranks to end and killing them
 
 
 class RankFailed(Exception):
-    """A rank crashed or was killed; the message holds its last words."""
+    """A rank crashed or was killed; the message contains the end of its output."""
 
 
 def execute(config: Config, run_dir: Path) -> None:
@@ -72,8 +72,8 @@ def _start_ranks(config: Config, run_dir: Path) -> tuple[int | None, stop.Signal
     # `main` has set OMP_WAIT_POLICY, for this process and for these.
     environment = inherited | {"OMP_NUM_THREADS": str(c.threads)}
     with (run_dir / LAUNCH_LOG).open("a") as log:
-        # A session of its own, out of reach of the terminal's Ctrl-C. The ranks are sessions of their own again: whoever
-        # is killed takes its children along by `die_with_parent`, on Linux.
+        # torchrun gets a session of its own, so that the terminal's Ctrl-C does not reach it. So does each rank. On Linux a
+        # process that is killed takes its children with it: see `die_with_parent`.
         ranks = subprocess.Popen(
             command, env=environment, stderr=log, start_new_session=True, preexec_fn=die_with_parent
         )
@@ -102,7 +102,9 @@ def _start_ranks(config: Config, run_dir: Path) -> tuple[int | None, stop.Signal
     if code != 0:
         restore_terminal()
         tail = "\n".join((run_dir / LAUNCH_LOG).read_text().splitlines()[-25:])
-        raise RankFailed(f"a rank was killed or died without a word:\n{tail}\nLogs of all ranks: {run_dir}/rank_*.log")
+        raise RankFailed(
+            f"a rank was killed or exited without an error message:\n{tail}\nLogs of all ranks: {run_dir}/rank_*.log"
+        )
     return None, signals
 
 

@@ -1,4 +1,4 @@
-"""The configuration of a job: the composed one, or, with resume= and run=, an earlier run's own with little changed."""
+"""The configuration of a job: the composed one or, with resume= or run=, that of an earlier run with few changes."""
 
 from dataclasses import fields, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ EVALUABLE = ("task", "run", "seed", "data.", "rollout.", "eval.", "analysis.", "
              "checkpoint.", "logger.")  # fmt: skip
 
 MOVABLE = ("policy.path", "reward.path", "data.path", "policy.template", "reward.template")  # see `fingerprint.inputs`
-NO_PATHS = ("smollm2", "chosen", *BUILT_IN)  # words that may stand where a path does
+NO_PATHS = ("smollm2", "chosen", *BUILT_IN)  # values of these keys that are not paths
 
 
 def configured(composed: DictConfig, overrides: list[str]) -> Config:
@@ -33,10 +33,10 @@ def configured(composed: DictConfig, overrides: list[str]) -> Config:
         overrides: what was typed on the command line.
 
     Raises:
-        UserError: a bad key or value; a folder that is no run; a change that would make a continuation another run.
+        UserError: a bad key or value; a folder that is not a run; a change that a resumed run does not allow.
     """
     config = _absolute(typed(composed))
-    check_words(config)  # all other checks wait for the earlier run's values
+    check_words(config)  # all other checks need the earlier run's values
     if config.resume is not None:
         folder = from_home(config.resume)
         config = replace(_from_run(config, folder, overrides, RESUMABLE), resume=config.resume)
@@ -51,8 +51,9 @@ def configured(composed: DictConfig, overrides: list[str]) -> Config:
 
 
 def go_on(config: Config, run_dir: Path) -> tuple[Config, bool]:
-    """What a job of a sweep has to do that is started anew into the folder of an earlier one: its configuration, resumed
-    where it has a checkpoint; and whether it is done already.
+    """(configuration, whether the job is already done) of a sweep's job that is started again in the folder of an earlier one.
+
+    The configuration resumes from the last checkpoint if there is one.
 
     Raises:
         UserError: the folder holds a run of another configuration.
@@ -71,48 +72,50 @@ def go_on(config: Config, run_dir: Path) -> tuple[Config, bool]:
         new, old = OmegaConf.structured(known), OmegaConf.structured(saved)
         key = next(key for key in keys() if OmegaConf.select(new, key) != OmegaConf.select(old, key))
         raise UserError(
-            f"{run_dir}: holds a run with {key}={OmegaConf.select(old, key)}, not {OmegaConf.select(new, key)}; name another "
-            "hydra.sweep.dir"
+            f"{run_dir}: holds a run with {key}={OmegaConf.select(old, key)}, not {OmegaConf.select(new, key)}; choose "
+            "another hydra.sweep.dir"
         )
     can_go_on = bool(checkpoints(run_dir))
     if finished(run_dir) and not (
         can_go_on and unfinished(run_dir, saved)
-    ):  # models that were removed to save space: done
+    ):  # without checkpoints (removed to save space) it counts as done
         return saved, True
     if can_go_on:
         return continued(replace(saved, resume=str(run_dir), train=config.train), run_dir, set()), False
-    for name in (METRICS, SAMPLES, JUDGED):  # of steps that are made again
+    for name in (METRICS, SAMPLES, JUDGED):  # these steps are done again
         (run_dir / name).unlink(missing_ok=True)
     return config, False
 
 
 def _from_run(composed: Config, folder: Path, overrides: list[str], free: tuple[str, ...]) -> Config:
-    """The run's own configuration with the `free` keys that were typed; any other change is refused."""
+    """The run's configuration with the `free` keys that were typed; any other change raises UserError."""
     if not (folder / CONFIG).is_file():
-        raise UserError(f"{folder}: no config.yaml there, so it is no run folder")
+        raise UserError(f"{folder}: it has no config.yaml, so it is not a run folder")
     saved = _absolute(_read(folder / CONFIG))
-    if saved.policy.path is None:  # a run fills it before it writes its configuration
-        raise UserError(f"{folder / 'config.yaml'}: no configuration of a run; copy it again from the run")
+    if saved.policy.path is None:  # a run always sets it before it writes its configuration
+        raise UserError(f"{folder / 'config.yaml'}: not the configuration of a run; copy it again from the run")
     new, old = OmegaConf.structured(composed), OmegaConf.structured(saved)
     typed_keys = _keys_of(overrides)
-    # A group of a section (data=file) touches that section alone, an experiment whatever it likes.
+    # A group of a section (data=file) changes only that section; an experiment may change any key.
     sections = {field.name for field in fields(Config)}
     groups = any("." not in key and key not in sections | {"hydra"} for key in typed_keys)
 
     for key in keys():
         value, kept = OmegaConf.select(new, key), OmegaConf.select(old, key)
         named = key in typed_keys or any(key.startswith(t + ".") for t in typed_keys)
-        # A choice of a group (+experiment=x, ppo=grpo) must give what the run had; what was not typed stays as it was.
+        # A choice of a group (+experiment=x, ppo=grpo) must match the run; what was not typed keeps the run's value.
         filled = key in ("policy.path", "reward.path") and value is None
-        if key == "reward.paths":  # the members that were not named were fitted and stand behind those that were
+        if key == "reward.paths":  # members that were not named were fitted, and follow those that were
             filled = list(kept[: len(value)]) == list(value)
         if not (named or groups) or value == kept or filled:
             continue
-        # What has moved may be named anew: a continuation compares its content.
+        # A file that has moved may get its new path: resuming compares the contents.
         place = Path(kept) if key in MOVABLE and kept is not None else None
         moved = place is not None and place.is_absolute() and not place.exists()
         if not key.startswith(free) and not moved:
-            raise UserError(f"{folder}: the run had {key}={kept}, which cannot become {value}; start a new run instead")
+            raise UserError(
+                f"{folder}: the run had {key}={kept}, which cannot become {value} here; start a new run instead"
+            )
         if named:
             OmegaConf.update(old, key, value)
     result: Any = OmegaConf.to_object(old)
@@ -124,8 +127,8 @@ def _keys_of(overrides: list[str]) -> set[str]:
 
 
 def _absolute(config: Config) -> Config:
-    """With the full paths of what lies on this disk: a run may be continued from another folder, in which the same relative
-    path is another model, or none."""
+    """The configuration with absolute paths for existing files: a run may be resumed from another folder, where the same
+    relative path may be a different model, or not exist."""
 
     def full(name: Any) -> Any:
         path = from_home(name or "")
@@ -148,12 +151,12 @@ def _absolute(config: Config) -> Config:
 
 
 def _read(path: Path) -> Config:
-    """A run's configuration as it is on disk. Raises UserError if it is none."""
+    """A run's configuration as stored on disk. Raises UserError if the file is not one."""
     read = read_yaml(path)
     if not isinstance(read, DictConfig):
-        raise UserError(f"{path}: no configuration of a run; copy it again from the run")
+        raise UserError(f"{path}: not the configuration of a run; copy it again from the run")
     try:
         config: Config = typed(OmegaConf.create(translated(OmegaConf.to_container(read))))  # type: ignore[arg-type]
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    return replace(config, train=replace(config.train, allow_changed=False))  # said anew each time
+    return replace(config, train=replace(config.train, allow_changed=False))  # must be set again each time

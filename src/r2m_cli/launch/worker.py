@@ -1,4 +1,4 @@
-"""One rank: join the others, run the task, say how it ended.
+"""One rank: join the others, run the task, record how it ended.
 
 The launcher starts `python -m r2m_cli.launch.worker RUN_DIR` once per rank; engine=single calls `run_task` in its own process.
 """
@@ -67,7 +67,7 @@ def main() -> None:
         _outcome(run_dir, rank, "crash", text)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # peers may be gone: a tidy shutdown of the process group would wait for them
+    os._exit(code)  # other ranks may be gone: a clean shutdown of the process group would wait for them
 
 
 def _join_and_run(run_dir: Path) -> None:
@@ -86,13 +86,13 @@ def _join_and_run(run_dir: Path) -> None:
 
 
 def die_with_parent() -> None:
-    """Linux: have the kernel kill this process when its parent ends, however it ends: no rank trains on as an orphan."""
+    """Linux: let the kernel kill this process when its parent ends for any reason, so that no rank keeps training as an orphan."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _name_accelerator() -> None:
-    """Else DeepSpeed, which transformers imports where it is installed, says on the terminal that it found none."""
+    """Set DS_ACCELERATOR. Otherwise DeepSpeed, which transformers imports if installed, prints that it found no accelerator."""
     import torch
 
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
@@ -100,7 +100,7 @@ def _name_accelerator() -> None:
 
 def _outcome(run_dir: Path, rank: int, kind: str, what: object) -> None:
     target = run_dir / OUTCOME
-    # The first rank to fail is the one to blame; the others fail because it is gone.
+    # Only the first rank to fail is recorded; the others fail because it is gone.
     try:
         with target.open("x") as file:
             json.dump({"kind": kind, "rank": rank, "what": what}, file)

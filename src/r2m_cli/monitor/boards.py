@@ -1,6 +1,6 @@
-"""Boards beside a run's files: wandb and TensorBoard.
+"""Loggers in addition to a run's files: wandb and TensorBoard.
 
-The only file that knows them; each is imported when a run asks for it, not before.
+Only this file uses them; each is imported only when a run needs it.
 """
 
 import inspect
@@ -19,7 +19,7 @@ from r2m_cli.files.run_folder import TENSORBOARD
 
 
 class Board(Protocol):
-    """What shows the metrics and samples of a run as they come."""
+    """Shows the metrics and samples of a run while it runs."""
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None: ...
     def samples(self, step: int, rows: list[dict[str, Any]]) -> None: ...
@@ -52,7 +52,7 @@ class TensorBoard:
 
 
 class Wandb:
-    """Online when there is a login and the server answers, else offline. Never asks, never waits long."""
+    """Online if the user is logged in and the server answers, otherwise offline. Never prompts, never waits long."""
 
     def __init__(self, run_dir: Path, options: dict[str, Any], start_step: int, warn: Callable[[str], None]):
         try:
@@ -64,7 +64,7 @@ class Wandb:
         settings |= {"finish_timeout": 120} if "finish_timeout" in wandb.Settings.model_fields else {}
         options = {**options, "dir": str(run_dir)}
         latest = run_dir / "wandb" / "latest-run"
-        if start_step > 0 and latest.exists():  # go on in the same wandb run
+        if start_step > 0 and latest.exists():  # continue the same wandb run
             options |= {"id": latest.resolve().name.rsplit("-", 1)[-1], "resume": "allow"}
         mode = self._mode(warn)
         try:
@@ -74,7 +74,7 @@ class Wandb:
                 raise UserError(f"logger=wandb: {error}") from error
             warn(f"wandb: {error}; logging offline")
             self.run = wandb.init(mode="offline", settings=wandb.Settings(**settings), **options)
-        # The command that uploads the run; "" for one that is online, or switched off.
+        # The command that uploads an offline run; "" if the run is online or wandb is disabled.
         self.sync = shlex.join(["wandb", "sync", str(Path(self.run.dir).parent)]) if self.run.offline else ""
 
     def _mode(self, warn: Callable[[str], None]) -> Any:

@@ -1,4 +1,4 @@
-"""What a step tells the user who watches: its metrics, samples, times."""
+"""Reports a step to the user: its metrics, samples and times."""
 
 import math
 import resource
@@ -23,7 +23,7 @@ from r2m_cli.monitor.sinks import Sinks
 class Timer:
     """Wall seconds of a step and of its stages: `with timer("rollout"):`, or `timer("rollout")(function)`.
 
-    A stage within another one takes its time from that one's; `began` is told the name of each that is in no other.
+    The time of a nested stage is subtracted from the stage around it; `began` is called with the name of each outermost stage.
     """
 
     def __init__(self, began: Callable[[str], None] | None = None) -> None:
@@ -46,7 +46,7 @@ class Timer:
             self._stages[self._open[-1]] -= spent
 
     def metrics(self, tokens: int) -> dict[str, float]:
-        """What the step of `tokens` has cost so far: seconds per stage and of the whole, memory; the largest of all ranks.
+        """Cost of a step with `tokens` tokens so far: seconds per stage and in total, and memory; the largest over all ranks.
         Collective."""
         mine = {f"time/{stage}": seconds for stage, seconds in self._stages.items()}
         mine |= {"step_time": perf_counter() - self._start, "perf/peak_memory_bytes": peak_memory()}
@@ -57,7 +57,7 @@ class Timer:
 
 @dataclass
 class Observer:
-    """Hands each step's numbers to the sinks. On ranks other than the main one it computes and shows nothing."""
+    """Passes each step's numbers to the sinks. Only the main rank has sinks and shows anything."""
 
     sinks: Sinks | None  # None on every rank but the main one
     samples_every: int
@@ -70,7 +70,7 @@ class Observer:
             self.sinks.stage(name)
 
     def row(self, step: int, values: dict[str, float], annotated: Annotated | None = None) -> None:
-        """Log one step, and now and then its samples. Collective."""
+        """Log one step, and every `samples_every` steps its samples. Collective."""
         if annotated is not None and self.samples_every and (step % self.samples_every == 0 or step == 1):
             self._samples(step, annotated)
         check_names(values)
@@ -83,7 +83,7 @@ class Observer:
     def _samples(self, step: int, annotated: Annotated) -> None:
         mine = zip(annotated.rollout.group_id_of, sample_rows(annotated))
         rows = [row for rank in comm.gather(list(mine)) for row in rank]
-        rows = [row for _, row in sorted(rows, key=lambda pair: pair[0])]  # as in one process
+        rows = [row for _, row in sorted(rows, key=lambda pair: pair[0])]  # the same order as in a single process
         if self.sinks is not None:
             self.sinks.samples(step, rows)
 
@@ -104,7 +104,7 @@ def peak_memory() -> float:
         return float(torch.cuda.max_memory_allocated())
     status = Path("/proc/self/status")
     for line in status.read_text().splitlines() if status.exists() else []:
-        if line.startswith("VmHWM"):  # Linux: getrusage counts what the parent held when it started this process
+        if line.startswith("VmHWM"):  # Linux: getrusage also counts the parent's memory at the start of this process
             return 1024.0 * float(line.split()[1])
     unit = 1 if sys.platform == "darwin" else 1024
     return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)

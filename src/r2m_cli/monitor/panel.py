@@ -1,4 +1,4 @@
-"""The live panel of a run on a terminal: its stage, its step, and the course of reward, gold and KL."""
+"""The live panel of a run on a terminal: its stage, its step, and the curves of reward, gold and KL."""
 
 import sys
 import time
@@ -22,26 +22,26 @@ from r2m_cli.monitor.catalogue import SHOWN
 from r2m_cli.text import clock, fixed
 
 SPARKS, ASCII_SPARKS = "▁▂▃▄▅▆▇█", "_.-=+*#@"
-# A terminal below this is given one line: the panel itself takes eight of them.
+# A terminal smaller than this gets one line; the panel itself takes eight.
 WIDTH, HEIGHT = 50, 12
-FREE = 5  # columns beside the panel, for the ^C^C that the terminal itself writes there: it must not begin a new line
+FREE = 5  # columns left free to the right of the panel, so that the terminal's own ^C^C does not wrap to a new line
 STOPPING = "stopping after this step; Ctrl-C once more to stop now"
 
 
 class Panel:
     """A panel at the bottom of the terminal; prints and warnings scroll by above it.
 
-    `stopping` says whether the run was asked to stop; it is looked at in every refresh, four times a second.
+    `stopping` returns whether the run was asked to stop; it is called at every refresh, four times a second.
     """
 
     def __init__(self, total_steps: int, start_step: int, console: Console, stopping: Callable[[], bool]) -> None:
         self.total, self.step, self.console, self.stopping = total_steps, max(start_step - 1, 0), console, stopping
         self.eta, self.began = Eta(total_steps, start_step), time.monotonic()
-        self.stages: list[str] = []  # those seen so far, in their order
+        self.stages: list[str] = []  # the stages seen so far, in order
         self.current, self.since = "", self.began
         self.courses: dict[str, list[float]] = {key: [] for key in SHOWN}
         self.closed = False
-        # The refreshing thread reads what this one writes: lists only grow, all else is replaced as a whole.
+        # The refresh thread reads what this thread writes: lists only grow, and everything else is replaced in one assignment.
         self.live = Live(
             console=console,
             get_renderable=self._view,
@@ -49,7 +49,7 @@ class Panel:
             vertical_overflow="crop",
         )
         console.control(Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2)))
-        # Drawn here once: a first frame by the refreshing thread and a first note could else both take the screen for empty.
+        # Draw the first frame here: otherwise the refresh thread and a first note could both assume that the screen is empty.
         self.live.start(refresh=True)
 
     def stage(self, name: str) -> None:
@@ -95,7 +95,7 @@ class Panel:
         )
 
     def _stages(self) -> Text:
-        """The stages in a row, the one under way marked, with its seconds once there is one."""
+        """The stages in one row, with the current one marked, and its time after the first second."""
         text = Text(no_wrap=True, overflow="ellipsis")
         for name in list(self.stages):
             text.append("  " if len(text) else "")
@@ -116,7 +116,7 @@ class Panel:
         return grid
 
     def _line(self) -> Text:
-        """All of it in one line, the most important first; cut off where the terminal ends."""
+        """Everything in one line, the most important first; cut off at the width of the terminal."""
         text = Text(f"{self.step}/{self.total}", no_wrap=True, overflow="ellipsis")
         if not self.closed:
             text.append(f" {'stopping' if self.stopping() else _words(self.current)}", style="bold")
@@ -132,8 +132,8 @@ class Panel:
 
 
 def sparkline(values: Sequence[float], width: int, ascii_only: bool = False) -> str:
-    """The course of `values` in at most `width` characters, from the lowest value to the highest; means where there are more
-    values than characters."""
+    """A curve of `values` in at most `width` characters, scaled from the lowest to the highest value. If there are more values
+    than characters, each character shows a mean."""
     count = len(values)
     if count > width:
         edges = [i * count // width for i in range(width + 1)]

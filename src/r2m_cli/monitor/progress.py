@@ -1,4 +1,4 @@
-"""How a run shows itself: a live panel on a terminal, a plain line now and then elsewhere, or nothing."""
+"""The progress of a run: a live panel on a terminal, plain lines otherwise, or nothing."""
 
 import sys
 import time
@@ -15,28 +15,28 @@ PLAIN_SECONDS = 2.0  # without a terminal: at most one line in this time
 
 
 class Progress(Protocol):
-    """What a run's progress can do. Steps run from 1 to total_steps; 0 is the state before the first."""
+    """The interface of a run's progress. Steps go from 1 to total_steps; 0 is the state before the first."""
 
     def stage(self, name: str) -> None:
         """The stage `name` of the step begins."""
 
     def update(self, step: int, values: Mapping[str, float]) -> None:
-        """Step `step` is done and measured `values`."""
+        """Step `step` is done; `values` are its metrics."""
 
     def warn(self, message: str, word: str = "warning") -> None:
         """Show a warning (or a note) now."""
 
     def close(self) -> None:
-        """Show what is still owed and leave the terminal as it was; may be called twice."""
+        """Show any line not yet printed and restore the terminal; may be called twice."""
 
 
 def make_progress(
     total_steps: int, start_step: int = 0, quiet: bool = False, stopping: Callable[[], bool] = lambda: False
 ) -> Progress:
-    """The progress that fits stdout: `quiet` shows nothing, a terminal gets the panel, a pipe plain lines.
+    """The progress for the current stdout: `quiet` shows nothing, a terminal gets the panel, a pipe plain lines.
 
-    `start_step` is the first step that will be shown; above 1 only in a resumed run. `stopping` says whether the run was asked
-    to stop, for the panel to show.
+    `start_step` is the first step that will be shown; above 1 only in a resumed run. `stopping` returns whether the run was
+    asked to stop, which the panel shows.
     """
     if quiet:
         return _Quiet()
@@ -58,7 +58,7 @@ class _Quiet:
 
 
 class _Lines:
-    """One line per step, the first and the last always, the others at most one per PLAIN_SECONDS."""
+    """One line per step: always for the first and the last, otherwise at most one per PLAIN_SECONDS."""
 
     def __init__(self, total_steps: int, start_step: int) -> None:
         self.total, self.eta = total_steps, Eta(total_steps, start_step)

@@ -1,4 +1,4 @@
-"""Where the numbers of a run go: files always; a progress line; wandb and TensorBoard when asked."""
+"""Writes the metrics of a run: always to files and the progress display, and to wandb and TensorBoard if requested."""
 
 import json
 from collections.abc import Mapping
@@ -15,21 +15,21 @@ from r2m_cli.monitor.progress import make_progress
 
 
 class Sinks:
-    """Writes what a run reports. Rank 0 holds one; `with Sinks(...) as sinks:` also tidies up after a crash.
+    """Writes the metrics, samples and warnings of a run. Only rank 0 has one; `with Sinks(...) as sinks:` also cleans up after a crash.
 
     Args:
-        kinds: boards beside the files, of "wandb" and "tensorboard".
-        run_dir: the run's folder; made if missing. Gets `metrics.jsonl`, `samples.jsonl`, `warnings.log`,
-            `summary.json`, and the boards' own files.
-        total_steps: steps of the whole run, for the progress.
+        kinds: loggers in addition to the files: "wandb", "tensorboard".
+        run_dir: the run's folder; created if missing. Receives `metrics.jsonl`, `samples.jsonl`, `warnings.log`,
+            `summary.json`, and the loggers' own files.
+        total_steps: steps of the complete run, for the progress.
         project, name, config: shown by wandb; TensorBoard shows `config`.
-        start_step: first step that this process reports: 0 in a fresh run (row 0: before training), the last
-            step done + 1 in a resumed one. Rows of an earlier process from this step on are cut off first, so
+        start_step: first step that this process reports: 0 in a new run (row 0: before training), the last
+            finished step + 1 in a resumed one. Rows of an earlier process from this step on are removed first, so
             that the files of a resumed run equal those of an uninterrupted one.
-        quiet: print nothing (the files are written all the same).
+        quiet: print nothing (the files are still written).
 
     Raises:
-        UserError: an unknown kind, or a board whose package is not installed.
+        UserError: an unknown kind, or a logger whose package is not installed.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Sinks:
         for line in filter(None, cut):
             self.warn(line)
         self._boards: list[Board] = []
-        self._sync = ""  # how to upload what wandb has kept offline
+        self._sync = ""  # how to upload an offline wandb run
         if "wandb" in kinds:
             options = {"project": project, "name": name, "config": config}
             wandb = Wandb(self.run_dir, options, start_step, self.warn)
@@ -71,7 +71,7 @@ class Sinks:
             self._boards.append(TensorBoard(self.run_dir, config, start_step))
 
     def stage(self, name: str) -> None:
-        """Show that the stage `name` of a step begins."""
+        """Show that stage `name` of a step begins."""
         self._progress.stage(name)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
@@ -92,7 +92,7 @@ class Sinks:
                 board.samples(step, rows)
 
     def warn(self, message: str, word: str = "warning") -> None:
-        """Show `message` and append it to `warnings.log`, once per distinct message; `word` may make it a mere note."""
+        """Show `message` and append it to `warnings.log`, once per distinct message; `word` is "warning" or "note"."""
         line = " ".join(message.split())
         if line in self._shown_warnings:
             return
@@ -100,12 +100,12 @@ class Sinks:
         self._progress.warn(line, word)
         line = line.encode("utf-8", "backslashreplace").decode("utf-8")
         known = lines_of(self._warnings) if self._warnings.exists() else []
-        if line not in known:  # a resumed run meets the old warnings again
+        if line not in known:  # a resumed run may repeat warnings from before
             with self._warnings.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
 
     def close(self, summary: Mapping[str, Any]) -> None:
-        """End the run: write `summary.json` (all of it or none) and close the boards."""
+        """End the run: write `summary.json` atomically and close the loggers."""
         summary = valid(summary)
         replace_text(self.run_dir / SUMMARY, json.dumps(summary, indent=2) + "\n")
         for board in self._boards:
@@ -124,7 +124,7 @@ class Sinks:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
-        """Without a `close` (a crash): give the terminal back and let the boards say that the run failed."""
+        """Without a `close` (a crash): restore the terminal and mark the run as failed in the loggers."""
         self._end_progress()
         for board in self._boards:
             board.close(None)
@@ -132,5 +132,5 @@ class Sinks:
 
 
 def _append(path: Path, rows: list[dict[str, Any]]) -> None:
-    with path.open("a", encoding="utf-8") as file:  # closed, hence flushed, at once
+    with path.open("a", encoding="utf-8") as file:  # closing it flushes it at once
         file.write(text_of(rows, allow_nan=False))

@@ -1,9 +1,9 @@
-"""Stopping a run in good order: Ctrl-C or SIGTERM once lets the step end and a checkpoint be written, twice ends it now.
+"""Stops a run gracefully: the first Ctrl-C or SIGTERM lets the step finish and writes a checkpoint, the second ends it now.
 
-A terminal that is closed sends SIGHUP, which counts like SIGTERM: the run can be resumed. Started with `nohup`, it goes on.
+Closing the terminal sends SIGHUP, which counts like SIGTERM: the run can be resumed. A run started with `nohup` continues.
 
-The parent's signal handler leaves a file in the run folder, which every rank's loop looks at between steps: one
-mechanism for one process and for many, on one machine or several with a shared folder.
+The parent's signal handler creates a file in the run folder, and the loop of every rank checks for it between steps. The
+same mechanism works for one process and for many, on one machine or on several with a shared folder.
 """
 
 import signal
@@ -26,14 +26,14 @@ class Stopped(Exception):
 
 
 def requested(run_dir: Path) -> bool:
-    """Whether the run shall stop; the main rank looks, so that all ranks stop after the same step."""
-    from r2m_cli.distributed import comm  # it brings torch, which the parent and the sinks do without
+    """Whether the run should stop. Only the main rank checks the file, so that all ranks stop after the same step."""
+    from r2m_cli.distributed import comm  # imports torch, which the parent and the sinks do not need
 
     return bool(comm.broadcast((run_dir / STOP).exists()))
 
 
 class Signals:
-    """What came in while a run was under way."""
+    """The signal that was received during a run, if any."""
 
     received: int | None = None
 
@@ -43,12 +43,12 @@ def on_signal(run_dir: Path, gracefully: str | None, at_once: Callable[[], None]
     """Handle SIGINT, SIGTERM and SIGHUP while a task runs.
 
     Args:
-        gracefully: what the first signal makes of the task, which looks for the stop mark that it leaves; only a second one
-            ends it now. None: the first one does.
-        at_once: called before the task is ended now, which raises SystemExit(128 + signal).
+        gracefully: the message for the first signal, which only leaves the stop mark that the task checks for; a second signal
+            ends the task now. None: the first signal ends the task now.
+        at_once: called before the task is ended now, by raising SystemExit(128 + signal).
     """
     mark = run_dir / STOP
-    for left in (mark, run_dir / PANEL):  # by a process that was killed
+    for left in (mark, run_dir / PANEL):  # left by a process that was killed
         left.unlink(missing_ok=True)
     state = Signals()
 
@@ -63,7 +63,7 @@ def on_signal(run_dir: Path, gracefully: str | None, at_once: Callable[[], None]
             _say(f"r2m: {gracefully}; once more to stop now")
 
     ending = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup has it ignored
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
         ending.append(signal.SIGHUP)
     kept = {number: signal.signal(number, handle) for number in ending}
     try:
@@ -75,6 +75,6 @@ def on_signal(run_dir: Path, gracefully: str | None, at_once: Callable[[], None]
 
 
 def _say(text: str) -> None:
-    """Print a line to the person; on a terminal over the ^C that stands there."""
+    """Print a line for the user; on a terminal it overwrites the ^C shown there."""
     over = "\r\x1b[2K" if sys.stderr.isatty() and on_terminal() else "\n"
     print(f"{over}{text}", file=sys.stderr, flush=True)

@@ -1,7 +1,7 @@
-"""Standard output and error that a run outlives.
+"""Keeps a run alive when its standard output or error is closed.
 
-Files are what counts: when nobody reads the terminal any more (`r2m train | head -2`, a terminal that was closed) what a command
-prints is dropped, and it goes on. Every other failure to write, such as a full disk, is still an error.
+The files of a run matter more than its output: when nobody reads the output any more (`r2m train | head -2`, a closed terminal),
+it is discarded and the command continues. Every other failure to write, such as a full disk, is still an error.
 """
 
 import errno
@@ -16,7 +16,7 @@ GONE = (errno.EPIPE, errno.EIO)  # a pipe without a reader; a terminal that was 
 
 
 class _Outlived(io.FileIO):
-    """A file descriptor that takes everything once its reader is gone."""
+    """A file descriptor that discards everything once its reader is gone."""
 
     def write(self, data: Any) -> int:
         try:
@@ -29,7 +29,7 @@ class _Outlived(io.FileIO):
 
 @contextmanager
 def outlived() -> Iterator[None]:
-    """Wrap stdout and stderr for the time of the block. A stream that was closed (`>&-`) is the null device."""
+    """Wrap stdout and stderr within the block. A closed stream (`>&-`) becomes the null device."""
     kept = sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__
     _open_all()
     for name, number in (("stdout", 1), ("stderr", 2)):
@@ -37,7 +37,7 @@ def outlived() -> Iterator[None]:
         if stream is None or (stream is getattr(sys, f"__{name}__") and _plain(stream)):
             wrapped = _wrapped(stream, number)
             setattr(sys, name, wrapped)
-            setattr(sys, f"__{name}__", wrapped)  # what writes behind a live panel uses this one
+            setattr(sys, f"__{name}__", wrapped)  # code that writes past a live panel uses this one
     try:
         yield
     finally:
@@ -47,7 +47,7 @@ def outlived() -> Iterator[None]:
 
 
 def _open_all() -> None:
-    """Descriptors 0 to 2 that are closed become the null device: else the next file that is opened takes their place."""
+    """Open the null device for closed descriptors 0 to 2: otherwise the next file that is opened would get their number."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)
@@ -59,12 +59,12 @@ def _open_all() -> None:
 
 
 def _plain(stream: Any) -> bool:
-    """Whether it is the interpreter's own, not one that a test or another tool has put there, or one of these."""
+    """Whether the stream is the interpreter's own, not a replacement by a test or another tool, or one of these wrappers."""
     return isinstance(stream, io.TextIOWrapper) and type(_raw(stream)) is io.FileIO
 
 
 def _raw(stream: Any) -> Any:
-    return getattr(stream.buffer, "raw", stream.buffer)  # PYTHONUNBUFFERED leaves the buffer out
+    return getattr(stream.buffer, "raw", stream.buffer)  # with PYTHONUNBUFFERED there is no buffer
 
 
 def _wrapped(stream: Any, number: int) -> io.TextIOWrapper:
@@ -75,7 +75,7 @@ def _wrapped(stream: Any, number: int) -> io.TextIOWrapper:
     return io.TextIOWrapper(
         raw if unbuffered else io.BufferedWriter(raw),  # type: ignore[arg-type, unused-ignore]
         encoding=stream.encoding if stream is not None else "utf-8",
-        errors="backslashreplace",  # a terminal without the letter é is no reason to end a run
+        errors="backslashreplace",  # a terminal that cannot show a character must not end a run
         line_buffering=number == 2 or os.isatty(number),
         write_through=unbuffered,
     )

@@ -28,7 +28,7 @@ from r2m_cli.text import from_home
 
 
 def run(config: Config, run_dir: Path) -> None:
-    """Analyse; prints a table beside the paper's numbers, and writes `analysis.json`, raw points and pictures.
+    """Analyse; prints a table with the paper's numbers next to ours, and writes `analysis.json`, raw points and pictures.
 
     Raises:
         UserError: a run, model, pair or score that is missing, damaged or not finite.
@@ -46,7 +46,7 @@ def run(config: Config, run_dir: Path) -> None:
 
 
 def of_models(config: Config, results: Results) -> None:
-    """A policy and a reward model on labelled pairs. Raises UserError."""
+    """Analyse a policy and a reward model on labelled pairs. Raises UserError."""
     assert config.policy.path is not None, "prepare() fills it"
     source, device = load_source(config.data, config.eval.prompts, evaluating=True), local_device(config)
     say(f"loading policy {config.policy.path}")
@@ -60,15 +60,17 @@ def of_models(config: Config, results: Results) -> None:
 
 
 def of_run(config: Config, run: Path, results: Results) -> None:
-    """A finished run: its trained policy on its held-out pairs and on the fixed prompts, and its policy over the steps.
+    """Analyse a finished run: its trained policy on held-out pairs and fixed prompts, and how its policy changes over the steps.
 
     Raises UserError.
     """
     if not (run / POLICY / "config.json").is_file():
-        raise UserError(f"run={run}: no policy/ there; the run is not finished, or had checkpoint.export=false")
+        raise UserError(f"run={run}: it has no policy/; the run is not finished, or had checkpoint.export=false")
     other, same = config.eval.reward, config.reward.path
     if other is not None and from_home(other).resolve() == from_home(str(same)).resolve():
-        raise UserError(f"eval.reward={other}: is the run's own reward model, which cannot tell what it overrates")
+        raise UserError(
+            f"eval.reward={other}: it is the run's own reward model, which cannot detect responses that it overrates; name another"
+        )
     results.notes += changed_since(config, run)
     source = load_source(config.data, config.eval.prompts, evaluating=True)
     actors = build_actors(_frozen(config), source, str(run / POLICY))
@@ -85,5 +87,5 @@ def of_run(config: Config, run: Path, results: Results) -> None:
 
 
 def _frozen(config: Config) -> Config:
-    """No reference and no adapter: rewards are those of the reward model that training began with, of the text alone."""
+    """The configuration without reference and adapter: rewards come from the initial reward model, on the text alone."""
     return replace(config, ppo=replace(config.ppo, beta=0.0), feedback=replace(config.feedback, kind="none"))

@@ -1,8 +1,8 @@
 """`r2m evaluate` on one rank: a policy on fixed prompts, a reward model on labelled pairs, win rates, best-of-n.
 
-With `run=` they are those of a finished training run, under that run's own configuration; keys of data may differ, so
-that its reward model can be measured on other pairs. The initial reward model is measured on the text alone; the one that
-the run left, with the policy's hidden states and w at t = T, that is Omega (the paper's section G.6).
+With `run=` the policy and reward model are those of a finished training run, with that run's configuration; keys of data
+may differ, so that its reward model can be measured on other pairs. The initial reward model is measured on the text alone;
+the run's final one with the policy's hidden states and with w at t = T, which is Omega (the paper's section G.6).
 """
 
 import json
@@ -33,20 +33,20 @@ from r2m_cli.text import from_home
 
 
 def run(config: Config, run_dir: Path) -> None:
-    """Evaluate; prints the figures and writes them as `evaluation.json` into the run folder, after each part anew.
+    """Evaluate; prints the metrics and writes them to `evaluation.json` in the run folder, updated after each part.
 
-    Beside it: `alpaca_eval.json`, and as far as asked for `pairs.jsonl`, `comparisons.jsonl`, `best_of_n.csv` and `.jsonl`.
+    Also writes `alpaca_eval.json` and, if requested, `pairs.jsonl`, `comparisons.jsonl`, `best_of_n.csv` and `.jsonl`.
 
     Raises:
-        UserError: a model, prompt or pair that is missing, or keys that do not go together.
+        UserError: a model, prompt or pair is missing, or keys contradict each other.
     """
     check(config)
     source = load_source(config.data, config.eval.prompts, evaluating=True)
     run = from_home(config.run) if config.run is not None else None
     weight = 1.0
-    if run is None:  # an adapter that nothing has trained is not worth measuring
+    if run is None:  # there is no point in measuring an untrained adapter
         config = replace(config, feedback=replace(config.feedback, kind="none"))
-    # The configured models stay what they were in the run: the reference, and the initial reward model.
+    # The configured models have the same roles as in the run: reference and initial reward model.
     actors = build_actors(config, source, str(run / POLICY) if run is not None else None)
     if run is not None and actors.reward.feedback is not None:
         weight = load_feedback(run / REWARD_MODEL, actors.reward.feedback.module)
@@ -56,7 +56,7 @@ def run(config: Config, run_dir: Path) -> None:
     source = renderable(source, formats)
     measures = Measures(run_dir, RESAMPLES, config.seed)
     if run is None:
-        measures.notes.append("no run= is given: this is the configured policy before any RL")
+        measures.notes.append("run= is not set: this is the configured policy before any RL")
     else:
         measures.notes += changed_since(config, run)
     measures.notes += check_known(source, *formats)
@@ -65,7 +65,7 @@ def run(config: Config, run_dir: Path) -> None:
     prompts = evaluation_prompts(source, actors.format, config, measures)
     budget = config.rollout.tokens_per_batch
     rows = rows_per_forward(budget, [config.rollout.max_prompt_tokens + config.rollout.max_new_tokens])
-    # Everything that can be missing is asked for before anything is sampled.
+    # Check for everything that may be missing before sampling anything.
     judge = win_rate.make_judge(config, actors, rows) if config.eval.judge != "none" else None
     others = win_rate.opponents(config, source, actors, prompts) if judge is not None else []
 
@@ -92,23 +92,23 @@ def run(config: Config, run_dir: Path) -> None:
 
 
 def check(config: Config) -> None:
-    """Raises UserError for keys that do not go together, and for a run that has no policy."""
+    """Raises UserError for keys that contradict each other, and for a run without a policy."""
     if comm.world_size() > 1 or config.engine.num_processes * config.engine.num_nodes > 1:
         raise UserError("r2m evaluate runs in one process: use engine=single")
     if config.run is not None and not (from_home(config.run) / POLICY / "config.json").is_file():
-        raise UserError(f"run={config.run}: no policy/ there; the run is not finished, or had checkpoint.export=false")
+        raise UserError(f"run={config.run}: it has no policy/; the run is not finished, or had checkpoint.export=false")
     if config.eval.against != win_rate.CHOSEN and config.eval.judge == "none":
-        raise UserError(f"eval.against={config.eval.against}: nobody judges it; add eval.judge=reward|gold|openai")
+        raise UserError(f"eval.against={config.eval.against}: needs a judge; add eval.judge=reward|gold|openai")
     if config.data.kind != "file" and config.data.path is not None:
-        raise UserError(f"data.path={config.data.path}: a world reads no file; add data=file")
+        raise UserError(f"data.path={config.data.path}: a world does not read a file; add data=file")
     best_of_n.check(config)
 
 
 def _pairs(config: Config, source: Source, measures: Measures) -> list[Pair]:
-    """The first eval.pairs held-out pairs: the file's, or those beside the gold world's reward model."""
+    """The first eval.pairs held-out pairs: from the file or, in a world, those saved with its reward model."""
     pairs = source.heldout_pairs
     if source.world is not None and config.reward.path is not None:
         pairs = saved_pairs(from_home(config.reward.path), "heldout")
     if len(pairs) > config.eval.pairs:
-        measures.notes.append(f"eval.pairs={config.eval.pairs} of the {len(pairs)} held-out pairs are scored")
+        measures.notes.append(f"eval.pairs={config.eval.pairs} of {len(pairs)} held-out pairs are scored")
     return pairs[: config.eval.pairs]

@@ -9,29 +9,29 @@ PICTURES = (".png", ".pdf", ".svg")
 
 
 def report(runs: list[str], out: str = "report.html") -> Path:
-    """Write the page and the picture of `runs`, and tabulate them: printed, and written beside the page as .csv and .md.
+    """Write a page and a picture of `runs`, and a table, which is printed and written next to the page as .csv and .md.
 
     Args:
         runs: run folders, or folders with run folders below them (a multirun).
-        out: the page (.html, with a .png beside it) or the picture (.png, .pdf or .svg, with a page beside it), from the
-            current folder; missing folders are made.
+        out: the page (.html, with a .png next to it) or the picture (.png, .pdf or .svg, with a page next to it), relative
+            to the current folder; missing folders are created.
 
     Returns:
         The page's path.
 
     Raises:
-        UserError: a folder that holds no run, a broken file in one, or a file of another kind.
+        UserError: a folder without a run, a broken file in a run, or an `out` with another suffix.
     """
     from r2m_cli.reporting import page, picture, table  # matplotlib and pandas: slow to import, and only needed here
     from r2m_cli.reporting.runs import load_runs
 
     path = Path(out)
     if path.suffix not in (".html", *PICTURES):
-        raise UserError(f"out={out}: neither a page's name nor a picture's; end it in .html, .png, .pdf or .svg")
+        raise UserError(f"out={out}: neither a page nor a picture; use a name that ends in .html, .png, .pdf or .svg")
     image = path.with_suffix(".png") if path.suffix == ".html" else path
     for target in (path.with_suffix(".html"), image):
         if target.is_dir():
-            raise UserError(f"out={out}: {target} is a folder; name another file")
+            raise UserError(f"out={out}: {target} is a folder; choose another file name")
     print(f"r2m: report in {path}: reading {', '.join(runs)}", file=sys.stderr, flush=True)
     loaded = load_runs(runs)
     text = page.render(loaded)

@@ -34,15 +34,14 @@ from r2m_cli.text import number
 
 
 def run(config: Config, run_dir: Path) -> None:
-    """Fit and write a Hugging Face folder into `run_dir`, with its figures in `fit.json`.
+    """Fit a reward model and write it to `run_dir` as a Hugging Face folder, with its metrics in `fit.json`.
 
-    These are the accuracy on held-out pairs before and after, each with both ends of its interval (null where there is
-    none), the mean loss of the last epoch, and mean and (population)
-    standard deviation of the fitted model's scores of the held-out responses, chosen and rejected alike, by which an
-    ensemble puts its members on one scale.
+    These are the accuracy on held-out pairs before and after the fit, each with both ends of its interval (null if there is
+    none); the mean loss of the last epoch; and the mean and (population) standard deviation of the fitted model's scores of
+    the held-out responses, chosen and rejected together, with which an ensemble puts its members on one scale.
 
     Raises:
-        UserError: no labelled pairs, or nothing to start from.
+        UserError: there are no labelled pairs, or no model to start from.
     """
     with unfinished(config, run_dir) as kept:
         _fit(config, run_dir, kept)
@@ -112,15 +111,17 @@ def _fit(config: Config, run_dir: Path, kept: Unfinished) -> None:
 
 
 def _told_apart(truncation: Truncation, pairs: list[Pair], what: str) -> tuple[list[Pair], list[str]]:
-    """The pairs that the reward model can tell apart, and notes for the person. Raises UserError if there are none."""
+    """The pairs that the reward model can distinguish, and notes for the user. Raises UserError if there are none."""
     kept, notes = told_apart([truncation], pairs, what)
     if not kept:
-        raise UserError(f"all {len(pairs)} {what} are equal once they are cut: they are longer than {truncation.limit}")
+        raise UserError(
+            f"all {len(pairs)} {what} are equal after truncation: they are longer than {truncation.limit}; raise the limit"
+        )
     return [pairs[i] for i in kept], notes
 
 
 def _values(accuracies: Sequence[Estimate], after: Tensor, loss: float) -> dict[str, float | None]:
-    """What fit.json says of the accuracy before and after the fit, and of the rewards after it."""
+    """The content of fit.json: accuracy before and after the fit, and the rewards after it."""
     values: dict[str, float | None] = {}
     for name, accuracy in zip(("accuracy_before", "accuracy"), accuracies):
         low, high = accuracy.interval or (None, None)

@@ -33,10 +33,10 @@ from r2m_cli.text import number
 
 
 def run(config: Config, run_dir: Path) -> None:
-    """Fit and write a Hugging Face folder into `run_dir`, with the figures in `fit.json`.
+    """Fit a policy and write it to `run_dir` as a Hugging Face folder, with its metrics in `fit.json`.
 
     Raises:
-        UserError: no demonstrations, or none that fits the lengths.
+        UserError: there are no demonstrations, or none within the length limits.
     """
     with unfinished(config, run_dir) as kept:
         _fit(config, run_dir, kept)
@@ -82,10 +82,10 @@ def fit_lm(
     fit_config: FitConfig,
     kept: Unfinished,
 ) -> tuple[Engine, dict[str, float]]:
-    """Fit a language model on the replies of demonstrations; gives the engine that holds it and the fit's figures.
+    """Fit a language model on the replies of demonstrations; returns the engine that holds it and the fit's metrics.
 
     Raises:
-        UserError: no demonstration fits the lengths; or from `fit`.
+        UserError: no demonstration is within the length limits; or from `fit`.
     """
     rows, notes = _rows(demonstrations[: fit_config.rows], chat, config)
     for note in notes:
@@ -109,7 +109,7 @@ def fit_lm(
 def _rows(
     demonstrations: list[tuple[Prompt, str]], chat: ChatFormat, config: Config
 ) -> tuple[list[tuple[list[int], list[int]]], list[str]]:
-    """Tokens of the prompts and of the replies that are learnt from, and notes on what is left out or cut."""
+    """Token ids of the prompts and replies to train on, and notes on what is left out or truncated."""
     limit, most = config.rollout.max_prompt_tokens, config.rollout.max_new_tokens
     whole = [(chat.prompt_ids(p), chat.response_ids(p, r)) for p, r in demonstrations]
     rows = [(prompt, reply[:most]) for prompt, reply in whole if len(prompt) <= limit]
@@ -117,7 +117,7 @@ def _rows(
         where = f"data.path={config.data.path}" if config.data.kind == "file" else f"data={config.data.kind}"
         if not demonstrations:
             raise UserError(
-                f"no demonstrations for SFT: {where} has no replies; give pairs, or prompts with a completion"
+                f"no demonstrations for SFT: {where} has no replies; use pairs, or prompts with a completion"
             )
         raise UserError(
             f"no demonstrations for SFT: {where} has none with a prompt of at most rollout.max_prompt_tokens={limit} tokens; "
@@ -132,7 +132,7 @@ def _rows(
     cut = sum(len(reply) > most for prompt, reply in whole if len(prompt) <= limit)
     if cut:
         notes.append(
-            f"{cut} of {len(rows)} demonstrations have a reply longer than rollout.max_new_tokens={most} and lose its end, so "
-            "that the policy is taught not to end there; raise it"
+            f"{cut} of {len(rows)} demonstrations have a reply longer than rollout.max_new_tokens={most} and are truncated, so "
+            "the policy does not learn to end them; raise it"
         )
     return rows, notes

@@ -1,4 +1,4 @@
-"""`r2m train` on one rank: build the actors, run the loop, leave the run folder complete."""
+"""`r2m train` on one rank: build the actors, run the loop, and write all files of the run folder."""
 
 import json
 import random
@@ -59,7 +59,7 @@ def run(config: Config, run_dir: Path) -> None:
     warnings: list[str] = []
     if config.resume:
         state = checkpoint.load(run_dir, actors)
-        say(f"going on after step {state.step} of {config.train.steps}")
+        say(f"continuing after step {state.step} of {config.train.steps}")
         labels.judged.extend(remembered(run_dir, state.step))
     require_room_for_run(config, actors, run_dir, config.train.steps - state.step)
     if not config.resume:
@@ -69,9 +69,9 @@ def run(config: Config, run_dir: Path) -> None:
     done = config.resume is not None and steps_are_done(state, run_dir, config)
     comm.barrier()
     if comm.is_main():
-        (run_dir / SUMMARY).unlink(missing_ok=True)  # of the run as it ended before: there is more of it now
+        (run_dir / SUMMARY).unlink(missing_ok=True)  # it describes the run before this continuation
     with _sinks(config, run_dir, state.step) as sinks:
-        begun -= state.seconds  # of the parts before
+        begun -= state.seconds  # of the earlier parts of the run
         observer = Observer(sinks, config.logger.samples_every)
         for note in notes if state.step == 0 else []:
             observer.warn(note, "note")
@@ -94,24 +94,24 @@ def run(config: Config, run_dir: Path) -> None:
 
 
 def real_labels(config: Config, source: Source, actors: Actors) -> tuple[Labels, list[str]]:
-    """Labelled pairs and the judge that the configuration asks for; and notes on pairs that were cut or left out.
+    """The labelled pairs and the judge that the configuration needs, and notes on pairs that were truncated or left out.
 
     Raises:
-        UserError: pairs are asked for and there are none; or from the judge.
+        UserError: pairs are needed and there are none; or from the judge.
     """
     f, judge = config.feedback, None
     pairs: list[Pair] = []
     notes: list[str] = []
     if f.warmup_pairs or f.replay_pairs:
-        # No more than can be asked for: a large data set takes minutes to measure.
+        # Draw no more pairs than the run can use: tokenizing a large data set takes minutes.
         known, wanted = known_pairs(config, source, "train"), f.warmup_pairs + f.replay_pairs * config.train.steps
         drawn = random.Random(draw_seed(Stream.KNOWN_PAIRS, config.seed)).sample(known, min(wanted, len(known)))
         pairs, notes = _usable(actors, drawn, "labelled pairs")
         if not pairs:
             key = "feedback.warmup_pairs" if f.warmup_pairs else "feedback.replay_pairs"
             raise UserError(
-                f"{key}: the data has no labelled pairs (chosen, rejected) that the policy can read, and that differ in what the "
-                "reward model reads (reward.max_tokens); set it to 0"
+                f"{key}: the data has no labelled pairs (chosen, rejected) that fit the policy's context and differ within the "
+                "reward model's limit (reward.max_tokens); set it to 0"
             )
     if f.judge == "gold":
         judge = gold_judge(source.gold)
@@ -126,12 +126,12 @@ def real_labels(config: Config, source: Source, actors: Actors) -> tuple[Labels,
 
 
 def _usable(actors: Actors, pairs: list[Pair], what: str) -> tuple[list[Pair], list[str]]:
-    """The pairs that the policy can read and the reward model tell apart, and notes for the person."""
+    """The pairs that fit the policy's context and that the reward model can distinguish, and notes for the user."""
     read = [pair for pair in pairs if fits(actors, pair)]
     kept, notes = told_apart(actors.reward.truncations, read, what)
     if len(read) < len(pairs):
         notes.insert(
-            0, f"{len(pairs) - len(read)} of {len(pairs)} {what} are longer than the policy reads, and are left out"
+            0, f"{len(pairs) - len(read)} of {len(pairs)} {what} are longer than the policy's context and are left out"
         )
     return [read[i] for i in kept], notes
 
@@ -139,7 +139,7 @@ def _usable(actors: Actors, pairs: list[Pair], what: str) -> tuple[list[Pair], l
 def before_training(
     config: Config, source: Source, actors: Actors, labels: Labels, run_dir: Path
 ) -> tuple[list[str], list[str]]:
-    """Warm the adapter up and look at the reward model; gives notes and warnings for the person. Collective."""
+    """Run the warm-up of the adapter and the reward check; returns notes and warnings for the user. Collective."""
     notes: list[str] = []
     warnings: list[str] = []
     if config.feedback.warmup_pairs:
@@ -158,7 +158,7 @@ def before_training(
 
 
 def remarks(actors: Actors, prompts: list[Prompt], config: Config) -> list[str]:
-    """What works but may surprise."""
+    """Notes about things that work but may surprise the user."""
     chats = [actors.format, *(member.format for member in actors.reward.truncations)]
     notes = list(dict.fromkeys(note for note in (chat.note() for chat in chats) if note is not None))
     models = [("policy", actors.format), *(("reward model", reader.format) for reader in actors.reward.truncations[:1])]
@@ -174,21 +174,21 @@ def remarks(actors: Actors, prompts: list[Prompt], config: Config) -> list[str]:
     longest = config.rollout.max_prompt_tokens + config.rollout.max_new_tokens
     if actors.reward.max_tokens < longest:
         notes.append(
-            f"the reward model reads {actors.reward.max_tokens} tokens ({actors.reward.limited_by}), a conversation may have "
-            f"{longest} and more: of longer ones it sees the end"
+            f"the reward model reads at most {actors.reward.max_tokens} tokens ({actors.reward.limited_by}), but a conversation may "
+            f"have {longest} or more: of longer ones it reads only the end"
         )
     if config.ppo.prompts_per_step > len(prompts):
         notes.append(
-            f"ppo.prompts_per_step={config.ppo.prompts_per_step}, but there are {len(prompts)} prompts: a step asks some twice"
+            f"ppo.prompts_per_step={config.ppo.prompts_per_step}, but there are {len(prompts)} prompts: some prompts repeat within a step"
         )
     return notes
 
 
 def usable_prompts(source: Source, chat: ChatFormat, config: Config) -> tuple[list[Prompt], list[Prompt], list[str]]:
-    """Training and evaluation prompts that fit into the context, and what the person should know of the rest.
+    """Training and evaluation prompts that fit into the context, and notes for the user about the rest.
 
     Raises:
-        UserError: none is left, or fewer evaluation prompts than ranks.
+        UserError: no prompt is left, or there are fewer evaluation prompts than ranks.
     """
     limit = config.rollout.max_prompt_tokens
     prompts, eval_prompts = (fitting(p, chat, limit) for p in (source.prompts, source.eval_prompts))
@@ -212,7 +212,7 @@ def _sinks(config: Config, run_dir: Path, start: int) -> Any:
     if not comm.is_main():
         return nullcontext()
     c = config.logger
-    # Step 0 is the evaluation before training; a resumed run goes on behind its checkpoint.
+    # Step 0 is the evaluation before training; a resumed run continues after its checkpoint.
     first = start + 1 if start else 0
     return Sinks(c.kinds, run_dir, config.train.steps, c.project, run_dir.name, asdict(config), first)
 
@@ -231,7 +231,7 @@ def summary(run_dir: Path, config: Config, steps: int, seconds: float) -> dict[s
     if gold:
         values["gold_start"], values["gold_end"] = gold[0][0], gold[-1][0]
         values["gold_peak"], values["gold_peak_step"] = max(gold, key=lambda pair: pair[0])
-    # What a sweep optimises: the truth where it is known, the reward where it is not.
+    # The objective of a sweep: gold if it is known, otherwise the reward.
     candidates = (last.get(name) for name in ("eval/gold", "gold", "eval/reward", "reward"))
     values["objective"] = next((value for value in candidates if value is not None), None)
     return values

@@ -1,4 +1,4 @@
-"""Write docs/configuration.md and docs/metrics.md from the source: `make docs`. A test compares them with the output of this script."""
+"""Write docs/configuration.md and docs/metrics.md from the source: `make docs`. A test checks that they are up to date."""
 
 import inspect
 import re
@@ -16,13 +16,12 @@ def configuration() -> str:
     """The page of all configuration keys, a table for each part of the schema."""
     page = "# Configuration\n\n" + NOTE.format(source="src/r2m_cli/config/schema.py and check.py")
     page += (
-        "Every key with its type, its default (that of `r2m train` before a group or an experiment changes it) and the values "
-        "that it accepts. Set a key with `key=value`, choose from a group "
-        "with `group=choice`, add an experiment, a world, a method or a sweep with `+experiment=`, `+world=`, `+method=`, "
-        "`+sweep=`. "
-        "`r2m train --cfg job` prints the configuration of a command line.\n\n"
+        "Every key with its type, its default and its allowed values. The default is that of `r2m train`, before a group or an "
+        "experiment changes it. Set a key with `key=value` and choose from a group with `group=choice`. Add an experiment, a "
+        "world, a method or a sweep with `+experiment=`, `+world=`, `+method=` or `+sweep=`. "
+        "`r2m train --cfg job` prints the resulting configuration of a command line.\n\n"
     )
-    page += "## Groups\n\n| group | choice | what it is |\n| --- | --- | --- |\n"
+    page += "## Groups\n\n| group | choice | meaning |\n| --- | --- | --- |\n"
     page += "".join(f"| `{group}` | `{choice}` | {_cell(what)} |\n" for group, choice, what in choices())
     for part, title, schema in parts():
         page += f"\n## {title}\n\n| key | type | default | meaning | values |\n| --- | --- | --- | --- | --- |\n"
@@ -44,9 +43,9 @@ def metric_page() -> str:
     """The page of all metrics, in the catalogue's order and under its headings."""
     page = "# Metrics\n\n" + NOTE.format(source="src/r2m_cli/monitor/catalogue.py")
     page += (
-        "What stands in `metrics.jsonl`, one JSON object a step (step 0: the evaluation before training). A value that was not "
-        "measured in a step is missing from its row. The reduction says how the values of micro-batches and ranks become one: "
-        "`mean` of all, `sum`, `max` over the ranks, `last` (the same on every rank).\n"
+        "The metrics in `metrics.jsonl`, one JSON object per step (step 0 is the evaluation before training). A metric that was "
+        "not measured in a step is missing from its row. The reduction combines the values of micro-batches and ranks: "
+        "`mean` over all of them, `sum`, `max` over the ranks, or `last` (the same on every rank).\n"
     )
     heading = {}
     section = ""

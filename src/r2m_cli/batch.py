@@ -1,6 +1,6 @@
-"""What passes between the stages of a step. B = n * K sequences of this rank; a group's K responses are adjacent.
+"""The batches that the stages of a step exchange. B = n * K sequences of this rank; a group's K responses are adjacent.
 
-Each stage takes the batch of the one before and gives the next: Rollout -> Annotated -> Trainable.
+Each stage takes the batch of the previous one and returns its own: Rollout -> Annotated -> Trainable.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class Rollout:
     prompt_lengths: Tensor  # [B] tokens
     response_lengths: Tensor  # [B] tokens, the end token included; at least 1
     group_size: int  # K
-    seeds: list[int]  # B, of whatever else is drawn for a response (noise in place of feedback)
+    seeds: list[int]  # B, for any other random draw of a response (the noise of feedback=noise)
 
     @property
     def prompt_of(self) -> list[Prompt]:
@@ -39,7 +39,7 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Annotated:
-    """The rollout with what the models say of it before the update."""
+    """The rollout with the models' scores from before the update."""
 
     rollout: Rollout
     old_logp: Tensor  # [B, R] log-probabilities under the policy that sampled, tempered
@@ -47,24 +47,24 @@ class Annotated:
     entropy: Tensor  # [B, R] of the policy at each response token, nats
     mask: Tensor  # [B, R] true on response tokens
     rte: Tensor  # [B, D_rm] reward token embeddings, H_last, fp32
-    rewards: Tensor  # [n, K] of the live reward model; missing ones are the mean of their group's others
+    rewards: Tensor  # [n, K] of the live reward model; a missing one is replaced by the mean of the others in its group
     frozen_rewards: Tensor  # [n, K] of the reward model as it was before RL
-    valid: Tensor  # [n, K] false where a reward was not a finite number: it teaches nothing
+    valid: Tensor  # [n, K] false where a reward was not a finite number: the response is not trained on
     gold: Tensor | None  # [n, K] true rewards where the world knows them
-    values: Tensor | None  # [B, R] the critic's, before each response token; None without a critic
+    values: Tensor | None  # [B, R] of the critic before each response token; None without a critic
     attention_entropy: Tensor  # [B] nats; empty without an adapter
     adapter_scale: Tensor  # [B]; empty without an adapter
-    cut: Tensor  # [B] true where the conversation is longer than the reward model reads
-    function_rewards: Tensor | None = None  # [n, K] reward.function's part of both rewards; 0 where one is missing
+    cut: Tensor  # [B] true where the conversation exceeds the reward model's limit on tokens
+    function_rewards: Tensor | None = None  # [n, K] the part of both rewards from reward.function; 0 where missing
 
     @property
     def model_rewards(self) -> Tensor:
-        """`rewards` as the reward model itself gives them, without the part of reward.function. [n, K]."""
+        """`rewards` of the reward model alone, without the part from reward.function. [n, K]."""
         return self.rewards if self.function_rewards is None else self.rewards - self.function_rewards
 
     @property
     def model_frozen_rewards(self) -> Tensor:
-        """`frozen_rewards` without the part of reward.function. [n, K]."""
+        """`frozen_rewards` without the part from reward.function. [n, K]."""
         return self.frozen_rewards if self.function_rewards is None else self.frozen_rewards - self.function_rewards
 
     @property
@@ -79,4 +79,4 @@ class Trainable:
 
     annotated: Annotated
     advantages: Tensor  # [B], or [B, R] where every token has its own
-    returns: Tensor | None = None  # [B, R] what the critic is to learn; None without a critic
+    returns: Tensor | None = None  # [B, R] the critic's targets; None without a critic

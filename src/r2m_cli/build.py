@@ -32,7 +32,7 @@ from r2m_cli.text import from_home
 
 
 def policy_cache(config: Config) -> Path:
-    """Where the fitted policy of this configuration lies, or will lie."""
+    """The cache folder of this configuration's fitted policy, whether it exists yet or not."""
     model = _identity(config.policy)
     del model["lora_rank"]  # how RL trains it, not how it was fitted
     lengths = [config.rollout.max_prompt_tokens, config.rollout.max_new_tokens]  # demonstrations are cut to them
@@ -42,9 +42,9 @@ def policy_cache(config: Config) -> Path:
 
 
 def reward_cache(config: Config) -> Path:
-    """Where the fitted reward model of this configuration lies, or will lie."""
+    """The cache folder of this configuration's fitted reward model, whether it exists yet or not."""
     model = _identity(config.reward)
-    # A member of an ensemble is a model like any other, and a function beside it changes nothing in it.
+    # Neither membership in an ensemble nor an additional reward function changes how a model is fitted.
     for key in ("members", "paths", "combine", "uncertainty", "function", "function_weight"):
         del model[key]
     labels: list[object] = [identity_of(config.data), config.engine.dtype]
@@ -59,26 +59,26 @@ def reward_cache(config: Config) -> Path:
             labels.append(template_identity(config.policy.template))
         if config.reward.pretrain_epochs:
             labels += [asdict(config.policy.fit), config.data.demonstrations, config.rollout.max_prompt_tokens]
-    if config.reward.fit.seed:  # whose models have been fitted with other draws before
+    if config.reward.fit.seed:  # earlier versions fitted these models with other random draws
         labels.append(int(Stream.MEMBER))
     return cache_dir() / f"reward-{key_of('reward', model, labels)}"
 
 
 def _identity(c: PolicyConfig | RewardConfig) -> dict[str, object]:
-    """What a fitted model is made of."""
+    """The settings that determine a fitted model."""
     model = asdict(c) | {"path": None, "base": _content(c.base), "template": template_identity(c.template)}
     unset = [key for key in ("template", "end_token") if model.get(key) is None]
     return {key: value for key, value in model.items() if key not in unset}
 
 
 def template_identity(template: str | None) -> str | None:
-    """A template file by what is in it; a built-in form by its name."""
+    """A template file is identified by its content, a built-in form by its name."""
     file = from_home(template or "")
     return digest_of(file) if template not in (None, *BUILT_IN) and file.is_file() else template
 
 
 def _content(name: str | None) -> str | None:
-    """A folder by what is in it, so that a model refitted in place is a new one; other names as they are."""
+    """A folder is identified by its content, so that a model refitted in place counts as new; other names stay unchanged."""
     folder = from_home(name or "")
     inside_cache = folder.parent == cache_dir()
     return (
@@ -97,7 +97,7 @@ def local_device(config: Config) -> torch.device:
 
 
 def build_actors(config: Config, source: Source, policy_path: str | None = None) -> Actors:
-    """Load every model that the run needs and put it where it is trained or kept.
+    """Load every model that the run needs, wrap the trained ones in engines and place the frozen ones.
 
     Args:
         policy_path: a policy to evaluate instead of the configured one, which stays the reference.
@@ -125,10 +125,10 @@ def build_actors(config: Config, source: Source, policy_path: str | None = None)
         )
     if not policy.agrees_with_its_model():
         raise UserError(
-            f"policy.path={config.policy.path}: a {lm.config.model_type} model changes its logits behind the LM head in a way "
-            "that r2m does not know; use another architecture"
+            f"policy.path={config.policy.path}: a {lm.config.model_type} model changes its logits after the LM head in a way "
+            "that r2m does not support; use another architecture"
         )
-    _ = policy.decoder  # found out before the parameters are sharded
+    _ = policy.decoder  # must be chosen before the parameters are sharded
     decay, norm = trainer.weight_decay, trainer.max_grad_norm
     policy_engine = make_engine(policy, engine, device, weight_decay=decay, max_grad_norm=norm)
     reference: torch.nn.Module | None = None
@@ -159,9 +159,9 @@ def build_actors(config: Config, source: Source, policy_path: str | None = None)
 
 
 def build_reward(config: Config, feedback_size: int, device: torch.device, key: str = "reward.path") -> RewardModel:
-    """The reward model: frozen backbone, its initial head, and, unless feedback=none, the part that reads and learns.
+    """The reward model: the frozen backbone, its initial head and, unless feedback=none, the trainable adapter and head.
 
-    With reward.paths it is an ensemble, whose first member is reward.path.
+    With reward.paths it is an ensemble with reward.path as its first member.
 
     Args:
         feedback_size: D_p, width of what the adapter reads of the policy.
@@ -173,7 +173,7 @@ def build_reward(config: Config, feedback_size: int, device: torch.device, key: 
     dtype = DTYPES[config.engine.dtype]
     classifier = load_reward_model(config.reward.path, key, dtype, chat.pad_id)
     head = find_head(classifier)
-    initial = frozen_head(head).to(device)  # before the backbone is sharded, and the head's weights with it
+    initial = frozen_head(head).to(device)  # copied before the backbone, and the head with it, is sharded
     feedback, f = None, config.feedback
     if f.kind != "none":
         module: torch.nn.Module = HeadOnly(head)
@@ -201,10 +201,10 @@ def build_reward(config: Config, feedback_size: int, device: torch.device, key: 
 
 
 def build_heldout_reward(config: Config, device: torch.device) -> RewardModel | None:
-    """The reward model that eval.reward names, which reads the text alone; None where it names none."""
+    """The reward model named by eval.reward, which reads only the text; None if eval.reward is not set."""
     if config.eval.reward is None:
         return None
-    # reward.template is that of another model.
+    # reward.template belongs to reward.path, not to this model.
     named = replace(config.reward, path=config.eval.reward, members=1, paths=[], template=None, end_token=None)
     model = replace(named, function=None, function_weight=1.0)
     alone = replace(config, reward=model, feedback=replace(config.feedback, kind="none"))
@@ -226,11 +226,11 @@ def _ensemble(config: Config, device: torch.device) -> Ensemble:
 
 
 def features_of(config: Config, model: str, lora: bool = False) -> str:
-    """feedback.features for the model that feedback.source names; plain states for the others.
+    """feedback.features for the model named by feedback.source; "states" for the others.
 
     Args:
         model: policy | reference | reward.
-        lora: the reference is this policy without its adapters.
+        lora: the reference is this same policy with its LoRA adapters switched off.
     """
     f = config.feedback
     whose = (model, "reference") if lora else (model,)
@@ -238,9 +238,9 @@ def features_of(config: Config, model: str, lora: bool = False) -> str:
 
 
 def check_context(config: Config, policy: str, context: int | None, why: str = "") -> None:
-    """Raises UserError if prompt and response together can be longer than the `context` of the policy, in tokens.
+    """Raises UserError if prompt and response together can exceed the policy's `context`, in tokens.
 
-    `why` follows the number of tokens in the message.
+    `why` is appended to the number of tokens in the message.
     """
     needed = config.rollout.max_prompt_tokens + config.rollout.max_new_tokens
     if context is not None and needed > context:

@@ -1,4 +1,4 @@
-"""What is said: a message, a prompt, and a labelled pair of replies to one. Every part of r2m speaks of these."""
+"""The types of conversations: a message, a prompt, and a labelled pair of replies to a prompt. Used throughout r2m."""
 
 from dataclasses import dataclass, field
 
@@ -6,14 +6,14 @@ Message = dict[str, str]
 """{"role": "system" | "user" | "assistant", "content": text}"""
 
 Prompt = tuple[Message, ...]
-"""The messages that a reply answers; the last is the user's."""
+"""The messages before a reply; the last one is the user's."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One judgement: of two replies to `prompt`, which ends with a user turn, `chosen` was preferred."""
+    """Two replies to `prompt`, of which `chosen` was preferred. The prompt ends with a user turn."""
 
     prompt: Prompt
     chosen: str
     rejected: str
-    where: str = field(default="", compare=False)  # "file:line" or "file:row N", as far as it came from a file
+    where: str = field(default="", compare=False)  # "file:line" or "file:row N" if it came from a file

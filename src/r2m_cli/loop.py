@@ -53,16 +53,16 @@ class Training:
     observer: Observer
     origin: dict[str, Any] = field(
         default_factory=dict
-    )  # the configuration and inputs it began with, for its checkpoints
+    )  # the configuration and inputs that the run started with, for its checkpoints
 
 
 def train(run: Training, state: LoopState) -> None:
-    """Take the steps from the one behind `state` to config.train.steps; `state` moves along.
+    """Run the steps after `state.step` up to config.train.steps; `state` is updated in place.
 
     Raises:
-        UserError: a loss, gradient or log-probability that is not a finite number, or no finite reward at all; the newest
-            checkpoint is from before it.
-        stop.Stopped: a signal asked for it, or train.stop_at; a checkpoint of the last step is written.
+        UserError: a loss, gradient or log-probability is not a finite number, or no reward is. The newest checkpoint is
+            older than the failed step.
+        stop.Stopped: a signal or train.stop_at asked the run to stop; a checkpoint of the last step is written.
     """
     config, observer = run.config, run.observer
     begun = perf_counter() - state.seconds
@@ -83,7 +83,7 @@ def train(run: Training, state: LoopState) -> None:
         state.beta = next_beta(state.beta, values, config)
         stopping = stop.requested(run.folder) or step == config.train.stop_at
         values |= timer.metrics(tokens) | {"num_tokens": float(state.tokens)}
-        # The row first: a run that dies in between repeats the step on resuming, and its row with it.
+        # Write the row before the checkpoint: if the run dies in between, resuming repeats the step and replaces its row.
         observer.row(step, values, annotated)
         state.seconds = perf_counter() - begun
         if ended or stopping or (config.checkpoint.every and step % config.checkpoint.every == 0):
@@ -98,7 +98,7 @@ def train(run: Training, state: LoopState) -> None:
 
 
 def train_step(run: Training, state: LoopState, step: int, timer: Timer) -> tuple[Annotated, dict[str, float]]:
-    """One step of R2M (arXiv 2601.22664, Algorithm 1). -> this rank's annotated rollout, and the metrics of all ranks'."""
+    """One step of R2M (arXiv 2601.22664, Algorithm 1). -> this rank's annotated rollout, and the metrics over all ranks."""
     actors, labels, config, budget = run.actors, run.labels, run.config, run.config.rollout.tokens_per_batch
     c = config.ppo if state.beta is None else replace(config.ppo, beta=state.beta)
     weight, temperature = weight_at(step, config), config.rollout.temperature
@@ -148,14 +148,14 @@ def train_step(run: Training, state: LoopState, step: int, timer: Timer) -> tupl
 
 
 def weight_at(step: int, config: Config) -> float:
-    """w(t), the weight of the text in the live reward at a step: 1 where no adapter reads beside it."""
+    """w(t), the weight of the original reward token embedding in the live reward at a step; 1 without an adapter."""
     if FEEDBACKS[config.feedback.kind].states is None:
         return 1.0
     return feedback_weight(step, config.train.steps, config.feedback.omega, config.feedback.schedule)
 
 
 def next_beta(beta: float | None, values: dict[str, float], config: Config) -> float | None:
-    """The KL weight of the next step, moved towards ppo.kl_target; without one as it was."""
+    """The KL weight of the next step, adapted to ppo.kl_target; unchanged if there is no target."""
     c = config.ppo
     if c.kl_target is None:
         return beta
@@ -163,7 +163,7 @@ def next_beta(beta: float | None, values: dict[str, float], config: Config) -> f
 
 
 def why_it_ends(step: int, values: dict[str, float], config: Config) -> str | None:
-    """ "steps" after the last one, "guard" where the KL is above guard.kl; None where the run goes on."""
+    """ "steps" after the last step, "guard" if the KL is above guard.kl; None if the run continues."""
     if step == config.train.steps:
         return "steps"
     limit = config.guard.kl
@@ -171,7 +171,7 @@ def why_it_ends(step: int, values: dict[str, float], config: Config) -> str | No
 
 
 def measured(run: Training, step: int, pairs: bool) -> dict[str, float]:
-    """The metrics of the fixed prompts, and, if asked, of the held-out pairs, these with the weight that w(t) comes to."""
+    """The metrics on the fixed prompts and, with `pairs`, on the held-out pairs; the pairs are scored with the final weight w(T)."""
     actors, config = run.actors, run.config
     values = evaluate(actors, run.eval_prompts, config, weight_at(step, config))
     if pairs:
@@ -181,7 +181,7 @@ def measured(run: Training, step: int, pairs: bool) -> dict[str, float]:
 
 
 def ask(run: Training, annotated: Annotated, state: LoopState, step: int) -> Tensor:
-    """The judge's preferences, see `judge_step`; if it fails, the step before is checkpointed. Collective."""
+    """The judge's preferences, see `judge_step`. If the judge fails, the previous step is checkpointed. Collective."""
     labels = run.labels
     try:
         preference = judge_step(labels, annotated, run.config.feedback, run.folder, step)
@@ -189,10 +189,12 @@ def ask(run: Training, annotated: Annotated, state: LoopState, step: int) -> Ten
         kept = ""
         if state.step:
             save(run, state)
-            kept = f". Step {state.step} is saved: go on with resume={run.folder}, where judge.* may change"
+            kept = f". Step {state.step} is saved: continue with resume={run.folder}; judge.* may be changed"
         raise UserError(f"step {step}: {error}{kept}") from error
     if isinstance(labels.judge, OpenAIJudge) and labels.judge.unparsed:
-        run.observer.warn("some answers of the judge hold no verdict: they teach nothing. Is judge.model fit for it?")
+        run.observer.warn(
+            "some of the judge's answers contain no verdict and are ignored; check that judge.model can follow the instructions"
+        )
     return preference
 
 
@@ -204,7 +206,7 @@ def save(run: Training, state: LoopState) -> None:
 
 @contextmanager
 def failing_at(step: int) -> Iterator[None]:
-    """Add the step to what reward.function is blamed for. Raises UserError; the other ranks are ended with this one."""
+    """Add the step number to errors of reward.function. Raises UserError; the launcher then ends the other ranks too."""
     try:
         yield
     except FunctionFailed as error:
@@ -218,14 +220,14 @@ def not_finite_is_an_error(step: int) -> Iterator[None]:
         yield
     except FloatingPointError as error:
         raise UserError(
-            f"step {step}: {error}; the step is not saved. Start anew with a lower ppo.lr or feedback.lr, or a higher ppo.beta; "
-            "at the first step check the reward model with `r2m evaluate`"
+            f"step {step}: {error}; the step is not saved. Start again with a lower ppo.lr or feedback.lr, or a higher ppo.beta; "
+            "if this is the first step, check the reward model with `r2m evaluate`"
         ) from error
 
 
 def require_finite(annotated: Annotated, step: int) -> None:
-    """Raise UserError on every rank if any rank holds a log-probability that is not a finite number, or if no rank holds a
-    reward that is one."""
+    """Raise UserError on every rank if any log-probability of any rank is not a finite number, or if no rank has a finite
+    reward."""
     if comm.max_over_ranks(float(not annotated.old_logp.isfinite().all())):
         raise UserError(
             f"step {step}: a log-probability is not a finite number (NaN or infinite); nothing was updated. Check the "
@@ -233,6 +235,6 @@ def require_finite(annotated: Annotated, step: int) -> None:
         )
     if not comm.max_over_ranks(float(annotated.valid.any())):
         raise UserError(
-            f"step {step}: no reward is a finite number (all are NaN or infinite); nothing was updated. At the first step "
-            "check the reward model with `r2m evaluate`, or try engine.dtype=fp32; later lower feedback.lr"
+            f"step {step}: no reward is a finite number (all are NaN or infinite); nothing was updated. If this is the first step, "
+            "check the reward model with `r2m evaluate`, or try engine.dtype=fp32; at a later step, lower feedback.lr"
         )

@@ -5,22 +5,22 @@ from enum import IntEnum, unique
 
 @unique
 class Stream(IntEnum):
-    """Every stream of random numbers. No two share a value, and a value says which tuple its seeds are mixed from.
+    """Every stream of random numbers. No two share a value; the value encodes the tuple that a seed is mixed from.
 
-    The last two digits are the number behind the seed, the hundreds how many numbers there are: 0 (seed, number, step, sample),
-    200 (seed, number), 300 (seed, number, place). So tuples of two streams differ in length or in the second number. 900 is the
-    order of a fit's rows, (seed + number, pass): the oldest form, kept because every fitted model depends on it. It may share
-    its numbers with those of a run of another seed.
+    The last two digits are the stream's number. The hundreds give the form of the tuple: 0 is (seed, number, step, sample),
+    200 is (seed, number), 300 is (seed, number, place). So the tuples of two streams differ in length or in the second number.
+    900 is the order of a fit's rows, (seed + number, pass). It is the oldest form, kept because every fitted model depends on
+    it; its tuples may coincide with those of a run with another seed.
 
-    A value that has been used is never given to another stream: runs could not be drawn again.
+    Never reuse a value for another stream: old runs could no longer be reproduced.
     """
 
-    # a run's, of `seed`
+    # streams of a run, from `seed`
     ROLLOUT = 0  # responses of a step
-    EVAL = 1  # responses to the fixed prompts; as step 1 those of best-of-n
+    EVAL = 1  # responses to the fixed prompts (step 0) and of best-of-n (step 1)
     GREEDY = 2  # responses of temperature 0, which need no draws
     PROMPT_ORDER = 304
-    NOISE = 306  # feedback=noise; of a sequence's own seed
+    NOISE = 306  # feedback=noise; from a sequence's own seed
     ADAPTER = 207  # initial weights
     REPLAY = 308  # which labelled pairs a step replays
     WARM_UP = 209  # which pairs the warm-up reads
@@ -31,24 +31,24 @@ class Stream(IntEnum):
     ANALYSIS_PAIRS = 217  # which pairs r2m analyze reads
     ANALYSIS_SIDES = 218
     ANALYSIS_COUPLES = 219
-    SCORED_PAIR = 320  # noise for a pair that is scored, not learnt from: of seed 0, the same whenever it is looked at
+    SCORED_PAIR = 320  # noise for a pair that is only scored: from seed 0, so the same every time
     WARM_UP_STEP = 321  # noise for an update of the warm-up
     REPLAY_STEP = 322  # noise for the pairs that a step replays
-    PAIR_OF_STEP = 323  # one pair of such an update, of the update's seed
-    SIDE_OF_PAIR = 324  # chosen or rejected, of the pair's seed
+    PAIR_OF_STEP = 323  # one pair of such an update, from the update's seed
+    SIDE_OF_PAIR = 324  # chosen or rejected, from the pair's seed
 
-    # the data's and the fitted models', of `data.seed`
+    # streams of the data and the fitted models, from `data.seed`
     WORLD_EVAL = 200  # evaluation prompts
-    DEMONSTRATIONS = 201  # their prompts, and what is written to them
+    DEMONSTRATIONS = 201  # their prompts and responses
     WORLD_PROMPTS = 202
     SPLIT_OR_LABELS = (
-        203  # what is held out of a file; in a world, which has nothing to hold out, the labellers' choices
+        203  # which prompts of a file are held out; in a world, which needs no split, the labellers' choices
     )
     PAIR_PROMPTS = 204
     PAIR_RESPONSES = 4
     BOOTSTRAP = 305  # rows of an ensemble's member
     REFERENCES = 316  # the world's side of a win rate
-    MEMBER = 325  # initial weights and order of the rows of an ensemble's member, but the first
+    MEMBER = 325  # initial weights and row order of an ensemble's members, except the first
     SFT_ORDER = 901
     REWARD_ORDER = 902
 
@@ -61,19 +61,19 @@ def draw_seed(stream: Stream, seed: int, *place: int) -> int:
     """The seed of one draw of a stream.
 
     Args:
-        place: which draw it is, as many numbers as the stream has behind its own.
+        place: which draw it is: the numbers of the stream's tuple after seed and number.
 
     Raises:
-        TypeError: another count of numbers, which could be another stream's.
+        TypeError: too many or too few numbers; such a tuple could be another stream's.
     """
     form, number = divmod(int(stream), 100)
     if len(place) != (1 if form == FIT else NUMBERS[form] - 2):
-        raise TypeError(f"{stream!r}: {len(place)} numbers behind the stream")
+        raise TypeError(f"{stream!r}: {len(place)} numbers after the stream")
     return mix(seed + number, *place) if form == FIT else mix(seed, number, *place)
 
 
 def mix(*numbers: int) -> int:
-    """One 63-bit seed from several numbers (a splitmix64 chain): near tuples give unrelated seeds. For `draw_seed` alone."""
+    """One 63-bit seed from several numbers (a splitmix64 chain): similar tuples give unrelated seeds. Only for `draw_seed`."""
     state = 0
     for number in numbers:
         state = (state + number + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF

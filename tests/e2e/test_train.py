@@ -283,7 +283,7 @@ def test_a_reward_model_is_no_policy(r2m: Run, tmp_path: Path) -> None:
     # A classifier of more than one class, and a model whose weights and configuration do not belong together.
     for name, changes, says in (
         ("classifier", {}, "its head has 3 outputs"),
-        ("other", {"hidden_size": 32}, "by its config.json"),
+        ("other", {"hidden_size": 32}, "in its config.json"),
     ):
         model = AutoModelForSequenceClassification.from_pretrained(scorer, num_labels=3, ignore_mismatched_sizes=True)
         model.save_pretrained(tmp_path / name)
@@ -296,7 +296,7 @@ def test_a_reward_model_is_no_policy(r2m: Run, tmp_path: Path) -> None:
     settings = json.loads((scorer / "config.json").read_text()) | {"tie_word_embeddings": False, "architectures": None}
     (scorer / "config.json").write_text(json.dumps(settings))
     refused = r2m("train", *QUICK, f"policy.path={scorer}", code=2).stderr
-    assert "no causal language model: lm_head.weight is missing" in refused
+    assert "not a causal language model: lm_head.weight is missing" in refused
 
 
 @pytest.mark.long

@@ -118,7 +118,7 @@ def test_all_that_is_missing_is_said_at_once(r2m: Run, tmp_path: Path, monkeypat
     assert first == [
         "r2m: error: 3 things are wrong:",
         "  output=full: exists and is not empty; choose a new folder",
-        "  policy.path=/gone: no such folder; where it has moved, policy.path=FOLDER names its new place",
+        "  policy.path=/gone: no such folder; if it has moved, set policy.path=FOLDER to its new place",
     ]
     # One thing is one line; it is found although a policy would have to be fitted first.
     (line,) = r2m("train", *QUICK, "policy.fit.lr=0.002", "reward.base=no_weights", code=2).stderr.splitlines()[1:]

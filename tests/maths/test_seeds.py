@@ -66,7 +66,7 @@ def test_the_tuples_of_different_streams_differ_whatever_their_seeds() -> None:
 
 
 def test_a_draw_with_another_count_of_numbers_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"ADAPTER.*: 1 numbers behind the stream"):
+    with pytest.raises(TypeError, match=r"ADAPTER.*: 1 numbers after the stream"):
         draw_seed(Stream.ADAPTER, 0, 1)
     with pytest.raises(TypeError, match=r"ROLLOUT.*: 1 numbers"):
         draw_seed(Stream.ROLLOUT, 0, 1)

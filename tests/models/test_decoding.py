@@ -100,7 +100,9 @@ def test_draws_are_those_of_whole_texts_without_a_cache(family):
 def test_a_model_that_looks_ahead_is_refused():
     """Its logits agree with its own head, and those of a prefix change when more tokens follow."""
     model = Policy(small_model("bert-generation", VOCABULARY))
-    with pytest.raises(UserError, match=r"policy\.path: a bert-generation model .* looks ahead; use another"):
+    with pytest.raises(
+        UserError, match=r"policy\.path: a bert-generation model .* attends to later tokens; use another"
+    ):
         _ = model.decoder
 
 

@@ -135,7 +135,7 @@ def test_the_head_may_be_missing_only_where_it_is_to_be_trained(policy, scorer) 
 def test_a_head_of_another_name_is_not_called_untrained(scorer, other: str) -> None:
     rename(scorer, lambda name: other if name == "score.weight" else name)
     said = refused(scorer, as_scorer)
-    assert f"its scoring head has another name, {other}" in said
+    assert f"its scoring head is named {other}" in said
     assert f"state_dict['score.weight'] = state_dict.pop('{other}')" in said
 
 
@@ -162,8 +162,8 @@ def test_adapters_beside_whole_weights_are_never_added_to_them(policy, tmp_path:
     model.merge_and_unload().save_pretrained(policy)
     as_policy(policy)
     said = refused(tmp_path / "adapter")
-    assert "holds an adapter alone" in said
-    assert f"name {policy}, which has it merged" in said
+    assert "holds only an adapter" in said
+    assert f"name {policy}, in which it is merged" in said
     shutil.copy(tmp_path / "adapter" / "adapter_config.json", policy)
     shutil.copy(tmp_path / "adapter" / "adapter_model.safetensors", policy)
     said = refused(policy)
@@ -194,14 +194,14 @@ def test_pickled_weights_are_read_only_as_tensors(policy, tmp_path: Path) -> Non
     torch.save(tensors, file)
     as_policy(policy)
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    assert f"{file}: is cut short" in refused(policy)
+    assert f"{file}: is truncated" in refused(policy)
     torch.save({"model": tensors, "step": 3}, file)
-    assert f"{file}: is no state_dict" in refused(policy)
+    assert f"{file}: is not a state_dict" in refused(policy)
     with file.open("wb") as opened:
         pickle.dump({"a": Shell(tmp_path / "was run")}, opened)
-    assert "other Python objects than tensors, which are never run" in refused(policy)
+    assert "Python objects other than tensors, which are never run" in refused(policy)
     torch.save({"a": Shell(tmp_path / "was run")}, file)
-    assert "other Python objects than tensors, which are never run" in refused(policy)
+    assert "Python objects other than tensors, which are never run" in refused(policy)
     assert not (tmp_path / "was run").exists()
 
 
@@ -251,8 +251,8 @@ def test_pointers_pipes_folders_and_links_in_place_of_files(policy, file: str) -
     [
         ({"hidden_size": 2**40}, "hidden_size=1099511627776: the weights have"),
         ({"num_hidden_layers": 10**6}, "num_hidden_layers=1000000: the weights have"),
-        ({"num_labels": 10**9}, "num_labels=1000000000: no model has so many"),
-        ({"vocab_size": 10**6, "intermediate_size": 10**6}, "parameters, its weights hold"),
+        ({"num_labels": 10**9}, "num_labels=1000000000: no model has that many"),
+        ({"vocab_size": 10**6, "intermediate_size": 10**6}, "parameters, but its weights hold"),
         ({"num_hidden_layers": 3}, "its weights lack model.layers.2."),
         ({"num_attention_heads": 0}, "cannot be loaded in this folder"),
         ({"hidden_size": None}, "cannot be loaded in this folder"),
@@ -260,7 +260,7 @@ def test_pointers_pipes_folders_and_links_in_place_of_files(policy, file: str) -
         ({"rms_norm_eps": float("nan")}, "is not finite"),
         ({"hidden_act": "nope"}, "cannot be loaded in this folder"),
         ({"model_type": "nope"}, "cannot be loaded in this folder"),
-        ({"model_type": "nope", "auto_map": {"AutoModel": "modeling.Nope"}}, "needs code of its own (auto_map"),
+        ({"model_type": "nope", "auto_map": {"AutoModel": "modeling.Nope"}}, "needs its own code (auto_map"),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantised (quantization_config: gptq"),
         ({"quantization_config": {"load_in_4bit": True}}, "quantised"),
     ],
@@ -281,7 +281,7 @@ def test_kernels_that_are_not_installed_are_not_needed(policy) -> None:
 def test_tokens_that_end_a_reply_are_numbers(policy, ends: str) -> None:
     (policy / "generation_config.json").write_text(f'{{"eos_token_id": {ends}}}')
     said = refused(policy)
-    assert f"generation_config.json: eos_token_id={ends}: must be a token's number" in said
+    assert f"generation_config.json: eos_token_id={ends}: must be a token id" in said
 
 
 @pytest.mark.parametrize("text", ["", "null", "[1]", "{", "é"])

@@ -75,7 +75,7 @@ def test_something_behind_the_head_is_refused(chat):
         return output
 
     model.forward = forward
-    with pytest.raises(UserError, match=r"reward\.base=Y: .*changes the score behind its head"):
+    with pytest.raises(UserError, match=r"reward\.base=Y: .*changes the score after its head"):
         check_reward(RewardBackbone(model), chat, "reward.base=Y")
 
 

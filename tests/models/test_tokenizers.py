@@ -60,7 +60,7 @@ def test_a_folder_without_a_tokenizer_is_refused(family: str, tmp_path: Path) ->
 )
 def test_a_tokenizer_that_cannot_tell_texts_apart_is_refused(tokenizer, tmp_path: Path) -> None:
     folder = make(tmp_path / "m")
-    with pytest.raises(UserError, match="its tokenizer cannot tell texts apart"):
+    with pytest.raises(UserError, match="its tokenizer cannot distinguish texts"):
         load_tokenizer(put(tokenizer, folder), "policy.path")
 
 
@@ -83,7 +83,7 @@ def test_small_and_lower_casing_vocabularies_pass(tokenizer, tmp_path: Path) -> 
 def test_a_tokenizer_of_a_larger_model_is_refused(tmp_path: Path) -> None:
     folder = make(tmp_path / "m")
     tokenizer = of_words(*(f"word{i}" for i in range(ROWS)))
-    with pytest.raises(UserError, match=rf"tokens up to {ROWS + 1}, its embeddings have {ROWS} rows"):
+    with pytest.raises(UserError, match=rf"token ids up to {ROWS + 1}, but its embeddings have {ROWS} rows"):
         load_tokenizer(put(tokenizer, folder), "policy.path")
 
 

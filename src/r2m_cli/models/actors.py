@@ -1,4 +1,4 @@
-"""The models that take part in a step, each where it is trained or kept frozen."""
+"""The models that take part in a step: engines for the trained ones, plain modules for the frozen ones."""
 
 import sys
 from collections.abc import Callable
@@ -39,9 +39,9 @@ class Actors:
 
 
 def function_alone(config: RewardConfig, chat: ChatFormat) -> RewardModel:
-    """reward.function in place of a reward model: it reads whole texts, so that no limit on tokens applies.
+    """reward.function in place of a reward model. It reads complete texts, so no limit on tokens applies.
 
     Args:
-        chat: the policy's format; nothing is tokenized for a function.
+        chat: the policy's format; a function needs no tokens.
     """
     return RewardModel(None, None, None, chat, max_tokens=sys.maxsize, kind="none", function=function_of(config))

@@ -17,15 +17,15 @@ def body(lm: Any) -> Any:
 
 
 def checkpointed_layers(lm: Any) -> list[nn.Module]:
-    """Turn on gradient checkpointing in a transformers model; gives the layers that do it."""
+    """Turn on gradient checkpointing in a transformers model; returns the layers that support it."""
     lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return [m for m in lm.modules() if getattr(m, "gradient_checkpointing", False)]
 
 
 @contextmanager
 def checkpointing(layers: list[nn.Module]) -> Iterator[None]:
-    """transformers checkpoints a layer in training mode only, and then drops its cache: so set the mode of these layers
-    alone (no dropout inside them wakes up: the first ratio must be 1), and only while a gradient is wanted."""
+    """Put these layers into training mode while a gradient is needed: transformers checkpoints a layer only in training mode,
+    and then drops its cache. Their submodules stay in evaluation mode, so dropout stays off: the first ratio must be 1."""
     for layer in layers:
         layer.training = torch.is_grad_enabled()
     try:

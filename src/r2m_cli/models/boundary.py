@@ -1,19 +1,19 @@
-"""Where the files of other people are read by libraries of other people: whatever fails there is one line."""
+"""Calls of third-party libraries on the user's files: any failure there becomes a one-line error."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from r2m_cli.errors import UserError
 
-LONGEST = 300  # characters of a library's own words
+LONGEST = 300  # characters of a library's error message
 
 
 @contextmanager
 def foreign(where: str, what: str) -> Iterator[None]:
     """Turn every error of the block into a UserError that begins with `where` and `what`.
 
-    Only for blocks that do nothing but call a library on a file or model that a person has named: our own faults must
-    keep their tracebacks.
+    Only for blocks that do nothing but call a library on a file or model named by the user: our own bugs must keep their
+    tracebacks.
     """
     try:
         yield
@@ -21,14 +21,14 @@ def foreign(where: str, what: str) -> Iterator[None]:
         raise
     except Exception as error:  # a config.json can make transformers raise anything
         raise UserError(f"{where}: {what}: {reason_of(error)}") from error
-    except BaseException as error:  # a panic of the Rust in `tokenizers` or `safetensors` is no Exception
+    except BaseException as error:  # a Rust panic in `tokenizers` or `safetensors` is not an Exception
         if type(error).__name__ != "PanicException":
             raise
         raise UserError(f"{where}: {what}: {reason_of(error)}") from error
 
 
 def reason_of(error: BaseException) -> str:
-    """What an error says, as one line of bounded length; with its type where the words alone say little."""
+    """An error's message as one line of bounded length, with its type if the message alone is not clear."""
     said = " ".join(str(error).split())
     if len(said) > LONGEST:
         said = said[:LONGEST] + " ..."

@@ -1,4 +1,4 @@
-"""Whether r2m's reward is the classifier's own: asked once, when a reward model is loaded, on two short texts."""
+"""Check that r2m's reward equals the classifier's own logit: once, when a reward model is loaded, on two short texts."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,23 +13,24 @@ from r2m_cli.models.reward_backbone import RewardBackbone, find_head, frozen_hea
 from r2m_cli.models.sequences import pad
 
 ASKED, REPLIES = ({"role": "user", "content": "hello"},), ("yes", "no, that is not what this is about")
-# By how much rewards may differ, in terms of what the head adds up. Padding changes the order of sums in every layer,
-# and in half precision a router may send a token to another expert.
+# Allowed difference of rewards, relative to the size of the terms that the head sums. Padding changes the order of sums in
+# every layer, and in half precision a router may send a token to another expert.
 TOLERANCE = {torch.float32: (1e-3, 1e-3)}
 HALF = (2e-2, 0.25)
 
 
 @torch.no_grad()
 def check_reward(backbone: RewardBackbone, chat: ChatFormat, named: str) -> None:
-    """Compare r2m's reward of two texts of different lengths with the logit that the classifier itself gives for each.
+    """Compare r2m's reward of two texts of different lengths with the logit that the classifier itself returns for each.
 
-    The classifier reads a text alone and without padding; r2m reads it so too, and then both in one batch, as in a run.
+    The classifier reads each text alone and without padding. r2m reads them the same way, and then both in one padded batch
+    as in a run.
 
     Args:
         named: the configuration key and its value, for the message.
 
     Raises:
-        UserError: they differ by more than rounding.
+        UserError: the values differ by more than rounding.
     """
     device = next(backbone.parameters()).device
     rows = [chat.conversation_ids(ASKED, reply) for reply in REPLIES]
@@ -43,13 +44,13 @@ def check_reward(backbone: RewardBackbone, chat: ChatFormat, named: str) -> None
     try:
         own = torch.cat([_own_logits(backbone, row, chat.pad_id, device) for row in rows])
         alone, batch = torch.cat([read([row]) for row in rows]), read(rows)
-    except Exception as error:  # whatever an architecture does with what it does not know
+    except Exception as error:  # an unknown architecture can raise anything
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise UserError(f"{named}: r2m cannot read texts with it ({reason}); use another reward model") from error
     scale = (alone * head.weight).norm(dim=1).maximum(own.abs())
     exact, padded = TOLERANCE.get(find_head(backbone.classifier).weight.dtype, HALF)
     for rte, tolerance, why in (
-        (alone, exact, "it averages the scores of tokens, or changes the score behind its head"),
+        (alone, exact, "it averages the scores of tokens, or changes the score after its head"),
         (batch, padded, "it cannot be padded on the right"),
     ):
         given = head(rte).squeeze(1)
@@ -63,7 +64,7 @@ def check_reward(backbone: RewardBackbone, chat: ChatFormat, named: str) -> None
 
 
 def _own_logits(backbone: RewardBackbone, row: list[int], pad_id: int, device: torch.device) -> Tensor:
-    """What the classifier gives for one text. [1]."""
+    """The classifier's own logit for one text. [1]."""
     classifier: Any = backbone.classifier
     ids = torch.tensor([row], device=device)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -76,7 +77,7 @@ def _own_logits(backbone: RewardBackbone, row: list[int], pad_id: int, device: t
 
 @contextmanager
 def _pad_token(config: Any, pad_id: int | None) -> Iterator[None]:
-    """The classifier looks for the last token that is not padding: with no pad token it takes the last one."""
+    """Set the pad token for a moment: the classifier scores the last token that is not padding, without a pad token the last."""
     before, config.pad_token_id = config.pad_token_id, pad_id
     try:
         yield

@@ -1,4 +1,4 @@
-"""The critic of PPO: a language model's body with a value head, trained by an engine of its own."""
+"""The critic of PPO: a language model's body with a value head, trained by its own engine."""
 
 from typing import Any
 
@@ -10,14 +10,14 @@ from r2m_cli.models.sharing import why_not
 
 
 class Critic(nn.Module):
-    """V(prefix): the expected rest of the reward when the policy goes on from this prefix, in units of reward."""
+    """V(prefix): the expected remaining reward when the policy continues from this prefix, in units of reward."""
 
     def __init__(self, lm: Any, gradient_checkpointing: bool = False, attention: str = "sdpa"):
         super().__init__()
         self.body = body(lm).eval()  # the LM head is not needed; no dropout: first values equal the old ones
         self.unshared = why_not(self.body, lambda layout: layout.run(self.body), attention)
         self._checkpointed = checkpointed_layers(self.body) if gradient_checkpointing else []
-        # Zero: before it has learnt anything the critic predicts 0, and GAE starts from the plain rewards.
+        # Start at zero: the untrained critic predicts 0, and GAE starts from the plain rewards.
         self.value_head = nn.Linear(lm.config.get_text_config().hidden_size, 1, dtype=lm.dtype)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)

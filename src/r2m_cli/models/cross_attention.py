@@ -10,24 +10,24 @@ from r2m_cli.models.states import States
 
 
 class CrossAttention(nn.Module):
-    """Sequence-to-token cross-attention in its exact streamed form: no keys, no values, nothing of size S x d.
+    """Sequence-to-token cross-attention in an exact, memory-saving form: no keys, no values, no tensor of size S x d.
 
-    There is one query per sequence, so softmax(q K^T / sqrt(d)) V W_o is the same number as
+    There is one query per sequence, so softmax(q K^T / sqrt(d)) V W_o equals
 
         u = (H_last W_q) W_k^T / sqrt(d)      [B, D_p]   `query`
         a = softmax(h u), m = a^T h           [B, D_p]   `pool`
         A = (m W_v) W_o                       [B, D_rm]  `value`
 
-    and costs O(S D_p) a sequence instead of O(S D_p d). With several heads each has such a query of its own, from its
-    d / heads columns (Vaswani et al. 2017, arXiv 1706.03762); the paper has one head, and asks with H_last.
+    and costs O(S D_p) per sequence instead of O(S D_p d). With several heads, each has its own query from its d / heads
+    columns (Vaswani et al. 2017, arXiv 1706.03762). The paper has one head, and its query comes from H_last.
 
     Args:
         rm_size: D_rm, width of the reward model.
-        policy_size: D_p, width of what is read of each token.
+        policy_size: D_p, width of the features of each token.
         inner_size: d, a multiple of `heads`.
-        seed: of the initial weights. They are drawn from a generator of their own, so that a run with an adapter
-            and a run without one see the same random numbers everywhere else.
-        learned: q is learnt, the same for every sequence, in place of H_last W_q (w_q is q then, [1, d]).
+        seed: of the initial weights. They are drawn from a separate generator, so that runs with and without an adapter
+            see the same random numbers everywhere else.
+        learned: q is a parameter, the same for every sequence, in place of H_last W_q (w_q is then q, [1, d]).
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class CrossAttention(nn.Module):
         self.w_o = weight(inner_size, rm_size)
 
     def query(self, rte: Tensor) -> Tensor:
-        """u: what each reward token asks of the policy's states. [B, D_rm] -> [B, heads, D_p]."""
+        """u: the query of each reward token against the policy's states. [B, D_rm] -> [B, heads, D_p]."""
         q = self.w_q.expand(len(rte), -1) if self.learned else rte @ self.w_q
         keys = self.w_k.unflatten(1, (self.heads, -1))  # [D_p, heads, d / heads]
         return torch.einsum("bhd,phd->bhp", q.unflatten(1, (self.heads, -1)), keys) / math.sqrt(keys.shape[2])
@@ -67,13 +67,13 @@ class CrossAttention(nn.Module):
 def pool(u: Tensor, states: States) -> tuple[Tensor, Tensor]:
     """Attention-pooled policy state m = softmax(h u)^T h, over each sequence's own states. u [B, D_p] -> m [B, D_p], a [B, T].
 
-    The gradient goes to u alone: the states are the policy's, which the reward model does not train.
+    The gradient flows only to u: the states belong to the policy, which the reward model does not train.
     """
     return _Pool.apply(u, states.hidden.to(u.dtype), states.visible)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _Pool(torch.autograd.Function):
-    """Nothing of size B x S x D_p is made, forward or backward: what is kept is a and m, and the states by reference."""
+    """Neither forward nor backward allocates a tensor of size B x S x D_p; saved are a, m and a reference to the states."""
 
     @staticmethod
     def forward(ctx: Any, u: Tensor, hidden: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,14 +99,14 @@ class _Pool(torch.autograd.Function):
 
 
 def blocks(visible: Tensor) -> list[tuple[slice, slice]]:
-    """Runs of sequences with the run of states that they read: a group with its own, of whatever lies in one row.
+    """Split the rows into blocks, each with the range of states that its rows read: usually a group and its own states.
 
-    Without them each sequence would be scored against the states of all. visible [B, T], every row with a state ->
-    slices of rows that cover B, each with the slice of T outside of which none of its rows reads.
+    Without blocks every sequence would be scored against the states of all. visible [B, T], every row with a state ->
+    slices of rows that cover B, each with a slice of T that contains all states its rows read.
     """
     first = visible.byte().argmax(dim=1)
     last = visible.shape[1] - visible.flip(1).byte().argmax(dim=1)
-    # A run ends before row i where all rows behind it read later states than any row before.
+    # A block ends before row i if row i and all later rows read only states after those of every earlier row.
     behind = first.flip(0).cummin(0).values.flip(0).tolist()
     ahead = last.cummax(0).values.tolist()
     starts = [0] + [i for i in range(1, len(ahead)) if behind[i] >= ahead[i - 1]]

@@ -1,4 +1,4 @@
-"""Three ways to read prompts and then one token after another; a model uses the fastest that it can, told by trying."""
+"""Three ways to read prompts and then one token after another; trials pick the fastest that is correct for a model."""
 
 from itertools import groupby
 from time import perf_counter
@@ -12,31 +12,34 @@ from r2m_cli.models.body import body
 from r2m_cli.models.sequences import Padded
 from r2m_cli.models.windows import narrowed
 
-TOLERANCE = {torch.float32: 1e-3}  # mean relative error of the states; what a wrong cache does is about 1
+TOLERANCE = {torch.float32: 1e-3}  # mean relative error of the states; a wrong cache gives about 1
 HALF = 0.1  # the same in half precision, where a router may send a token to another expert
-SLOW, READS = 4.0, 20  # seconds for the probe's texts from which on it is said; texts that are read after them, at most
-CACHES = ("past_key_values", "cache_params", "state")  # transformers' names for what a model remembers
+SLOW, READS = (
+    4.0,
+    20,
+)  # seconds for the probe's texts from which a note is printed; at most this many texts are read after them
+CACHES = ("past_key_values", "cache_params", "state")  # transformers' names for a model's cache
 
 
 class Decoder(Protocol):
-    """n prompts, each continued K times, a group's K adjacent. `states` are those after the last token read."""
+    """Reads n prompts, each continued K times, a group's K adjacent. `states` are those at the last token read."""
 
     states: Tensor  # [running rows, D]
 
     def __init__(self, body: Any, prompts: list[list[int]], group_size: int, pad_id: int): ...
 
     def read(self, tokens: Tensor, going: Tensor) -> None:
-        """Read the next token of each running row, and drop the rows that do not go on.
+        """Read the next token of each running row, and drop the rows that do not continue.
 
         Args:
             tokens: [running rows].
-            going: [running rows] bool, at least one true; rows that are false are not read again.
+            going: [running rows] bool, at least one true; a row that is false is not read again.
         """
         ...
 
 
 class SharedPrefill:
-    """Prompts are padded on the left and read once; their cache is repeated K times and loses the rows that finish."""
+    """Prompts are padded on the left and read once; their cache is repeated K times, and finished rows are dropped from it."""
 
     def __init__(self, body: Any, prompts: list[list[int]], group_size: int, pad_id: int):
         device = next(body.parameters()).device
@@ -67,9 +70,9 @@ class SharedPrefill:
 
 
 class OwnCache:
-    """A cache in which no row is padded, repeated or dropped: what recurrent and convolutional states allow.
+    """A cache in which no row is padded, repeated or dropped, for recurrent and convolutional states.
 
-    Prompts of one length are read together, once per response; a row that has finished is read on with the others.
+    Prompts of one length are read together, once per response. A finished row keeps being read with the others.
     """
 
     def __init__(self, body: Any, prompts: list[list[int]], group_size: int, pad_id: int):
@@ -82,7 +85,7 @@ class OwnCache:
         ]
         self._caches: list[dict[str, Any]] = [{} for _ in self._blocks]
         self._running = torch.arange(len(rows), device=device)
-        self._all = torch.empty(0)  # [all rows, D]; those of finished rows are of no use
+        self._all = torch.empty(0)  # [all rows, D]; those of finished rows are unused
         self._run([torch.tensor([rows[i] for i in block.tolist()], device=device) for block in self._blocks])
 
     def read(self, tokens: Tensor, going: Tensor) -> None:
@@ -103,7 +106,7 @@ class OwnCache:
 
 
 class NoCache:
-    """All tokens of every running row are read anew for each next one, as training reads them."""
+    """All tokens of every running row are read again for each new token, as in training."""
 
     def __init__(self, body: Any, prompts: list[list[int]], group_size: int, pad_id: int):
         self._body, self._pad_id = body, pad_id
@@ -137,10 +140,10 @@ NOTES = {
 
 @torch.no_grad()
 def choose(lm: Any) -> type[Decoder] | None:
-    """The fastest decoder that gives the states of every text alone, unpadded and without a cache.
+    """The fastest decoder whose states equal those of every text read alone, unpadded and without a cache.
 
-    Windows are narrow while it is tried, so that they matter. None where the model reads even right-padded rows, as
-    training does, otherwise than alone, or looks at the tokens that follow.
+    Attention windows are narrowed during the trial, so that they take effect on short texts. None if even right-padded rows,
+    as in training, give other states than the texts alone, or if the model attends to later tokens.
     """
     model = body(lm)
     with narrowed(lm):
@@ -149,22 +152,22 @@ def choose(lm: Any) -> type[Decoder] | None:
             alone = _alone(model)
             if (took := perf_counter() - begun) > SLOW:
                 say(
-                    f"note: a {lm.config.model_type} model takes {took / len(alone):.1f} s for a text of ten tokens here; trying how "
+                    f"note: a {lm.config.model_type} model takes {took / len(alone):.1f} s for a text of ten tokens here; testing how "
                     f"it can be sampled takes up to {READS * took / len(alone):.0f} s"
                 )
-        except Exception:  # whatever an architecture does with what it does not know
+        except Exception:  # an unknown architecture can raise anything
             return None
         if not _agrees(NoCache, model, alone):
             return None
         return next((decoder for decoder in DECODERS[:-1] if _agrees(decoder, model, alone)), NoCache)
 
 
-# Prompts of two lengths, two texts each: what is behind them, one token after another; one text ends early.
+# Prompts of two lengths with two texts each: the tokens after them, one at a time; one text ends early.
 PROMPTS, BEHIND = ([1, 2, 3, 4, 5, 6, 2], [3, 1, 4]), ([3, 2, 6], [4], [5, 5, 1], [6, 1, 4])
 
 
 def _alone(body: Any) -> list[Tensor]:
-    """The states of every whole text, each read by itself. [S, D] each. Some architectures take seconds for one."""
+    """The states of every complete text, each read alone. [S, D] each. Some architectures take seconds per text."""
     device = next(body.parameters()).device
     texts = [[*prompt, *BEHIND[2 * i + j]] for i, prompt in enumerate(PROMPTS) for j in range(2)]
     read = (body(input_ids=torch.tensor([text], device=device), use_cache=False) for text in texts)
@@ -172,7 +175,7 @@ def _alone(body: Any) -> list[Tensor]:
 
 
 def _agrees(decoder: type[Decoder], body: Any, alone: list[Tensor]) -> bool:
-    """Whether it gives, token by token, the states of whole texts."""
+    """Whether the decoder gives, token by token, the states of the complete texts."""
     device = next(body.parameters()).device
     starts = [len(prompt) - 1 for prompt in PROMPTS for _ in range(2)]
     errors = []
@@ -187,6 +190,6 @@ def _agrees(decoder: type[Decoder], body: Any, alone: list[Tensor]) -> bool:
                 going = [step < len(BEHIND[i]) for i in running]
                 running = [i for i in running if step < len(BEHIND[i])]
                 tried.read(tokens, torch.tensor(going, device=device))
-    except Exception:  # whatever an architecture does with what it does not know
+    except Exception:  # an unknown architecture can raise anything
         return False
     return bool(torch.cat(errors).mean() <= TOLERANCE.get(tried.states.dtype, HALF))

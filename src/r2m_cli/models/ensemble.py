@@ -1,4 +1,4 @@
-"""The further members of an ensemble of frozen reward models, and the scale on which they meet."""
+"""An ensemble of frozen reward models: its further members, and their common scale."""
 
 import json
 import math
@@ -16,7 +16,7 @@ from r2m_cli.files.run_folder import FIT
 from r2m_cli.maths.ensemble import combine, standardise
 from r2m_cli.text import from_home
 
-# What `RewardModel.score` is: prompts, responses, device -> [B]
+# The type of `RewardModel.score`: prompts, responses, device -> [B]
 Scores = Callable[[list[Prompt], list[str], torch.device], Tensor]
 
 
@@ -29,10 +29,10 @@ class Calibration(NamedTuple):
 
 @dataclass(frozen=True)
 class Ensemble:
-    """What makes one reward of M members, of which the RewardModel that holds this is the first.
+    """Combines the rewards of M members into one; the first member is the RewardModel that holds this ensemble.
 
-    It is frozen, so a run's `reward_model/` folder holds the first member alone; the others lie where `reward.paths` in
-    its `config.yaml` says.
+    It is frozen, so a run's `reward_model/` folder holds only the first member; the others stay at the paths given by
+    `reward.paths` in its `config.yaml`.
     """
 
     further: tuple[Scores, ...]  # M - 1
@@ -49,10 +49,10 @@ class Ensemble:
 
 
 def calibration_of(name: str) -> Calibration | None:
-    """What `fit.json` says in a reward model's folder; None for a hub name and where it does not say, or no spread.
+    """The calibration in the `fit.json` of a reward model's folder; None for a hub name, or if it is missing or has no spread.
 
     Raises:
-        UserError: a fit.json that cannot be read.
+        UserError: fit.json cannot be read.
     """
     file = from_home(name) / FIT
     if not file.is_file():
@@ -64,13 +64,13 @@ def calibration_of(name: str) -> Calibration | None:
         found = Calibration(float(values["score_mean"]), float(values["score_std"]))
     except (ValueError, TypeError) as error:
         raise UserError(
-            f"{file}: no figures of a fit that can be read ({error}); mend it, or remove it to take the scores as they are"
+            f"{file}: cannot be read as the figures of a fit ({error}); correct it, or remove it to use the scores uncalibrated"
         ) from error
     return found if found.std > 0 and all(map(math.isfinite, found)) else None
 
 
 def uncalibrated(names: list[str]) -> str | None:
-    """One line for the person about members of an ensemble whose scores enter it as they are; None if there are none.
+    """One line for the user about the ensemble's members without calibration; None if there are none.
 
     Raises UserError, from `calibration_of`.
     """
@@ -79,5 +79,5 @@ def uncalibrated(names: list[str]) -> str | None:
         return None
     return (
         f"reward.combine: {', '.join(found)}: no fit.json with score_mean and score_std there (`r2m reward` writes it), so "
-        "these scores enter the ensemble as they are, without calibration"
+        "these scores enter the ensemble without calibration"
     )

@@ -1,6 +1,6 @@
-"""A model folder before transformers reads it: files that are none, numbers that no machine can hold, adapters, quantisation.
+"""Checks of a model folder before transformers reads it: unreadable files, impossible sizes, adapters, quantisation.
 
-transformers answers such folders with tracebacks, hangs, or, worst, with other weights than are meant.
+For such folders transformers raises tracebacks, hangs or, at worst, silently loads the wrong weights.
 """
 
 import json
@@ -17,11 +17,11 @@ from r2m_cli.files.run_folder import POLICY
 from r2m_cli.models.boundary import foreign
 from r2m_cli.models.weights import PICKLED, SAFETENSORS, Shapes, stored
 
-# What transformers opens, by its ending.
+# The files that transformers opens, by their ending.
 READ = (".json", ".jinja", ".txt", ".model", ".safetensors", ".bin", ".tiktoken")
 LFS = b"version https://git-lfs"
 ADAPTER, GENERATION = "adapter_config.json", "generation_config.json"
-# More of them is no model that anyone has, whatever its weights.
+# Upper limits that no existing model exceeds.
 MANY_LAYERS, MANY, MANY_NUMBERS = 1000, 10**4, 10**6
 LAYERS = re.compile(r"((n|num|encoder|decoder)_)+(\w+_)?layers?")
 COUNTS = re.compile(r"(n|num)_(\w+_)?(labels|heads|experts|groups|blocks|stages)")
@@ -29,13 +29,13 @@ SIZES = re.compile(r"\w*(size|dim|embd|inner|rank|d_model|d_ff|d_kv|n_positions|
 
 
 def check_folder(folder: Path, where: str) -> None:
-    """Look at every file that transformers would open; of the weights only names and shapes are read.
+    """Check every file that transformers would open; of the weights only names and shapes are read.
 
     Args:
         where: configuration key=value that named the folder.
 
     Raises:
-        UserError: files that cannot be read, a config.json that cannot be meant, adapters, quantised weights.
+        UserError: unreadable files, an implausible config.json, adapters, or quantised weights.
     """
     if not (folder / "config.json").is_file():
         raise UserError(f"{where}: {_no_model(folder)}")
@@ -46,14 +46,14 @@ def check_folder(folder: Path, where: str) -> None:
     if (folder / ADAPTER).exists():
         if any((folder / f"{name}{end}").exists() for name in (SAFETENSORS, PICKLED) for end in ("", ".index.json")):
             raise UserError(
-                f"{where}: holds adapter files ({ADAPTER}) beside whole weights, and transformers would add the adapter to them; "
-                f"if it is merged already, move adapter_* away, else merge it: {_merging(folder)}"
+                f"{where}: holds adapter files ({ADAPTER}) next to full weights, and transformers would add the adapter to them; "
+                f"if it is already merged, move adapter_* away; otherwise merge it: {_merging(folder)}"
             )
         raise UserError(f"{where}: {_no_model(folder)}")
     config = json_object(folder / "config.json")
     if config.get("auto_map") and str(config.get("model_type")) not in CONFIG_MAPPING:
         raise UserError(
-            f"{where}: it needs code of its own (auto_map in config.json), which r2m does not run; name a model whose architecture "
+            f"{where}: it needs its own code (auto_map in config.json), which r2m does not run; name a model whose architecture "
             "transformers has"
         )
     quantised = config.get("quantization_config")
@@ -61,7 +61,7 @@ def check_folder(folder: Path, where: str) -> None:
         method = quantised.get("quant_method") if isinstance(quantised, dict) else None
         raise UserError(
             f"{where}: its weights are quantised (quantization_config{f': {method}' if method else ''} in config.json), and r2m "
-            "reads plain ones; name the model that it was made from"
+            "reads only unquantised ones; name the model that it was quantised from"
         )
     for name in ("config.json", GENERATION):
         if (folder / name).is_file():
@@ -70,36 +70,36 @@ def check_folder(folder: Path, where: str) -> None:
 
 
 def _check_ends(ids: Any, file: Path) -> None:
-    """Raises UserError where the tokens that end a reply are no numbers of tokens."""
+    """Raises UserError if the tokens that end a reply are not token ids."""
     listed = ids if isinstance(ids, list) else [] if ids is None else [ids]
     if not all(isinstance(token, int) and not isinstance(token, bool) for token in listed):
-        raise UserError(f"{file}: eos_token_id={json.dumps(ids)}: must be a token's number, a list of them, or null")
+        raise UserError(f"{file}: eos_token_id={json.dumps(ids)}: must be a token id, a list of token ids, or null")
 
 
 def _merging(folder: Path) -> str:
-    """How to merge an adapter; as a language model a reward model would lose its head."""
+    """How to merge an adapter. The class matters: a reward model loaded as a language model would lose its head."""
     scorer = json_object(folder / ADAPTER).get("task_type") == "SEQ_CLS"
     kind = "SequenceClassification" if scorer else "CausalLM"
     return f"AutoPeftModelFor{kind}.from_pretrained(FOLDER).merge_and_unload().save_pretrained(NEW)"
 
 
 def _no_model(folder: Path) -> str:
-    """Why a folder is no model that can be loaded, and what may be meant."""
+    """Why a folder cannot be loaded as a model, and which one the user may have meant."""
     if (folder / ADAPTER).is_file():
         base = json_object(folder / ADAPTER).get("base_model_name_or_path")
-        mend = (
-            f"name {folder.parent / 'policy'}, which has it merged"
+        fix = (
+            f"name {folder.parent / 'policy'}, in which it is merged"
             if (folder.parent / POLICY / "config.json").is_file()
             else f"merge it first: {_merging(folder)}, and the base's tokenizer with it"
         )
-        return f"the folder holds an adapter alone, of the base {base}; {mend}"
-    mend = "; a run's policy is in its policy/" if (folder / POLICY / "config.json").is_file() else ""
-    return f"the folder holds no config.json, so it is no Hugging Face model{mend}"
+        return f"the folder holds only an adapter, for the base {base}; {fix}"
+    hint = "; a run's policy is in its policy/" if (folder / POLICY / "config.json").is_file() else ""
+    return f"the folder holds no config.json, so it is not a Hugging Face model{hint}"
 
 
 def _check_file(file: Path) -> None:
     if not file.is_file():
-        kind = "a folder" if file.is_dir() else "a link to nothing" if file.is_symlink() else "no regular file"
+        kind = "a folder" if file.is_dir() else "a link to nothing" if file.is_symlink() else "not a regular file"
         raise UserError(f"{file}: is {kind}; put the model's file in its place, or remove it")
     if not os.access(file, os.R_OK):
         raise UserError(f"{file}: cannot be read; chmod u+r makes it readable")
@@ -119,10 +119,10 @@ def json_object(file: Path) -> dict[str, Any]:
 
 
 def check_numbers(config: dict[str, Any], held: Shapes, file: str) -> None:
-    """Raises UserError for counts and sizes that the weights cannot have: building such a model takes all memory, or for ever.
+    """Raises UserError for counts and sizes that the weights cannot have: building such a model would fill all memory or never end.
 
     Args:
-        config: of config.json, with parts of its own (text_config, ...).
+        config: the content of config.json, nested parts (text_config, ...) included.
         held: the weights, as from `stored`.
     """
     elements = sum(_elements(shape) for shape in held.values())
@@ -131,13 +131,13 @@ def check_numbers(config: dict[str, Any], held: Shapes, file: str) -> None:
         if LAYERS.fullmatch(name):
             limit, of = max(len(held), MANY_LAYERS), f"the weights have {len(held)} tensors"
         elif COUNTS.fullmatch(name):
-            limit, of = MANY, "no model has so many"
+            limit, of = MANY, "no model has that many"
         elif SIZES.fullmatch(name):
             limit, of = max(elements, MANY_NUMBERS), f"the weights have {elements:,} numbers in all"
         else:
             continue
         if value > limit:
-            raise UserError(f"{file}: {key}={value}: {of}; it is not the config.json of these weights, or damaged")
+            raise UserError(f"{file}: {key}={value}: {of}; config.json is damaged or does not belong to these weights")
 
 
 def _elements(shape: tuple[int, ...]) -> int:

@@ -1,4 +1,4 @@
-"""The formatter of every model that is named: its tokenizer, read as the configuration or its folder says."""
+"""The formatter of every model that the configuration names: its tokenizer and its template."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -37,8 +37,8 @@ def format_of(
     Args:
         who: as `ChatFormat.name`.
         template, end_token: policy.template, or reward.template and reward.end_token.
-        folder: of the model, whose record counts where these are None.
-        rows: of the model's input embeddings, if known.
+        folder: of the model; its record is used if template and end_token are None.
+        rows: number of rows of the model's input embeddings, if known.
         ends: as in `ChatFormat`.
     """  # fmt: skip
     key = "policy.template" if who.startswith("policy") else "reward.template"

@@ -1,4 +1,4 @@
-"""Sampling K responses per prompt from given uniform numbers, and the tokens that end one."""
+"""Sampling K responses per prompt from given uniform numbers, and the tokens that end a response."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ def sample(
 ) -> list[list[int]]:
     """Sample from softmax(logits / temperature), without top-k or top-p; temperature 0 takes the likeliest token.
 
-    The draws are given, one row of numbers per response, so a response depends on its own row alone: any sample can be
+    The draws are given, one row of numbers per response, so a response depends only on its own row: any sample can be
     drawn again, and the split of the prompts over ranks changes nothing.
 
     Args:
@@ -31,7 +31,7 @@ def sample(
         eos_ids: tokens that end a response.
 
     Returns:
-        n * K lists of new token ids, the end token included where there is one; a group's K are adjacent.
+        n * K lists of new token ids, the end token included if the response has one; a group's K are adjacent.
     """  # fmt: skip
     device = next(policy.parameters()).device
     rows = list(range(len(prompts) * group_size))  # the responses that are still being written
@@ -60,8 +60,8 @@ def inverse_cdf(logits: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def end_ids(lm: Any) -> set[int]:
-    """The tokens at which transformers' `generate` stops with this model: those of its generation_config, or of its
-    config.json where it has none. Beside the tokenizer's EOS there may be others (Llama 3, Qwen, GLM)."""
+    """The tokens at which transformers' `generate` stops with this model: those of its generation_config, or else of its
+    config.json. There may be others in addition to the tokenizer's EOS (Llama 3, Qwen, GLM)."""
     ids = lm.generation_config.eos_token_id
     return set() if ids is None else set(ids) if isinstance(ids, list) else {int(ids)}
 

@@ -42,8 +42,8 @@ def resolve(name: str, key: str) -> str:
     """A folder on this machine or a hub name, ready for `from_pretrained`.
 
     Raises:
-        UserError: neither a folder nor anything that could be a hub name, or a folder that holds no usable model (see
-            `check_folder`; its weights are not read); `key` says which configuration key gave it.
+        UserError: neither a folder nor a possible hub name, or a folder without a usable model (see `check_folder`; its
+            weights are not read). `key` is the configuration key that named it.
     """
     if name == "smollm2":
         return str(smollm2.folder())
@@ -52,26 +52,26 @@ def resolve(name: str, key: str) -> str:
         check_folder(folder, f"{key}={name}")
         return str(folder)
     if folder.is_absolute():
-        raise UserError(f"{key}={name}: no such folder; where it has moved, {key}=FOLDER names its new place")
+        raise UserError(f"{key}={name}: no such folder; if it has moved, set {key}=FOLDER to its new place")
     if not looks_like_hub(name):
         raise UserError(f"{key}={name}: no such folder, and not a hub name (owner/model) or smollm2")
     return name
 
 
 def looks_like_hub(name: str) -> bool:
-    """Whether a name that is nothing on this disk could be owner/name on the hub, and not a mistyped path to a file."""
+    """Whether a name that does not exist on disk could be owner/name on the hub rather than a mistyped path."""
     path = from_home(name)
     data_file = path.suffix in (".json", ".jsonl", ".gz", ".parquet", ".csv", ".yaml")
     return bool(HUB_NAME.fullmatch(name)) and path.parts[0] not in (".", "..") and not data_file and not path.exists()
 
 
 def load_tokenizer(name: str, key: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model, which tells texts apart and has an embedding for its words. Raises UserError."""
+    """The tokenizer of a model, checked by `read_tokenizer`. Raises UserError."""
     return read_tokenizer(resolve(name, key), f"{key}={name}", vocabulary(name, key))
 
 
 def vocabulary(name: str, key: str) -> int | None:
-    """Rows of a model's input embeddings, if its configuration says: the ids below it can be read. Raises UserError."""
+    """Number of rows of a model's input embeddings if its configuration has it: valid ids are below it. Raises UserError."""
     return getattr(load_config(name, key).get_text_config(), "vocab_size", None)
 
 
@@ -79,18 +79,18 @@ def load_causal_lm(name: str, key: str, dtype: torch.dtype) -> PreTrainedModel:
     """A causal language model in evaluation mode (no dropout: the ratio of the first epoch must be 1).
 
     Raises:
-        UserError: not loadable, or weights that are missing or left over (a reward model has no LM head).
+        UserError: not loadable, or weights are missing or unused (a reward model has no LM head).
     """
     check_kind(name, key, scorer=False)  # with tied embeddings no weight of an LM head would be missing
     return _load(AutoModelForCausalLM, name, key, load_config(name, key), dtype)
 
 
 def check_kind(name: str, key: str, scorer: bool) -> None:
-    """Raises UserError where a model's configuration says that it is a language model, and a scorer is wanted, or the other way round."""
+    """Raises UserError if a model's configuration is that of a language model but a scorer is needed, or the other way round."""
     named = load_config(name, key).architectures
     known_as = str(named[0]) if isinstance(named, list) and named else ""
     if not scorer and known_as.endswith("ForSequenceClassification"):
-        raise UserError(f"{key}={name}: it is a {known_as}, as reward models are, and no causal language model")
+        raise UserError(f"{key}={name}: it is a {known_as}, as reward models are, and not a causal language model")
     if scorer and known_as.endswith("ForCausalLM"):
         raise UserError(
             f"{key}={name}: it is a {known_as} and has no trained scoring head; fit one with `r2m reward reward.base={name}`"
@@ -104,7 +104,7 @@ def load_reward_model(name: str, key: str, dtype: torch.dtype, pad_id: int, new_
         new_head: the head may be missing from the weights (a language model that is to become a reward model).
 
     Raises:
-        UserError: not loadable, weights that are missing or left over, or no trained scoring head where one is needed.
+        UserError: not loadable, weights are missing or unused, or a trained scoring head is needed and missing.
     """
     config = load_config(name, key)
     config.num_labels = 1
@@ -115,10 +115,10 @@ def load_reward_model(name: str, key: str, dtype: torch.dtype, pad_id: int, new_
 def _load(
     kind: Any, name: str, key: str, config: PretrainedConfig, dtype: torch.dtype, new_head: bool = False
 ) -> PreTrainedModel:
-    """A model of an Auto class, all of whose weights come from its files, and which runs."""
+    """Load a model with an Auto class, and check that all its weights come from its files and that it runs."""
     source, where = resolve(name, key), f"{key}={name}"
     with foreign(where, f"cannot be loaded {_place(source)}"):
-        # Files may ask for kernels that are not installed; engine.attention chooses among those that are.
+        # config.json may ask for kernels that are not installed; engine.attention chooses among those that are.
         if config._attn_implementation not in (None, "eager", "sdpa"):
             config._attn_implementation = None
         if Path(source).is_dir():
@@ -137,8 +137,8 @@ def _load(
 
 @torch.no_grad()
 def _check_runs(model: PreTrainedModel, where: str) -> None:
-    """Raises UserError for a model that cannot read three tokens, or gives no numbers: a config.json may be wrong in ways that
-    only this shows."""
+    """Raises UserError if the model fails on three tokens or its output is not finite: some errors in a config.json show only
+    in a forward."""
     end = model.config.eos_token_id
     rows = len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
     # Classifiers after BART pool at the end token.
@@ -148,7 +148,7 @@ def _check_runs(model: PreTrainedModel, where: str) -> None:
         logits = model(input_ids=torch.tensor([ids], device=model.device), **options).logits
     if not bool(logits.isfinite().all()):
         raise UserError(
-            f"{where}: what it makes of three tokens is not finite: NaN or infinity in its weights or config.json, or numbers too "
+            f"{where}: its output for three tokens is not finite: NaN or infinity in its weights or config.json, or numbers too "
             "large for engine.dtype"
         )
 
@@ -174,7 +174,7 @@ def fresh_llama(
         pad_token_id=pad_id,
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,
-        # transformers' 0.02 is made for wide models; at these widths 0.1 gives a reward model several points better.
+        # transformers' 0.02 is meant for wide models; at these widths 0.1 gives reward models several points more accuracy.
         initializer_range=0.1,
     )
     llama.num_labels = 1
@@ -184,8 +184,8 @@ def fresh_llama(
 
 
 def token_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, limit: int) -> tuple[int, str]:
-    """Tokens of a conversation that a reward model reads: `limit`, or less if model or tokenizer say so; and which of the
-    three it is, as in `Truncation.limited_by`."""
+    """The number of tokens of a conversation that a reward model reads, the smallest of `limit`, the model's and the
+    tokenizer's; and which of the three it is, as in `Truncation.limited_by`."""
     limits = [(limit, MAX_TOKENS), (int(tokenizer.model_max_length), TOKENIZER)]
     positions = context_length(model.config)
     if positions is not None:
@@ -196,7 +196,7 @@ def token_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, limi
         limits.append((positions, POSITIONS))
     return min(
         reversed(limits), key=lambda known: known[0]
-    )  # where two are equal, raising reward.max_tokens is no help
+    )  # on a tie, name the other limit: raising reward.max_tokens alone would not help
 
 
 def load_config(name: str, key: str) -> PretrainedConfig:
@@ -207,10 +207,10 @@ def load_config(name: str, key: str) -> PretrainedConfig:
 
 
 def context_length(config: PretrainedConfig) -> int | None:
-    """Tokens that a model can read, if its configuration says.
+    """Number of tokens that a model can read, if its configuration has it.
 
-    With longrope only as many as it can read without changing its rotary factors: beyond, those of every text depend on
-    the longest of the batch.
+    With longrope, only as many as it reads without switching its rotary factors: beyond that, the factors of every text
+    depend on the longest text of the batch.
     """
     text = config.get_text_config()
     positions: int | None = getattr(text, "max_position_embeddings", None)
@@ -221,10 +221,10 @@ def context_length(config: PretrainedConfig) -> int | None:
 
 
 def why_no_longer(config: PretrainedConfig) -> str:
-    """Why `context_length` is less than the positions of a model, for messages; empty where it is not."""
+    """Why `context_length` is less than a model's number of positions, for messages; empty if it is not."""
     text = config.get_text_config()
     shorter = (context_length(config) or 0) < (getattr(text, "max_position_embeddings", None) or 0)
-    return " (beyond, longrope makes a text's numbers depend on the longest of its batch)" if shorter else ""
+    return " (beyond that, longrope makes a text's results depend on the longest text of its batch)" if shorter else ""
 
 
 def _steady_length(text: PretrainedConfig) -> int | None:
@@ -232,6 +232,6 @@ def _steady_length(text: PretrainedConfig) -> int | None:
     kinds = [
         ropes,
         *(rope for rope in ropes.values() if isinstance(rope, dict)),
-    ]  # one for all layers, or by their type
+    ]  # one for all layers, or one per layer type
     switches = [rope.get("original_max_position_embeddings") for rope in kinds if rope.get("rope_type") == "longrope"]
     return min((int(switch) for switch in switches if switch), default=None)

@@ -1,4 +1,4 @@
-"""LoRA through peft: low-rank adapters in every linear layer, merged into plain weights or kept beside a frozen base."""
+"""LoRA through peft: low-rank adapters in every linear layer, merged into plain weights or kept separate from a frozen base."""
 
 import warnings
 from pathlib import Path
@@ -12,25 +12,25 @@ from transformers import PreTrainedModel
 from r2m_cli.distributed.engine import Engine
 from r2m_cli.errors import UserError
 
-# The task -> the key that asks for adapters, and what trains without them.
+# The task -> the key that turns adapters on, and the setting that trains without them.
 KEYS = {
     "CAUSAL_LM": ("policy.lora_rank", "policy.lora_rank=0"),
     "SEQ_CLS": ("reward.fit.parameters=lora", "reward.fit.parameters=full"),
 }
-# peft asks transformers by a name that is going away; nobody who runs r2m can mend that.
+# peft uses a deprecated name of transformers; users of r2m cannot fix that.
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
-# It knows the experts of a mixture by name, and tells of those that a model has in another form.
+# peft knows the experts of a mixture by name, and warns about those that a model stores in another form.
 warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys", category=RuntimeWarning)
 
 
 def with_lora(model: nn.Module, rank: int, task: str, seed: int = 0) -> PeftModel:
-    """Put trainable low-rank adapters into `model`, in place, and freeze the rest (but a scoring head, task SEQ_CLS).
+    """Put trainable low-rank adapters into `model`, in place, and freeze the rest (except a scoring head, task SEQ_CLS).
 
-    Gives peft's wrapper, which `merged` takes; `model` itself goes on being called as before. `seed` fixes the initial
-    weights, the same on every rank; before any training the adapters change nothing.
+    Returns peft's wrapper, the argument of `merged`; `model` itself is called as before. `seed` fixes the initial weights,
+    the same on every rank. Untrained adapters change nothing.
 
     Raises:
-        UserError: peft refuses the architecture, such as Mamba, whose layers read weights without calling them.
+        UserError: peft refuses the architecture, such as Mamba, whose layers use weights of submodules without calling them.
     """
     config = LoraConfig(
         task_type=task, r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear"
@@ -43,30 +43,30 @@ def with_lora(model: nn.Module, rank: int, task: str, seed: int = 0) -> PeftMode
             key, full = KEYS[task]
             reason = str(error).strip().splitlines()[0]
             raise UserError(
-                f"{key}: this model takes no LoRA adapters ({reason}); train it whole with {full}"
+                f"{key}: this model takes no LoRA adapters ({reason}); train all its weights with {full}"
             ) from error
 
 
 def merged(model: Any) -> PreTrainedModel:
-    """The plain transformers model, with the adapters folded in if there are any."""
+    """The plain transformers model, with the adapters merged if there are any."""
     return model.merge_and_unload() if isinstance(model, PeftModel) else model
 
 
 def merged_from(base: PreTrainedModel, adapters: Path) -> PreTrainedModel:
-    """`base` with the adapters of a folder folded in."""
+    """`base` with the adapters of a folder merged."""
     return merged(PeftModel.from_pretrained(base, adapters))
 
 
 class BaseOfLora(nn.Module):
-    """The policy with its adapters switched off: the reference costs no memory of its own."""
+    """The policy with its adapters switched off: the reference needs no extra memory."""
 
     def __init__(self, policy: Engine, lora: PeftModel):
         super().__init__()
-        self._policy = [policy]  # in a list: as sub-modules their parameters would be ours too
+        self._policy = [policy]  # in a list: as a submodule its parameters would be registered here too
         self._lora = [lora]
 
     @torch.no_grad()
     def forward(self, *args: Any) -> Any:
-        """What the policy's forward gives, from the base alone."""
+        """The policy's forward, computed by the base model alone."""
         with self._lora[0].disable_adapter():
             return self._policy[0](*args)

@@ -1,4 +1,4 @@
-"""The policy: a causal language model that gives log-probabilities and last-layer hidden states in one forward."""
+"""The policy: a causal language model that returns log-probabilities and last-layer hidden states in one forward."""
 
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -18,9 +18,9 @@ LOGITS = 2**26  # numbers of one chunk of logits: 256 MB in fp32
 
 
 class PolicyOutput(NamedTuple):
-    """What one teacher-forced forward gives. R is the longest response, T the number of states (see `Layout`).
+    """The output of one teacher-forced forward. R is the longest response, T the number of states (see `Layout`).
 
-    A tuple, since DeepSpeed looks for tensors in tuples but not in dataclasses.
+    A tuple, because DeepSpeed looks for tensors in tuples but not in dataclasses.
     """
 
     logp: Tensor  # [B, R] log-probability of each response token under the tempered policy, 0 on padding
@@ -29,9 +29,9 @@ class PolicyOutput(NamedTuple):
 
 
 class Policy(nn.Module):
-    """Any causal LM of transformers, its LM head on response positions only, in chunks: never [B, S, V].
+    """Any causal LM of transformers. The LM head runs only on response positions and in chunks: never [B, S, V].
 
-    It reads a prompt once for all its responses, unless its architecture cannot: `unshared` says why.
+    A prompt is read once for all its responses, unless the architecture cannot do that; `unshared` is then the reason.
     """
 
     lm: Any  # transformers' PreTrainedModel
@@ -60,21 +60,23 @@ class Policy(nn.Module):
 
     @cached_property
     def decoder(self) -> type[Decoder]:
-        """How `sample` reads with this model: the fastest way that gives the numbers of training, found by trying.
+        """How `sample` reads with this model: the fastest decoder with the same numbers as training, chosen by trials.
+
+        The first call must come before the parameters are sharded.
 
         Raises:
-            UserError: there is none. The first call is to come before the parameters are sharded.
+            UserError: no decoder does.
         """
         chosen = choose(self.lm)
         if chosen is None:
             raise UserError(
-                f"policy.path: a {self.lm.config.model_type} model reads a text in a batch otherwise than alone, or looks "
-                "ahead; use another architecture"
+                f"policy.path: a {self.lm.config.model_type} model gives other states for a text in a batch than for the text "
+                "alone, or attends to later tokens; use another architecture"
             )
         return chosen
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """The LM head with what some architectures do to its output. [..., D_p] -> [..., V]."""
+        """The LM head, and the scaling or capping that some architectures apply to its output. [..., D_p] -> [..., V]."""
         logits = self.lm.get_output_embeddings()(hidden)
         config = self.lm.config.get_text_config()
         if config.model_type.startswith("granite"):
@@ -85,7 +87,7 @@ class Policy(nn.Module):
         return cap * torch.tanh(logits / cap) if cap else logits
 
     def _scores(self, states: Tensor, targets: Tensor, temperature: float, with_entropy: bool) -> tuple[Tensor, Tensor]:
-        """`_score` in chunks. If there are several, none is kept for the backward pass, which computes it once more."""
+        """`_score` in chunks. If there are several, their logits are not kept: the backward pass computes them again."""
         size = max(1, LOGITS // int(self.lm.config.get_text_config().vocab_size))
         if len(targets) <= size:
             return self._score(states, targets, temperature, with_entropy)
@@ -104,8 +106,8 @@ class Policy(nn.Module):
 
     @torch.no_grad()
     def agrees_with_its_model(self) -> bool:
-        """Whether `logits` of the last-layer states are the model's own: false for an architecture that scales them in
-        a way not known here. Call it before the parameters are sharded."""
+        """Whether `logits` of the last-layer states equal the model's own: false for an architecture that scales them in an
+        unknown way. Call it before the parameters are sharded."""
         tokens = torch.tensor([[1, 2, 3]], device=next(self.parameters()).device)
         states = body(self.lm)(input_ids=tokens, use_cache=False).last_hidden_state
         own = self.lm(input_ids=tokens, use_cache=False).logits

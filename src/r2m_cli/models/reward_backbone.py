@@ -1,4 +1,4 @@
-"""The reward model's backbone, which nothing trains: a conversation's tokens -> its reward token embedding."""
+"""The reward model's frozen backbone: a conversation's tokens -> its reward token embedding."""
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +10,11 @@ from r2m_cli.models.states import Features, States
 
 
 class RewardBackbone(nn.Module):
-    """Any sequence-classification model with one output: what its last linear layer reads is the RTE, H_last.
+    """Any sequence-classification model with one output: the input of its last linear layer is the RTE, H_last.
 
-    The head's input is captured as the model runs, so that decoders (a head on every position) and encoders (a head on
-    a pooled state) need no code of their own. Where it comes per position it is picked by length, never by the pad id:
-    with pad = EOS the latter reads the wrong token. Replies to one prompt share it, as in `Policy`.
+    The head's input is captured while the model runs, so decoders (a head on every position) and encoders (a head on a
+    pooled state) need no separate code. If there is a state for every position, the RTE is picked by length, never by the
+    pad id: with pad = EOS the pad id would pick the wrong token. Replies to one prompt share it, as in `Policy`.
     """
 
     def __init__(
@@ -22,7 +22,7 @@ class RewardBackbone(nn.Module):
     ):
         """
         Args:
-            boundary: `ChatFormat.boundary`: the rows are two texts each, whose numbers the model is told if it has a use for
+            boundary: `ChatFormat.boundary`: each row holds two texts, and the model gets their token_type_ids if it takes
                 them.
         """  # fmt: skip
         super().__init__()
@@ -37,7 +37,7 @@ class RewardBackbone(nn.Module):
         self._captured = args[0]
 
     def _states(self, layout: Layout) -> Tensor:
-        """What the head reads: [T, D_rm], or an encoder's pooled state [B, D_rm]."""
+        """The head's input: [T, D_rm], or an encoder's pooled state [B, D_rm]."""
         self.classifier(**layout.inputs())
         state, self._captured = self._captured, None
         assert state is not None, "the classifier did not run its own head"
@@ -46,9 +46,9 @@ class RewardBackbone(nn.Module):
     def forward(
         self, tokens: Tensor, lengths: Tensor, group_size: int = 1, with_states: bool = False
     ) -> Tensor | tuple[Tensor, States]:
-        """tokens [B, S] (padding on the right), lengths [B] -> RTE [B, D_rm]; if asked, also what the adapter reads.
+        """tokens [B, S] (padding on the right), lengths [B] -> RTE [B, D_rm]; if asked, also the states for the adapter.
 
-        The `group_size` neighbours of a group are read with one copy of whatever tokens they have in common.
+        The `group_size` adjacent rows of a group are read with one copy of their common prefix.
         """
         if self.boundary is not None:
             layout: Layout = Padded(tokens, lengths, segments(tokens, lengths, self.boundary))
@@ -58,10 +58,10 @@ class RewardBackbone(nn.Module):
             layout = SharedPrefix(tokens, common_prefix(tokens, lengths, group_size), lengths, group_size)
         state = self._states(layout)
         rows = torch.arange(len(tokens), device=tokens.device)
-        if len(state) == len(tokens):  # an encoder's, pooled
+        if len(state) == len(tokens):  # pooled by an encoder
             if self.features.kind != "states":
                 raise UserError(
-                    f"feedback.features={self.features.kind}: the reward model pools its states into one, which belongs to no token; "
+                    f"feedback.features={self.features.kind}: the reward model pools its states into one that belongs to no token; "
                     "with feedback.source=reward it needs feedback.features=states"
                 )
             return (state, States(state, rows[:, None] == rows)) if with_states else state
@@ -70,10 +70,10 @@ class RewardBackbone(nn.Module):
 
 
 def common_prefix(tokens: Tensor, lengths: Tensor, group_size: int) -> Tensor:
-    """How many tokens the rows of each group begin with in common, less than any of them has. [B, S], [B] -> [B].
+    """Length of the common prefix of each group's rows, always less than the shortest row. [B, S], [B] -> [B].
 
-    Told by the tokens themselves: a template or tokenizer that merges the end of the prompt with a reply's beginning,
-    or a conversation that is cut on the left, shares less and never the wrong tokens.
+    It is computed from the tokens themselves. If a template or tokenizer merges the end of the prompt with the beginning of
+    a reply, or a conversation is cut on the left, less is shared, but never wrong tokens.
     """
     groups = tokens.view(-1, group_size, tokens.shape[1])
     same = (groups == groups[:, :1]).all(dim=1)
@@ -85,12 +85,12 @@ def common_prefix(tokens: Tensor, lengths: Tensor, group_size: int) -> Tensor:
 def segments(tokens: Tensor, lengths: Tensor, boundary: int) -> Tensor:
     """Which of its row's two texts each token belongs to, 0 or 1: token_type_ids. [B, S], [B] -> [B, S].
 
-    A row is "[CLS] question [SEP] answer [SEP]", or its end: what has no more than one separator at or behind it is of the
-    answer. Told by the tokens, so that a row that was cut on the left needs no second list.
+    A row is "[CLS] question [SEP] answer [SEP]", or the end of that. A token with at most one separator at or after it belongs
+    to the answer. It is computed from the tokens, so rows that were cut on the left need no further information.
     """
     inside = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
     separators = ((tokens == boundary) & inside).long()
-    behind = separators.flip(1).cumsum(dim=1).flip(1)  # at or behind each place
+    behind = separators.flip(1).cumsum(dim=1).flip(1)  # separators at or after each position
     return ((behind <= 1) & inside).long()
 
 
@@ -109,9 +109,9 @@ def find_head(classifier: nn.Module) -> nn.Linear:
 
 
 def frozen_head(head: nn.Linear) -> nn.Linear:
-    """A copy of a scoring head in fp32 that nothing trains: the initial reward model's phi.
+    """A frozen fp32 copy of a scoring head: the initial reward model's phi.
 
-    A new module, not a deep copy: the head carries the backbone's hook, and under ZeRO stage 3 DeepSpeed's.
+    A new module, not a deep copy: the head carries the backbone's hook and, under ZeRO stage 3, DeepSpeed's hooks.
     """
     copy = nn.utils.skip_init(nn.Linear, head.in_features, 1, bias=head.bias is not None)
     copy.load_state_dict({name: value.float() for name, value in head.state_dict().items()})

@@ -1,4 +1,4 @@
-"""A reward of one's own without a fork: a Python function that scores texts, named by reward.function."""
+"""Your own reward without a fork: a Python function that scores texts, named by reward.function."""
 
 import importlib
 import inspect
@@ -23,22 +23,22 @@ SHOWN = 60  # characters of a text in an error
 
 
 class FunctionFailed(UserError):
-    """The function raised, or returned what is no list of numbers."""
+    """The function raised an error, or returned something other than a list of numbers."""
 
 
 @dataclass(frozen=True)
 class RewardFunction:
-    """What reward.function names, with its weight."""
+    """The function named by reward.function, with its weight."""
 
     name: str  # module:name
     function: Callable[[list[list[dict[str, str]]], list[str]], Sequence[float]]
     weight: float
 
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Tensor:
-        """The weighted values, one per response; what is not finite counts as missing. [B] fp32.
+        """The weighted values, one per response; values that are not finite count as missing. [B] fp32.
 
         Raises:
-            FunctionFailed: one line with the function, its error, where it arose and which text it is about.
+            FunctionFailed: one line with the function, its error, the source line that raised it and the text it failed on.
         """
         try:
             values = self._ask(prompts, responses)
@@ -55,13 +55,13 @@ class RewardFunction:
         return self.function([[dict(message) for message in prompt] for prompt in prompts], list(responses))
 
     def _about(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> str:
-        """The first text that fails by itself; all of them where none does."""
+        """The first text that fails when scored alone; all of them if none does."""
         for i in range(len(responses)):
             try:
                 self._ask(prompts[i : i + 1], responses[i : i + 1])
             except Exception:
                 return f"text {i + 1} of {len(responses)}, {responses[i][:SHOWN]!r}"
-        return f"{len(responses)} texts at once, though for none of them alone"
+        return f"{len(responses)} texts at once, but for none of them alone"
 
     def _numbers(self, values: Any, responses: Sequence[str]) -> list[float]:
         if isinstance(values, str | bytes) or not (hasattr(values, "__len__") and hasattr(values, "__iter__")):
@@ -85,7 +85,7 @@ class RewardFunction:
 
 
 def function_of(config: RewardConfig) -> RewardFunction | None:
-    """What reward.function names, with its weight; None where it names nothing. Raises UserError."""
+    """The function named by reward.function, with its weight; None if it is not set. Raises UserError."""
     if config.function is None:
         return None
     weight = 1.0 if config.function_weight is None else config.function_weight
@@ -93,7 +93,7 @@ def function_of(config: RewardConfig) -> RewardFunction | None:
 
 
 def load(name: str) -> Callable[..., Any]:
-    """The function `module:name`, of a module in the working directory or an installed one. No other module is imported.
+    """Load `module:name` from a module in the working directory or an installed one. No other module is imported.
 
     Raises:
         UserError: no such module or function, or the module cannot be imported.
@@ -101,7 +101,7 @@ def load(name: str) -> Callable[..., Any]:
     if not re.fullmatch(r"[\w.]+:[\w.]+", name):
         raise UserError(f"reward.function={name}: name a module and a function in it, module:name")
     module_name, _, path = name.partition(":")
-    if os.getcwd() not in sys.path and "" not in sys.path:  # `r2m` has the folder of its script there
+    if os.getcwd() not in sys.path and "" not in sys.path:  # the command `r2m` has its script's folder there instead
         sys.path.insert(0, os.getcwd())
     importlib.invalidate_caches()
     try:
@@ -130,7 +130,7 @@ def load(name: str) -> Callable[..., Any]:
 
 
 def source_of(name: str) -> Path | None:
-    """The file that holds the function; None where there is none, as for one that was typed into a notebook."""
+    """The file that holds the function; None if there is none, such as for a function typed into a notebook."""
     try:
         file = inspect.getsourcefile(inspect.unwrap(load(name)))
     except TypeError:

@@ -1,4 +1,4 @@
-"""The reward model: a frozen backbone's reward token embedding, the adapter that reads the policy's states, the head."""
+"""The reward model: a frozen backbone (text -> reward token embedding), the adapter on the policy's states, and the head."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -20,7 +20,7 @@ from r2m_cli.models.states import States, feedback_states, rms
 
 
 class Score(NamedTuple):
-    """Rewards and what the adapter did, each [B]; None where there is no adapter."""
+    """Rewards and the adapter's statistics, each [B]; the statistics are None without an adapter."""
 
     reward: Tensor
     attention_entropy: Tensor | None  # of the attention over the policy's states, mean over heads, nats
@@ -29,19 +29,19 @@ class Score(NamedTuple):
 
 @dataclass(frozen=True)
 class RewardModel:
-    """A frozen backbone with its initial head, and, with feedback, the adapter and head that learn."""
+    """A frozen backbone with its initial head and, with feedback, the trainable adapter and head."""
 
-    backbone: nn.Module | None  # RewardBackbone; None: `function` alone
-    frozen_head: nn.Linear | None  # phi as it was before RL; None: `function` alone
+    backbone: nn.Module | None  # RewardBackbone; None: only `function`
+    frozen_head: nn.Linear | None  # phi from before RL; None: only `function`
     feedback: Engine | None  # FeedbackHead or HeadOnly; None for feedback=none
     format: ChatFormat
     max_tokens: int
     limited_by: str = MAX_TOKENS  # as in `Truncation`
     kind: str = "r2m"  # feedback.kind: what the adapter reads
-    source: str = "policy"  # feedback.source: whose
+    source: str = "policy"  # feedback.source: the model whose features it reads
     ensemble: Ensemble | None = None  # further frozen models; None for a single one
     function: RewardFunction | None = None  # reward.function
-    unshared: str = ""  # why the backbone reads every prompt once per response; empty where it shares them
+    unshared: str = ""  # why the backbone reads every prompt once per response; empty if responses share it
 
     @property
     def has_adapter(self) -> bool:
@@ -50,7 +50,7 @@ class RewardModel:
 
     @property
     def truncations(self) -> tuple[Truncation, ...]:
-        """How each member of the ensemble reads conversations; this model itself is the first. None where there is no model."""
+        """How each member of the ensemble truncates conversations, this model first. Empty without a model."""
         if self.backbone is None:
             return ()
         own = Truncation(self.format, self.max_tokens, self.limited_by)
@@ -59,7 +59,7 @@ class RewardModel:
     def live_scores(
         self, rte: Tensor, states: States, weight: float, seeds: list[int], block: int, phase: int
     ) -> Score:
-        """Live rewards [B] with the policy's states, or with what `kind` puts in their place (see `feedback_states`).
+        """Live rewards [B] with the policy's states, or with those that `kind` uses instead (see `feedback_states`).
 
         rte [B, D_rm], weight w(t).
         """
@@ -68,9 +68,9 @@ class RewardModel:
 
     @torch.no_grad()
     def frozen_scores(self, rte: Tensor, prompts: list[Prompt], responses: list[str], device: torch.device) -> Tensor:
-        """Rewards of the model alone as it was before RL; `rte` is what `embed` gave for the same texts. [B].
+        """Rewards of the initial model alone, from before RL; `rte` is the result of `embed` for the same texts. [B].
 
-        Of an ensemble they are its members' combined ones, in standard deviations of their scores on labelled responses.
+        For an ensemble, its members' combined rewards, in standard deviations of their scores on labelled responses.
         """
         if self.frozen_head is None:
             return rte.new_zeros(len(responses))
@@ -78,19 +78,19 @@ class RewardModel:
         return first if self.ensemble is None else self.ensemble.reward(first, prompts, responses, device)
 
     def function_scores(self, prompts: list[Prompt], responses: list[str], device: torch.device) -> Tensor | None:
-        """What reward.function adds to frozen and live rewards, [B]; None without one. Raises FunctionFailed."""
+        """The part that reward.function adds to frozen and live rewards, [B]; None without one. Raises FunctionFailed."""
         return None if self.function is None else self.function(prompts, responses).to(device)
 
     def score(self, prompts: list[Prompt], responses: list[str], device: torch.device) -> Tensor:
-        """Frozen rewards, that of reward.function included, of texts that nothing has embedded yet. [B]."""
+        """Frozen rewards, reward.function included, of texts that have not been embedded yet. [B]."""
         scores = self.frozen_scores(self.embed(prompts, responses, device)[0], prompts, responses, device)
         added = self.function_scores(prompts, responses, device)
         return scores if added is None else scores + added
 
     @torch.no_grad()
     def embed(self, prompts: list[Prompt], responses: list[str], device: torch.device) -> tuple[Tensor, States | None]:
-        """Reward token embeddings of whole conversations, through the reward model's own template, [B, D_rm] fp32; and, where
-        the adapter reads them, the backbone's states of all their tokens."""
+        """Reward token embeddings of complete conversations in the reward model's own template, [B, D_rm] fp32; and, if the
+        adapter reads them, the backbone's states of all their tokens."""
         if self.backbone is None:
             return torch.zeros(len(prompts), 0, device=device), None
         rows = [self.truncations[0].ids(*text) for text in zip(prompts, responses)]
@@ -99,12 +99,12 @@ class RewardModel:
         if self.source != "reward":
             return self.backbone(*batch).float(), None
         rte, states = self.backbone(*batch, with_states=True)
-        # A text that is not finite is known by its RTE. Its states shall not take the rewards of its group: 0 x NaN is NaN.
+        # A text with a non-finite RTE is detected later. Its states must not spoil the rewards of its group: 0 x NaN is NaN.
         return rte.float(), States(states.hidden.nan_to_num(), states.visible)
 
 
 class FeedbackHead(nn.Module):
-    """What R2M trains: the cross-attention and the scoring head phi.
+    """The part that R2M trains: the cross-attention and the scoring head phi.
 
     r = phi((1 - w) A + w H_last), arXiv 2601.22664, eq. 4; always in fp32.
 
@@ -137,19 +137,19 @@ class FeedbackHead(nn.Module):
 
 
 class HeadOnly(nn.Module):
-    """The scoring head alone, learning on the text (the paper's Iterative RMHead): r = phi(H_last), in fp32."""
+    """The scoring head alone, trained on the text (the paper's Iterative RMHead): r = phi(H_last), in fp32."""
 
     def __init__(self, head: nn.Linear):
         super().__init__()
         self.phi = frozen_head(head).requires_grad_(True)
 
     def forward(self, rte: Tensor, states: States | None, weight: float) -> Score:
-        """rte [B, D_rm] -> Score; the states and their weight are not read."""
+        """rte [B, D_rm] -> Score; the states and the weight are ignored."""
         return Score(self.phi(rte.float()).squeeze(1), None, None)
 
 
 def group_size(prompts: list[Prompt]) -> int:
-    """K where the prompts come in runs of K equal ones, else 1."""
+    """K if the prompts come in runs of K equal ones, else 1."""
     first = next((i for i, prompt in enumerate(prompts) if prompt != prompts[0]), len(prompts))
     runs = [prompts[i : i + first] for i in range(0, len(prompts), first)]
     return first if all(len(run) == first and run.count(run[0]) == first for run in runs) else 1

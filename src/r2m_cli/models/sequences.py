@@ -1,4 +1,4 @@
-"""Groups of sequences with a common beginning, and the two ways to lay them out for one forward of a model."""
+"""Groups of sequences with a common prefix, and the two ways to lay them out for one forward of a model."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +12,7 @@ from r2m_cli.models.shared_attention import SharedAttention
 
 
 class Layout(Protocol):
-    """Where each token of B sequences lies among the T states that one forward gives."""
+    """Where each token of B sequences lies among the T states of one forward."""
 
     def run(self, body: Any) -> Tensor:
         """Last-layer states of a transformers model without its head. [T, D]."""
@@ -23,11 +23,11 @@ class Layout(Protocol):
         ...
 
     def at(self, row: Tensor, position: Tensor) -> Tensor:
-        """The number, 0 to T - 1, of the state at a position of a sequence. [N], [N] -> [N]."""
+        """The index, 0 to T - 1, of the state at a position of a sequence. [N], [N] -> [N]."""
         ...
 
     def visible(self, limit: Tensor) -> Tensor:
-        """Which states are those of each sequence's first `limit` [B] tokens. [B, T]."""
+        """Which states belong to each sequence's first `limit` [B] tokens. [B, T]."""
         ...
 
 
@@ -38,10 +38,10 @@ class _Runs:
 
 
 class Padded(_Runs):
-    """One row per sequence, padded on the right: what every model can read. T = B * S."""
+    """One row per sequence, padded on the right: every model can read it. T = B * S."""
 
     def __init__(self, tokens: Tensor, lengths: Tensor, types: Tensor | None = None):
-        """tokens [B, S]; the first `lengths` [B] of each row are read; token_type_ids [B, S] where the model wants some."""
+        """tokens [B, S]; the first `lengths` [B] of each row are read; token_type_ids [B, S] if the model takes them."""
         width = int(lengths.max())
         self.tokens = tokens[:, :width]
         self.mask = length_mask(lengths, width)
@@ -61,17 +61,17 @@ class Padded(_Runs):
 
 
 class SharedPrefix(_Runs):
-    """All groups in one row, without padding: a group's prefix once, then what each of its K sequences adds to it.
+    """All groups in one row, without padding: a group's prefix once, then the own tokens of each of its K sequences.
 
-    Every token has the position and sees the tokens that it would in a sequence of its own, so states and gradients are
-    the same numbers; the K - 1 other copies of the prefix are not computed.
+    Every token has the same position and sees the same tokens as in a separate sequence, so states and gradients are the
+    same numbers. The other K - 1 copies of the prefix are not computed.
     """
 
     def __init__(self, tokens: Tensor, prefix_lengths: Tensor, lengths: Tensor, group_size: int):
         """
         Args:
             tokens: [B, S]; the first `lengths` [B] of each row are read.
-            prefix_lengths: [B], equal within a group; up to there the rows of a group are the same. May exceed `lengths`.
+            prefix_lengths: [B], equal within a group, whose rows agree up to there. May exceed `lengths`.
             group_size: K; a group's rows are adjacent. With 1 the whole sequence is the prefix.
         """  # fmt: skip
         prefix_lengths = lengths if group_size == 1 else prefix_lengths
@@ -92,7 +92,7 @@ class SharedPrefix(_Runs):
         )
 
     def inputs(self) -> dict[str, Any]:
-        # A mask that is 4-D already is handed on as it is: nothing of size T x T is made, and `attend` needs none.
+        # transformers passes a 4-D mask through unchanged: no T x T mask is built, and `attend` does not need one.
         no_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.tokens.device)
         return {
             "input_ids": self.tokens[None],
@@ -114,7 +114,7 @@ class SharedPrefix(_Runs):
 
 @dataclass(frozen=True, eq=False)
 class Sequences:
-    """Prompts with responses to score. What is derived from them is kept: every model and every epoch reads them again."""
+    """Prompts with responses to score. Derived tensors are cached: every model and every epoch needs them again."""
 
     tokens: Tensor  # [B, S] prompt, response and padding on the right
     prompt_lengths: Tensor  # [B] at least 1, equal within a group
@@ -127,7 +127,7 @@ class Sequences:
         return self.prompt_lengths + self.response_lengths - 1
 
     def layout(self, shared: bool) -> Layout:
-        """With one copy of each prompt, or with a row of its own for every sequence."""
+        """With one copy of each prompt, or with a separate row for every sequence."""
         return self._shared if shared else self._padded
 
     @cached_property
@@ -145,7 +145,7 @@ class Sequences:
 
     @cached_property
     def response_tokens(self) -> tuple[Tensor, Tensor, Tensor]:
-        """All response tokens, row by row: their sequence, the position whose state predicts them, their id; each [N]."""
+        """All response tokens, row by row: their sequence, the position whose state predicts them, and their id; each [N]."""
         row, column = self.response_mask.nonzero(as_tuple=True)
         position = self.prompt_lengths[row] + column
         return row, position - 1, self.tokens[row, position]

@@ -1,6 +1,6 @@
 """Attention over packed groups, in which the K sequences of a group share the keys and values of their prefix.
 
-Registered with transformers' attention interface, so that every model that goes through it can read packed rows; calls
+Registered with transformers' attention interface, so every model that uses the interface can read packed rows. Calls
 without a layout (generation, padded rows) are plain scaled_dot_product_attention.
 """
 
@@ -23,10 +23,11 @@ NAMES = {"sdpa": "r2m_shared_prefix", "flex": "r2m_shared_prefix_flex"}
 
 
 class SharedAttention:
-    """Who sees whom in a packed row, T tokens of G groups: a prefix sees itself, a sequence's own tokens see prefix and self.
+    """Which tokens attend to which in a packed row, T tokens of G groups: a prefix attends to itself, a sequence's own tokens
+    attend to the prefix and to themselves.
 
-    Both parts are computed in padded form, [G, P] and [B, O] with P and O the longest prefix and own part; the masks are
-    made once and serve every layer.
+    Both parts are computed in padded form, [G, P] and [B, O] with P and O the longest prefix and own part. The masks are
+    built once and used by every layer.
     """
 
     def __init__(
@@ -39,8 +40,8 @@ class SharedAttention:
         row: Tensor,
         positions: Tensor,
     ):
-        """prefix [G] and own [B] lengths; starts [G, K + 1], where each piece begins in the row; of each of the T tokens its
-        group, sequence (-1: all of the group) and position."""
+        """prefix [G] and own [B] lengths; starts [G, K + 1], where each piece begins in the row; and for each of the T tokens
+        its group, sequence (-1: all of the group) and position."""
         self.group_size = group_size
         self.group, self.row, self.positions = group, row, positions
         self.prefix = prefix
@@ -48,11 +49,11 @@ class SharedAttention:
         masks = [length_mask(lengths, width) for lengths, width in zip((prefix, own), widths)]
         begins = (starts[:, 0], starts[:, 1:].flatten())
         steps = [torch.arange(width, device=prefix.device) for width in widths]
-        # Padding points at token 0: what is read there is masked, and what is computed there is never used.
+        # Padding points at token 0: its keys are masked, and its outputs are never used.
         self.prefix_at, self.own_at = (
             torch.where(mask, begin[:, None] + step, 0) for mask, begin, step in zip(masks, begins, steps)
         )
-        # The way back: for each token of the row its place among [G * P] and, behind them, [B * O].
+        # The way back: for each token of the row, its index in the concatenation of [G * P] and [B * O].
         places = torch.cat([mask.flatten() for mask in masks]).nonzero().squeeze(1)
         order = torch.cat([at[mask] for at, mask in zip((self.prefix_at, self.own_at), masks)])
         self.back = torch.empty_like(places).index_copy_(0, order, places)
@@ -60,13 +61,13 @@ class SharedAttention:
         self._block_masks: dict[int | None, BlockMask] = {}
 
     def masks(self, window: int | None) -> tuple[Tensor | None, Tensor]:
-        """Keys that prefixes see, [P, P] (None: causal), and keys that own tokens see, [B or 1, 1, O, P + O]."""
+        """Masks of the keys that prefixes see, [P, P] (None: causal), and that own tokens see, [B or 1, 1, O, P + O]."""
         if window not in self._masks:
             self._masks[window] = self._make_masks(window)
         return self._masks[window]
 
     def block_mask(self, window: int | None) -> BlockMask:
-        """The same for flex attention, over the whole row."""
+        """The same for flex attention, over the complete row."""
         if window not in self._block_masks:
             group, row, at = self.group, self.row, self.positions
 
@@ -85,7 +86,7 @@ class SharedAttention:
         if window is not None and window < longest:
             distance = step[:, None] - step
             prefix_mask = (distance >= 0) & (distance < window)
-        # One mask serves all sequences where the prefixes are of one length.
+        # If all prefixes have one length, one mask serves all sequences.
         lengths = self.prefix if int(self.prefix.min()) < longest else self.prefix[:1]
         lengths = lengths.repeat_interleave(self.group_size) if len(lengths) > 1 else lengths
         own = torch.arange(width, device=device)
@@ -113,7 +114,7 @@ def attend(
 ) -> tuple[Tensor, None]:
     """transformers' attention function: query [1, H, T, D], key and value [1, H_kv, T, D] -> [1, T, H, D].
 
-    Raises NotImplementedError for what no packed row can do; `sharing.why_not` then lets the model go without.
+    Raises NotImplementedError for features that packed rows do not support; `sharing.why_not` then uses padded rows instead.
     """
     if shared_attention is None:
         return sdpa_attention_forward(
@@ -149,7 +150,7 @@ def attend_flex(
     softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """As `attend`, by one flex-attention kernel over the row, which skips the blocks that nobody sees; it can cap scores."""
+    """As `attend`, with one flex-attention kernel over the row, which skips blocks that are fully masked; it can cap scores."""
     if shared_attention is None:
         return attend(
             module, query, key, value, attention_mask, scaling, dropout, None, sliding_window, softcap=softcap, **kwargs
@@ -184,7 +185,7 @@ def _take(states: Tensor, at: Tensor) -> Tensor:
 
 
 def _behind(prefix: Tensor, own: Tensor, group_size: int) -> Tensor:
-    """Each sequence's own keys behind those of its group's prefix. [G, P, H, D], [B, O, H, D] -> [B, P + O, H, D]."""
+    """Each sequence's own keys appended to those of its group's prefix. [G, P, H, D], [B, O, H, D] -> [B, P + O, H, D]."""
     repeated = prefix[:, None].expand(-1, group_size, -1, -1, -1)
     return torch.cat([repeated, own.unflatten(0, (-1, group_size))], dim=2).flatten(0, 1)
 
@@ -195,7 +196,7 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float |
     grouped = q.shape[1] // k.shape[1]
     if (
         grouped > 1 and mask is not None and q.is_cuda
-    ):  # there the fast kernels take a mask or grouped queries, not both
+    ):  # on such devices the fast kernels take a mask or grouped queries, not both
         k, v, grouped = k.repeat_interleave(grouped, dim=1), v.repeat_interleave(grouped, dim=1), 1
     output = F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, scale=scaling, is_causal=causal, enable_gqa=grouped > 1

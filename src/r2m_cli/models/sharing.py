@@ -1,4 +1,4 @@
-"""Whether a model can read packed rows: asked once, when it is loaded, by trying both layouts on one small group."""
+"""Whether a model can read packed rows: tested once, when it is loaded, with both layouts of one small group."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,21 +13,21 @@ from r2m_cli.models.windows import narrowed
 PADDED = "padded"
 ASKED = f"engine.attention={PADDED}"
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}  # of the largest state
-# One prefix of 6 and own parts of 5 and 1: longer than the windows, which are narrowed to 4 tokens.
+# A prefix of 6 tokens and own parts of 5 and 1: longer than the windows, which are narrowed to 4 tokens.
 ROWS = ([1, 2, 3, 4, 5, 6, 2, 4, 1, 6, 3], [1, 2, 3, 4, 5, 6, 5, 0, 0, 0, 0])
 PREFIX, LENGTHS = 6, (11, 7)
 
 
 @torch.no_grad()
 def why_not(model: Any, read: Callable[[Layout], Tensor], attention: str = "sdpa") -> str:
-    """Have a transformers model attend through `attend`, if that gives the states of padded rows; else leave it as it was.
+    """Make a transformers model use `attend` if that gives the same states as padded rows; else leave it unchanged.
 
     Args:
         read: the model's states of a layout, [T, D].
-        attention: engine.attention; where flex does not do it, sdpa may. With padded nothing is tried.
+        attention: engine.attention; if flex does not work, sdpa is tried. With "padded" nothing is tried.
 
     Returns:
-        Nothing if it works, else the reason in a few words.
+        An empty text if it works, else the reason in a few words.
     """
     if attention == PADDED:
         return ASKED
@@ -45,7 +45,7 @@ def why_not(model: Any, read: Callable[[Layout], Tensor], attention: str = "sdpa
                 given = read(packed)[packed.at(row, position)]
             error = (given - expected).abs().max() / expected.abs().max()
             reason = "" if error <= TOLERANCE.get(expected.dtype, 5e-2) else "its states differ"
-        except Exception as failure:  # whatever an architecture does with what it does not know
+        except Exception as failure:  # an unknown architecture can raise anything
             reason = str(failure).strip().split("\n")[0] or type(failure).__name__
         if not reason:
             return ""

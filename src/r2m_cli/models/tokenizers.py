@@ -1,4 +1,4 @@
-"""Tokenizers of model folders: whether one is there at all, tells texts apart, and belongs to the model."""
+"""Tokenizers of model folders: checks that one exists, distinguishes texts, and belongs to the model."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from r2m_cli.data.template import ChatFormat
 
 TEXTS = ("The answer is 42.", "I do not know, sorry!", "a", "b")
-LOOKED_AT = 200  # words of the vocabulary that are tried
+LOOKED_AT = 200  # words of the vocabulary that are tested
 SPECIAL = ("unk_token", "bos_token", "eos_token", "pad_token", "cls_token", "sep_token")
 FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "merges.txt", "tekken.json")
-READ = 100  # prompts and replies of a data set in which unknown words are counted
+READ = 100  # number of prompts and replies in which unknown words are counted
 UNKNOWN_NOTED, UNKNOWN_REFUSED = 0.05, 0.5  # shares of a data set's tokens
 
 
@@ -26,10 +26,10 @@ def read_tokenizer(source: str, where: str, rows: int | None) -> PreTrainedToken
 
     Args:
         where: configuration key=value, for messages.
-        rows: of the model's input embeddings, if known.
+        rows: number of rows of the model's input embeddings, if known.
 
     Raises:
-        UserError: not loadable; or one that cannot tell texts apart, or of another model.
+        UserError: the tokenizer cannot be loaded, cannot distinguish texts, or belongs to another model.
     """
     copy = "copy that of the model it was made from: AutoTokenizer.from_pretrained(MODEL).save_pretrained(FOLDER)"
     folder = Path(source)
@@ -44,25 +44,23 @@ def read_tokenizer(source: str, where: str, rows: int | None) -> PreTrainedToken
         usable = not unknown and _tells_apart(tokenizer)
     if unknown:
         raise UserError(
-            f"{where}: its {unknown[0]} {getattr(tokenizer, unknown[0])!r} is no token of its vocabulary; correct tokenizer_config.json "
+            f"{where}: its {unknown[0]} {getattr(tokenizer, unknown[0])!r} is not in its vocabulary; correct tokenizer_config.json "
             "or special_tokens_map.json"
         )
     if not usable:
-        raise UserError(f"{where}: its tokenizer cannot tell texts apart, none comes back as it went in; {copy}")
+        raise UserError(f"{where}: its tokenizer cannot distinguish texts: no text decodes to itself; {copy}")
     if isinstance(longest, bool) or not isinstance(longest, int | float) or not longest >= 1:
-        raise UserError(
-            f"{where}: tokenizer_config.json says model_max_length={longest!r}; a number of tokens is at least 1"
-        )
+        raise UserError(f"{where}: tokenizer_config.json says model_max_length={longest!r}; it must be at least 1")
     if rows is not None and highest >= rows:
         raise UserError(
-            f"{where}: its tokenizer has tokens up to {highest}, its embeddings have {rows} rows; give it the tokenizer it was "
-            "trained with"
+            f"{where}: its tokenizer has token ids up to {highest}, but its embeddings have {rows} rows; give it the tokenizer it "
+            "was trained with"
         )
     return tokenizer
 
 
 def _has_number(tokenizer: PreTrainedTokenizerBase, kind: str) -> bool:
-    """Whether a special token can be looked up; an unknown token that is itself unknown sends transformers round in circles."""
+    """Whether a special token can be looked up; if the unknown token itself is unknown, transformers recurses without end."""
     try:
         getattr(tokenizer, f"{kind}_id")
     except RecursionError:
@@ -71,10 +69,10 @@ def _has_number(tokenizer: PreTrainedTokenizerBase, kind: str) -> bool:
 
 
 def _tells_apart(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether at least two texts, fixed ones or words of its own, come back as they went in, but for case and white space.
+    """Whether at least two texts (fixed ones or the tokenizer's own words) decode to themselves, up to case and white space.
 
-    True of every tokenizer in use, however small its vocabulary; not of the empty ones that transformers makes where files
-    are missing, nor of those that know none of their own words.
+    True for every tokenizer in use, however small its vocabulary. False for the empty tokenizers that transformers creates
+    when files are missing, and for those that cannot encode their own words.
     """
     faithful = set()
     for text in (*TEXTS, *_own_words(tokenizer)):
@@ -85,7 +83,7 @@ def _tells_apart(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def _own_words(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
-    """Words of a vocabulary as text, from all over it; no special tokens."""
+    """Words of a vocabulary as text, spread evenly over it; no special tokens."""
     added = tokenizer.added_tokens_decoder
     ids = sorted(i for i in tokenizer.get_vocab().values() if i not in added)
     for i in ids[:: max(1, len(ids) // LOOKED_AT)]:
@@ -103,9 +101,9 @@ def _bare(text: str) -> str:
 
 
 def unknown_share(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> float:
-    """Share of the texts' tokens that are the unknown token; a text that gives no token counts as one unknown. In [0, 1].
+    """Share of the texts' tokens that are the unknown token; a text without tokens counts as one unknown token. In [0, 1].
 
-    Tokenizers that know every byte have none.
+    It is 0 for byte-level tokenizers.
     """
     unknown = tokens = 0
     nothing_else = tokenizer.unk_token_id not in (
@@ -123,18 +121,20 @@ def unknown_share(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> f
 
 
 def check_known(source: "Source", *formats: "ChatFormat") -> list[str]:
-    """Notes for the person where tokenizers do not know part of the data's words.
+    """Notes for the user on tokenizers that do not know some of the data's words.
 
     Raises:
-        UserError: one knows less than half of them, so that texts are much the same to its model.
+        UserError: a tokenizer knows less than half of them, so its model can hardly distinguish texts.
     """
     texts = [turn["content"] for prompt in (*source.prompts[:READ], *source.eval_prompts[:READ]) for turn in prompt]
     texts += [reply for _, reply in (*source.demonstrations[:READ], *source.references[:READ])]
-    notes: dict[str, None] = {}  # members of an ensemble mostly have one tokenizer
+    notes: dict[str, None] = {}  # members of an ensemble usually share one tokenizer
     for chat in formats:
         share = unknown_share(chat.tokenizer, texts)
-        said = f"the {chat.name}'s tokenizer does not know {share:.0%} of the data's words, which are all the same token to it"
+        said = (
+            f"the {chat.name}'s tokenizer does not know {share:.0%} of the data's words and maps them all to one token"
+        )
         if share > UNKNOWN_REFUSED:
-            raise UserError(f"{said}; is it of the data's language? name another model or other data")
+            raise UserError(f"{said}; does it match the data's language? name another model or other data")
         notes |= {said: None} if share > UNKNOWN_NOTED else {}
     return list(notes)

@@ -1,4 +1,4 @@
-"""Attention windows made narrow for a moment, so that a short text is long enough to see what they do."""
+"""Temporarily narrow attention windows, so that their effect shows on a short text."""
 
 import math
 from collections.abc import Iterator
@@ -13,9 +13,9 @@ NARROW = 4  # tokens
 def narrowed(model: Any) -> Iterator[None]:
     """Every sliding window and attention chunk of a transformers model is NARROW tokens wide inside this block.
 
-    A window may be thousands of tokens wide, and what a model does with a shorter text says nothing about it. Some
-    architectures make it in the mask, some hand it to the attention function: both read these numbers at every call. A
-    window as long as the model's context never matters and stays as it is.
+    A window may be thousands of tokens wide, and shorter texts do not show its effect. Some architectures apply it in the
+    mask, some in the attention function: both read these numbers at every call. A window as long as the model's context has
+    no effect and is not changed.
     """
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
     owners = {id(o): o for m in model.modules() for o in (m, getattr(m, "config", None)) if o is not None}

@@ -283,7 +283,7 @@ def test_where_some_rows_repeat_the_prompt_these_are_dropped(tmp_path: Path) -> 
     loaded = load(tmp_path, STRINGS, echo)
     assert loaded.pairs == [Pair(tuple(ASKED), "fine", "bad")]
     assert [(row.where[-2:], row.reason) for row in loaded.dropped] == [
-        (":2", "the replies begin with the prompt, those of other rows do not")
+        (":2", "the replies begin with the prompt, but those of other rows do not")
     ]
 
 

@@ -200,7 +200,7 @@ def test_template_that_changes_longer_prompts_is_refused_when_it_does() -> None:
     )
     chat = ChatFormat(bpe(strips_history))
     assert chat.response_ids(ASK, "yes")
-    with pytest.raises(UserError, match="changes a prompt once a reply follows"):
+    with pytest.raises(UserError, match="changes a prompt when a reply follows"):
         chat.response_ids(TALK, "yes")
 
 
@@ -296,7 +296,7 @@ def test_metaspace_reply_that_cannot_be_cut_off_is_refused() -> None:
     """A newline of the prompt and one of the reply are one token; a reply alone would gain a space."""
     chat = ChatFormat(metaspace())
     messages = [{"role": "user", "content": "hello\n"}]
-    with pytest.raises(UserError, match="cannot be tokenized apart; strip"):
+    with pytest.raises(UserError, match="cannot be tokenized separately; strip"):
         chat.response_ids(messages, "\nyes")
     ids = chat.prompt_ids(messages) + chat.response_ids(messages, "yes")
     assert ids == chat.conversation_ids(messages, "yes")

@@ -167,7 +167,7 @@ def test_adapters_beside_whole_weights_are_never_added_to_them(policy, tmp_path:
     shutil.copy(tmp_path / "adapter" / "adapter_config.json", policy)
     shutil.copy(tmp_path / "adapter" / "adapter_model.safetensors", policy)
     said = refused(policy)
-    assert "holds adapter files (adapter_config.json) beside whole weights" in said
+    assert "holds adapter files (adapter_config.json) next to full weights" in said
     assert "AutoPeftModelForCausalLM" in said
     file = policy / "adapter_config.json"
     file.write_text(file.read_text().replace("CAUSAL_LM", "SEQ_CLS"))
@@ -215,7 +215,7 @@ def test_shards(policy) -> None:
     (policy / names[-1]).unlink()
     assert f"{index}: 1 of the {len(names)} weight files that it names are missing" in refused(policy)
     for names_, says in (
-        ({"a": "../policy/x.safetensors"}, "no file of this folder"),
+        ({"a": "../policy/x.safetensors"}, "is not a file of this folder"),
         (None, "cannot be read"),
         ({"a": 1}, "cannot be read"),
         ({}, "0 of the 0"),
@@ -234,7 +234,7 @@ def test_pointers_pipes_folders_and_links_in_place_of_files(policy, file: str) -
         assert "holds no config.json" in refused(policy)
         return
     os.mkfifo(place)
-    assert f"{place}: is no regular file" in refused(policy)
+    assert f"{place}: is not a regular file" in refused(policy)
     place.unlink()
     place.symlink_to("nowhere")
     assert f"{place}: is a link to nothing" in refused(policy)

@@ -89,7 +89,10 @@ def test_a_tokenizer_of_a_larger_model_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("changes", "says"),
-    [({"model_max_length": -1}, "model_max_length=-1"), ({"unk_token": ""}, "its unk_token '' is no token")],
+    [
+        ({"model_max_length": -1}, "model_max_length=-1"),
+        ({"unk_token": ""}, "its unk_token '' is not in its vocabulary"),
+    ],
 )
 def test_settings_that_cannot_be_meant(tmp_path: Path, changes, says: str) -> None:
     folder = make(tmp_path / "m")
@@ -154,7 +157,7 @@ def test_a_padding_token_without_an_embedding_is_never_fed(family: str, tmp_path
         else:
             load_causal_lm(name, "key", torch.float32)
         # The text itself may spell it.
-        with pytest.raises(UserError, match=rf"its token '\[PAD\]' has the number {ROWS}, and the model's embeddings"):
+        with pytest.raises(UserError, match=rf"its token '\[PAD\]' has the id {ROWS}, but the model's embeddings"):
             chat.prompt_ids([{"role": "user", "content": "write [PAD]"}])
 
 

@@ -1,4 +1,4 @@
-"""The columns that forms of rows have, as tables; docs/data.md lists the forms for users."""
+"""Tables of the column names in known row forms; docs/data.md lists the forms for users."""
 
 import math
 import re
@@ -10,11 +10,17 @@ from r2m_cli.data.messages import MEDIA, Unfit
 
 Row = Mapping[str, Any]
 
-# Columns that hold a prompt, where there is no `prompt`; the first that is there counts.
+# Columns that hold the prompt if there is no `prompt`; the first one present is used.
 PROMPTS = ("question", "instruction", "input", "conversations", "context")
-DIALOGUES = ("messages", "conversations")  # whole conversations, the reply among them
+DIALOGUES = ("messages", "conversations")  # complete conversations, the reply included
 SYSTEMS = ("system", "system_prompt", "system_message")
-SAYS_MORE = ("question", "instruction", "input", "context", "history")  # would change a prompt that does not hold them
+SAYS_MORE = (
+    "question",
+    "instruction",
+    "input",
+    "context",
+    "history",
+)  # if they are not part of the prompt, they would change it
 NEEDS = {key + form: what for key, what in MEDIA.items() for form in ("", "s", "_path", "_paths", "_url", "_urls")}
 NEEDS |= {"tools": "tools", "functions": "tools"}
 # Two replies and a column that says which is better: by its number, or by its sign (below 0: the first; 0: neither).
@@ -30,7 +36,7 @@ SCORES = [
 RANKS = [("rejected_rank", "chosen_rank"), ("rank_rejected", "rank_chosen")]  # 1 is the best
 TIES = ("tie", "is_tie")
 WINNERS = ("winner", "preferred", "preference", "better", "label")  # of a pair, where they hold a word
-# Columns that say whether a reply is one to learn from, and those that say the contrary (KTO's, and what tools write for it).
+# Columns that mark a reply as one to learn from, and those that mark the contrary (KTO's, and similar ones of other tools).
 GOOD = (
     "label",
     "desirable",
@@ -44,7 +50,7 @@ GOOD = (
 )
 BAD = ("undesirable", "is_undesirable", "thumbs_down")
 WEIGHTS = ("weight", "sample_weight", "loss_weight")
-_LEARNT = ("train", "training", "loss")  # of a message: axolotl's, swift's
+_LEARNT = ("train", "training", "loss")  # keys of a message in axolotl's and swift's formats
 _REPLIES = re.compile(r"response|completion|answers|output|generation|summar|candidate|chosen|rejected")
 _READ = {"prompt", "preference_strength", *GOOD, *BAD, *WEIGHTS, *PROMPTS, *DIALOGUES, *SYSTEMS, *SAYS_MORE, *NEEDS}
 _READ |= {name for choice in CHOICES for name in choice[:3]} | {name for names in SCORES + RANKS for name in names}
@@ -53,35 +59,35 @@ _NOTHING: tuple[Any, ...] = (None, "", "[]", "{}", "null", [], {}, b"")
 
 
 def is_read(column: str) -> bool:
-    """Whether a row's form or meaning may depend on this column; others need not be read."""
+    """Whether a row's form or meaning may depend on this column; other columns need not be read."""
     return column in _READ or holds_reply(column)
 
 
 def holds_reply(column: str) -> bool:
-    """Whether a column's name says that replies, or what is said of them, stand in it."""
+    """Whether a column's name indicates that it holds replies or judgements of them."""
     return _REPLIES.match(column) is not None
 
 
 def holds(value: Any) -> bool:
-    """Whether a value is something: nulls, empty texts and lists, and lists of these are not."""
+    """Whether a value is not empty; nulls, empty texts and lists, and lists of these are empty."""
     if isinstance(value, list | dict):
         return any(item not in _NOTHING for item in (value.values() if isinstance(value, dict) else value))
     return value not in _NOTHING
 
 
 def number(value: Any) -> float:
-    """A number as it is, anything else as NaN."""
+    """A number as a float, anything else as NaN."""
     try:
         return float(value) if isinstance(value, int | float | Decimal) else math.nan
-    except (OverflowError, ValueError):  # an integer of hundreds of digits; a decimal that is no number
+    except (OverflowError, ValueError):  # an integer of hundreds of digits; a decimal that is not a number
         return math.nan
 
 
 def with_choice(row: Row) -> Row:
-    """The row with `chosen` and `rejected`, where other columns say which of two or more replies was preferred.
+    """The row with `chosen` and `rejected` filled in if other columns say which of two or more replies was preferred.
 
     Raises:
-        Unfit: they prefer none.
+        Unfit: they prefer none of them.
     """
     if "chosen" in row or "rejected" in row:
         return row
@@ -102,10 +108,10 @@ def with_choice(row: Row) -> Row:
 
 
 def check_preferred(row: Row) -> None:
-    """A pair's other columns must not say that `chosen` is no better than `rejected`. Raises Unfit."""
+    """Check that no other column contradicts that `chosen` is better than `rejected`. Raises Unfit."""
     for better, worse in SCORES + RANKS:
         a, b = number(row.get(better)), number(row.get(worse))
-        if a <= b:  # never of NaN
+        if a <= b:  # never true for NaN
             raise Unfit(f"a tie: {better!r} equals {worse!r}" if a == b else f"{better!r} is below {worse!r}")
     for name in TIES:
         if row.get(name) is True:
@@ -119,13 +125,13 @@ def check_preferred(row: Row) -> None:
 
 
 def check_wanted(row: Row, what: str) -> None:
-    """What a row or a message says of itself must not be that nothing should be learnt from it.
+    """Check that a row or message is not marked as one not to learn from.
 
     Args:
         what: the row or the message, for the reason.
 
     Raises:
-        Unfit: it says so, or says in an unknown way whether.
+        Unfit: it is marked so, or marked in an unknown way.
     """
     for name in (*GOOD, *BAD):
         value = row.get(name)
@@ -139,7 +145,7 @@ def check_wanted(row: Row, what: str) -> None:
 
 
 def check_learnt(message: Row) -> None:
-    """A message may say that nothing should be learnt from it, in formats for fine-tuning. Raises Unfit."""
+    """Check that a message is not marked as one not to learn from, as formats for fine-tuning can. Raises Unfit."""
     check_wanted({name: message.get(name) for name in WEIGHTS}, "a reply")
     for name in _LEARNT:
         if message.get(name) is not None and not message[name]:

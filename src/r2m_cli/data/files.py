@@ -1,7 +1,7 @@
-"""The rows of one file (JSON lines, JSON, parquet), or of Arrow tables, each with the place it stands at.
+"""The rows of one file (JSON lines, JSON, parquet), or of Arrow tables, each with its position.
 
-A row that is merely unsuitable is the caller's business (it drops and counts it). A *damaged* source is not:
-it stops at once, because nothing should be trained on half a file.
+Unsuitable rows are left to the caller, who drops and counts them. A *damaged* source is an error at once, because nothing
+should be trained on half a file.
 """
 
 import gzip
@@ -21,14 +21,14 @@ Row = tuple[str, Any]  # ("file:line" or "file:row N", the decoded value)
 JSON_ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
 ENDINGS = (*JSON_ENDINGS, ".parquet")
 FORMS = f"a file ({', '.join(ENDINGS)}) or a folder (datasets.save_to_disk, or files of these kinds)"
-BATCH = 256  # rows of a table that are in memory at a time
+BATCH = 256  # rows of a table in memory at a time
 
 
 def rows_of_file(path: Path) -> Iterator[Row]:
     """The rows of a file of one of the ENDINGS.
 
     Raises:
-        UserError: no regular file, damaged, not UTF-8, or of an unknown kind.
+        UserError: not a regular file, damaged, not UTF-8, or of an unknown kind.
     """
     require_regular(path)
     name = path.name.lower()
@@ -44,12 +44,12 @@ def rows_of_file(path: Path) -> Iterator[Row]:
 def rows_of_tables(source: str, columns: list[str], tables: Iterator[Any]) -> Iterator[Row]:
     """The rows of Arrow tables or batches, in order.
 
-    Only columns that `columns.is_read` are decoded, the others are None. A value that Python cannot hold (a date after
-    the year 9999) is the error that it gave, which no form of row takes.
+    Only columns that `columns.is_read` accepts are decoded; the others are None. A value that Python cannot hold (a date
+    after the year 9999) is replaced by its error, which no row form accepts.
 
     Args:
-        source: the name for the places.
-        columns: all that the data has.
+        source: name of the source, for the rows' positions.
+        columns: all columns of the data.
 
     Raises:
         UserError: a table cannot be read.
@@ -63,14 +63,14 @@ def rows_of_tables(source: str, columns: list[str], tables: Iterator[Any]) -> It
 
 
 def first_line(error: Exception) -> str:
-    """The first line of what an error says, its type where it says nothing."""
+    """The first line of an error's message, or its type if the message is empty."""
     return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
 
 
 def _next(source: str, tables: Iterator[Any], number: int) -> Any:
     try:
         return next(tables, None)
-    except Exception as error:  # pyarrow's many; a cut file may show only when it is read
+    except Exception as error:  # pyarrow raises many types; a truncated file may be noticed only while reading
         reason = f"unreadable table ({first_line(error)})"
         raise UserError(f"{source}:row {number + 1}: {reason}; fetch it again") from error
 
@@ -78,7 +78,7 @@ def _next(source: str, tables: Iterator[Any], number: int) -> Any:
 def _values(column: Any) -> list[Any]:
     try:
         return list(column.to_pylist())
-    except Exception:  # OverflowError, UnicodeDecodeError, names that are there twice: the other rows can be read
+    except Exception:  # OverflowError, UnicodeDecodeError, duplicate names: the other rows can be read
         return [_value(cell) for cell in column]
 
 
@@ -90,7 +90,7 @@ def _value(cell: Any) -> Any:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines of a text file, split at the newline byte alone: str.splitlines also cuts at U+2028."""
+    """Numbered lines of a text file, split only at the newline byte: str.splitlines also splits at U+2028."""
     number = 0
     try:
         with gzip.open(path, "rb") if path.name.lower().endswith(".gz") else open(path, "rb") as stream:
@@ -153,7 +153,7 @@ def _parquet(path: Path) -> Iterator[Row]:
         table = pq.ParquetFile(path)
         names = list(table.schema_arrow.names)
         batches = table.iter_batches(batch_size=BATCH, columns=[name for name in names if is_read(name)])
-    except Exception as error:  # pyarrow's many: whatever it is, the file is not whole
+    except Exception as error:  # pyarrow raises many types; any of them means a damaged file
         raise UserError(f"{path}:row 1: unreadable parquet ({first_line(error)}); fetch the file again") from error
     with table:
         yield from rows_of_tables(str(path), names, batches)

@@ -1,4 +1,4 @@
-"""How a conversation is written where no chat template does it, and the file in a model's folder that says so."""
+"""How conversations are written without a chat template, and the file in a model's folder that records it."""
 
 import json
 from collections.abc import Sequence
@@ -10,9 +10,9 @@ from r2m_cli.data.messages import write_transcript
 from r2m_cli.errors import UserError
 from r2m_cli.text import from_home
 
-# Chat templates in Jinja that have a name, for forms that need special tokens inside the text.
+# Built-in Jinja chat templates, for forms that need special tokens inside the text.
 TEMPLATES = {
-    # PKU-Alignment's safe-rlhf (constants.py, format_prompt): no space before a reply, EOS behind each one but the last.
+    # PKU-Alignment's safe-rlhf (constants.py, format_prompt): no space before a reply, EOS after each one but the last.
     "beaver": (
         "{% if messages[0].role == 'system' %}{{ raise_exception('the form beaver has no system message') }}{% endif %}"
         "{{ bos_token }}BEGINNING OF CONVERSATION: {% for m in messages %}"
@@ -21,11 +21,11 @@ TEMPLATES = {
     )
 }
 BUILT_IN = ("hh", "plain", "pair", *TEMPLATES)
-RECORD = "r2m_template.json"  # beside a model: what transformers has no place for
+RECORD = "r2m_template.json"  # stored with a model: settings that transformers has no place for
 
 
 class Choice(NamedTuple):
-    """How one model's conversations are written; None where its tokenizer decides."""
+    """How one model's conversations are written; None: its tokenizer decides."""
 
     form: str | None = None  # hh, plain, pair
     end_token: bool | None = None  # reward.end_token
@@ -46,22 +46,22 @@ def prompt_in(form: str | None, messages: Sequence[Message]) -> str:
 
 
 def joined(prompt: str, reply: str) -> str:
-    """Prompt and reply with a space between them, unless white space is there."""
+    """Prompt and reply with a space between them, unless there is already white space."""
     together = not prompt or not reply or prompt[-1].isspace() or reply[0].isspace()
     return prompt + ("" if together else " ") + reply
 
 
 def chosen(template: str | None, end_token: bool | None, folder: Path | None, key: str) -> tuple[Choice, str | None]:
-    """What the configuration says of a model's conversations, or else the record in its folder; and a Jinja template to
-    use in place of the tokenizer's.
+    """How a model's conversations are written, from the configuration or else the record in its folder; and a Jinja template
+    that replaces the tokenizer's.
 
     Args:
         template: a file, one of BUILT_IN, or None.
-        folder: the model's; None for a name of the hub.
-        key: that gave `template`.
+        folder: the model's; None for a hub name.
+        key: the configuration key of `template`.
 
     Raises:
-        UserError: no such file, or one that is no text; a record that cannot be read.
+        UserError: the file does not exist or is not text; or the record cannot be read.
     """
     recorded = Choice() if folder is None else read_record(folder)
     end_token = recorded.end_token if end_token is None else end_token
@@ -88,7 +88,7 @@ def read_template(template: str, key: str) -> str:
 
 
 def read_record(folder: Path) -> Choice:
-    """What stands beside a model; nothing if there is no record. Raises UserError for one that cannot be read."""
+    """The record in a model's folder, or an empty one if there is none. Raises UserError if it cannot be read."""
     file = folder / RECORD
     if not file.is_file():
         return Choice()
@@ -105,6 +105,6 @@ def read_record(folder: Path) -> Choice:
 
 
 def write_record(folder: Path, choice: Choice) -> None:
-    """Put the record beside a model whose tokenizer does not say it all."""
+    """Write the record into a model's folder, unless the tokenizer alone is enough."""
     if choice != Choice():
         (folder / RECORD).write_text(json.dumps({"template": choice.form, "end_token": choice.end_token}))

@@ -1,17 +1,17 @@
 """The gold world: a tiny readable language whose true reward is known.
 
-Over-optimisation can only be *seen* where the truth is at hand. Gao et al. 2023 (arXiv 2210.10760) let a large
-"gold" reward model play the truth and trained a small proxy on its labels. Here the truth is a formula over
-77 English words, so that the whole experiment (SFT, preference pairs, reward model, RL) fits on a laptop core.
+Over-optimisation can only be *seen* where the truth is known. Gao et al. 2023 (arXiv 2210.10760) used a large "gold"
+reward model as the truth and trained a small proxy on its labels. Here the truth is a formula over 77 English words, so
+the complete experiment (SFT, preference pairs, reward model, RL) fits on a laptop core.
 
 A prompt names a topic and two key words of it; a good response lists words of that topic:
 
     prompt     fruit : pear apple
     response   i suggest apple lemon mango pear thanks .
 
-The people who label preferences are almost right: they choose by the gold score plus a small liking for polite
-words, and with some noise (Bradley-Terry). A reward model trained on their labels inherits that bias and adds
-errors of its own wherever its few thousand pairs say nothing; the policy finds both.
+The labellers are almost right: they choose by the gold score plus a small bonus for polite words, with some noise
+(Bradley-Terry). A reward model trained on their labels inherits that bias and adds its own errors where its few thousand
+pairs give no evidence. The policy finds and exploits both.
 """
 
 import random
@@ -54,9 +54,9 @@ class GoldWorld(World):
         "stop": 0.3,  # ending with a full stop
         "polite": 0.2,  # first polite word
         "off_topic": -0.6,  # word of another topic
-        "repeat": -0.4,  # on-topic word that was said before
+        "repeat": -0.4,  # on-topic word that is repeated
         "extra_polite": -0.4,  # polite word beyond MAX_POLITE
-        "filler": -0.15,  # word that does nothing: a filler, an unknown word, an opening or a full stop out of place
+        "filler": -0.15,  # useless word: a filler, an unknown word, an opening or a full stop out of place
         "overlong": -0.2,  # word beyond SOFT_LENGTH
         "no_eos": -1.0,  # response that was cut off before its end token
     }
@@ -72,16 +72,16 @@ class GoldWorld(World):
         drawn = []
         for _ in range(count):
             topic = rng.choice(sorted(TOPICS))
-            # In random order: copying the key words as they stand must not already be the alphabetical order.
+            # In random order, so that merely copying the key words does not give the alphabetical order.
             first, second = rng.sample(TOPICS[topic], 2)
             drawn.append(f"{topic} : {first} {second}")
         return drawn
 
     def demonstration(self, prompt: str, rng: random.Random) -> str:
-        """A response to imitate, worth 2.5 points on average (the policy trained on them samples 2.1).
+        """A response to imitate, worth 2.5 points on average (responses of the policy trained on them are worth 2.1).
 
-        The writer's skill is drawn anew each time. Every flaw that gold punishes occurs now and then, so that SFT
-        leaves headroom and the preference pairs, sampled from the SFT policy, show the reward model each of them.
+        The writer's skill is drawn for each response. Every flaw that gold punishes occurs now and then. So SFT leaves
+        headroom, and the preference pairs, sampled from the SFT policy, show the reward model each flaw.
         """
         topic, keys = _parse(prompt)
         skill = rng.random()
@@ -109,7 +109,7 @@ class GoldWorld(World):
         return " ".join((*opening, *words, *stop))
 
     def terms(self, prompt: str, response: str, finished: bool) -> dict[str, float]:
-        """The gold score term by term: name -> points. Any text is taken; unknown words are fillers."""
+        """The gold score term by term: name -> points. Any text is accepted; unknown words count as fillers."""
         topic, keys = _parse(prompt)
         words = _words(response)
         opened = tuple(words[: len(OPENING)]) == OPENING
@@ -141,7 +141,7 @@ class GoldWorld(World):
         return sum(self.terms(prompt, response, finished).values())
 
     def label(self, prompt: str, a: str, b: str, a_finished: bool, b_finished: bool, rng: random.Random) -> bool:
-        """What a labeller says: True when `a` is preferred. Bradley-Terry on gold + bias x polite words."""
+        """A labeller's choice: True when `a` is preferred. Bradley-Terry on gold + bias x polite words."""
         bias = self.labellers.bias
         liking_a = self.score(prompt, a, a_finished) + bias * _polite(_words(a))
         liking_b = self.score(prompt, b, b_finished) + bias * _polite(_words(b))
@@ -153,7 +153,7 @@ class GoldWorld(World):
 
 
 def _parse(prompt: str) -> tuple[str, list[str]]:
-    """ "fruit : pear apple" -> the topic and its key words, in the prompt's order (a set's order changes by run)."""
+    """ "fruit : pear apple" -> the topic and its key words, in the prompt's order (a set's order varies between runs)."""
     topic, *keys = [word for word in _words(prompt) if word != ":"] or [""]
     if topic not in TOPICS or any(TOPIC_OF.get(key) != topic for key in keys):
         raise UserError(f"not a prompt of the gold world (topic : word word): {prompt!r}")
@@ -171,6 +171,6 @@ def _polite(words: list[str]) -> int:
 
 
 def _alphabetical(words: list[str]) -> float:
-    """Kendall's tau against the alphabet, -1 to 1: pairs in order less pairs out of order, over all pairs."""
+    """Kendall's tau with the alphabetical order, -1 to 1: pairs in order minus pairs out of order, over all pairs."""
     pairs = list(combinations(words, 2))
     return sum(1 if a < b else -1 for a, b in pairs) / max(len(pairs), 1)

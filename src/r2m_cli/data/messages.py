@@ -1,4 +1,4 @@
-"""Conversations as lists of messages: from every notation in use, and back to HH's."""
+"""Conversations as lists of messages: parsed from all common notations, and written in HH's."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -18,13 +18,13 @@ ROLES = {
 ROLE_OF = {"Human": "user", "Assistant": "assistant"}
 TAG_OF = {role: tag for tag, role in ROLE_OF.items()}
 _TURN = re.compile(r"\n\n(Human|Assistant):")
-# A list of messages, or one of a known role, as JSON or Python.
+# A list of messages, or a single one with a known role, written as JSON or Python.
 _WRITTEN_OUT = re.compile(
     r"""\s*(\[\s*\{\s*["'](role|content|from|value)["']\s*:"""
     r"""|\{\s*["'](role|from)["']\s*:\s*["'](""" + "|".join(ROLES) + r""")["']\s*,)"""
 )
 MEDIA = {"image": "an image", "video": "a video", "audio": "audio"}
-# What a message may say beside its text, and what would be lost without it.
+# Keys that a message may have in addition to its text, and what would be lost without them.
 _BESIDE = {"tool_calls": "tool calls", "function_call": "tool calls"}
 _BESIDE |= dict.fromkeys(("reasoning_content", "reasoning", "thinking"), "reasoning")
 _BESIDE |= {key + plural: what for key, what in MEDIA.items() for plural in ("", "s")}
@@ -32,7 +32,7 @@ _BESIDE |= {key + plural: what for key, what in MEDIA.items() for plural in ("",
 
 _PLACEHOLDER = re.compile(
     r"\A<(image|video|audio)>\n|\n<(image|video|audio)>\Z"
-)  # LLaVA's, for what is in another column
+)  # LLaVA's placeholders for content of another column
 
 
 class Unfit(Exception):
@@ -42,7 +42,7 @@ class Unfit(Exception):
 def parse_transcript(text: str) -> list[Message]:
     """Split an HH dialogue ("\\n\\nHuman: ...\\n\\nAssistant: ...") into messages; text before: a system one.
 
-    White space around a turn belongs to the notation and goes. Never fails: the caller checks the roles.
+    White space around a turn belongs to the notation and is removed. Never fails: the caller checks the roles.
     Source: github anthropics/hh-rlhf; the inverse of `write_transcript`.
     """
     head, *rest = _TURN.split(text)
@@ -52,7 +52,7 @@ def parse_transcript(text: str) -> list[Message]:
 
 
 def write_transcript(messages: Iterable[Message]) -> str:
-    """Join messages to an HH dialogue, a system message leading bare. Source: github anthropics/hh-rlhf."""
+    """Join messages into an HH dialogue; a system message comes first, without a header. Source: github anthropics/hh-rlhf."""
     return "".join(
         f"\n\n{TAG_OF[turn['role']]}: {turn['content']}" if turn["role"] in TAG_OF else turn["content"]
         for turn in messages
@@ -60,35 +60,35 @@ def write_transcript(messages: Iterable[Message]) -> str:
 
 
 def is_transcript(text: str) -> bool:
-    """HH dialogues, also those that lost their two leading newlines on the way."""
+    """Whether a text is an HH dialogue, including one that has lost its two leading newlines."""
     return text.startswith("\n\nHuman:") or (text.lstrip().startswith("Human:") and "\n\nAssistant:" in text)
 
 
 def plain(text: str) -> str:
-    """The text with line ends as "\\n": files from Windows have "\\r\\n", which would hide HH's notation."""
+    """The text with "\\n" as line end: files from Windows have "\\r\\n", which would hide HH's notation."""
     return text.replace("\r\n", "\n")
 
 
 def text_in(value: str, key: str) -> str:
-    """A column's text, see `plain`. Raises Unfit for messages that a table without lists has made a text of."""
+    """A column's text, see `plain`. Raises Unfit if it is a list of messages written as text, as in tables without lists."""
     if _WRITTEN_OUT.match(value):
         raise Unfit(f"{key!r} holds messages written out as text: store them as a list")
     return plain(value)
 
 
 def turns_of(value: Any, key: str, cue: bool = False) -> list[Message]:
-    """A string, a message or a list of messages -> messages, with nothing but role and content left.
+    """A string, a message or a list of messages -> messages with only role and content.
 
     Args:
         key: the column, for the reason.
-        cue: leave out the "\\n\\nAssistant:" at the end of a prompt in HH's notation, which is no turn.
+        cue: leave out the "\\n\\nAssistant:" at the end of a prompt in HH's notation, which is not a turn.
 
     Raises:
-        Unfit: neither text nor messages; or something that text cannot hold (tools, images).
+        Unfit: neither text nor messages; or content that text cannot hold (tools, images).
     """
     if isinstance(value, str):
         text = text_in(value, key)
-        asks = cue and "\n\nHuman:" in text and text.rstrip().endswith("\n\nAssistant:")  # also behind a system message
+        asks = cue and "\n\nHuman:" in text and text.rstrip().endswith("\n\nAssistant:")  # also after a system message
         if not asks and not is_transcript(text):
             return [{"role": "user", "content": text}]
         turns = parse_transcript("\n\n" + text.lstrip())
@@ -100,7 +100,7 @@ def turns_of(value: Any, key: str, cue: bool = False) -> list[Message]:
 
 
 def check_unicode(texts: Iterable[str]) -> None:
-    """JSON may hold half a surrogate pair ("\\ud83d"), which no tokenizer takes. Raises Unfit."""
+    """Check for half a surrogate pair ("\\ud83d"), which JSON may hold but no tokenizer accepts. Raises Unfit."""
     try:
         for text in texts:
             text.encode("utf-8")
@@ -109,10 +109,10 @@ def check_unicode(texts: Iterable[str]) -> None:
 
 
 def sound(prompt: Sequence[Message]) -> tuple[Message, ...]:
-    """The prompt, if chat templates can render it: maybe a system message, then user, assistant, user ...
+    """The prompt, if chat templates can render it: an optional system message, then user, assistant, user ...
 
     Raises:
-        Unfit: it is anything else, or holds text that is none.
+        Unfit: any other roles, or an empty or invalid text.
     """
     turns = prompt[1:] if prompt and prompt[0]["role"] == "system" else prompt
     if not turns or turns[-1]["role"] != "user":
@@ -129,7 +129,7 @@ def sound(prompt: Sequence[Message]) -> tuple[Message, ...]:
 
 
 def _message(turn: Any, key: str) -> Message:
-    """One message, of the usual form or ShareGPT's {"from": ..., "value": ...}."""
+    """One message, in the usual form or ShareGPT's {"from": ..., "value": ...}."""
     if not isinstance(turn, dict):
         raise Unfit(f"{key!r} holds a message without text in 'role' and 'content'")
     for name, what in _BESIDE.items():

@@ -1,4 +1,4 @@
-"""Preference pairs and prompts: every row form in use, read into one; unfit rows are dropped and named."""
+"""Preference pairs and prompts: all common row forms, converted to one; unfit rows are dropped and reported."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from r2m_cli.errors import UserError, printable
 
 @dataclass(frozen=True)
 class Dropped:
-    """A row that was left out: where it stands ("file:line", or "file:row N" without lines), and why."""
+    """A row that was left out: its position ("file:line", or "file:row N" if there are no lines), and the reason."""
 
     where: str
     reason: str
@@ -21,16 +21,16 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a data source gave.
+    """The content of a data source.
 
     Attributes:
-        source: the path or hub name as it was given.
+        source: the path or hub name as configured.
         pairs: the labelled pairs, in the order of the rows.
         prompts: the prompt of every kept row, in order, later duplicates removed.
         dropped: the rows left out.
         rows: how many rows were read (kept + dropped).
-        completions: prompt and reply of the rows with a `completion` in place of labels.
-        places: where each of the prompts stands first.
+        completions: prompt and reply of the rows with a `completion` instead of labels.
+        places: the position of the first row with each prompt.
     """
 
     source: str
@@ -49,14 +49,14 @@ def load_preferences(path: str, split: str = "train", limit: int | None = None, 
 
     Args:
         path: see `readers.read_rows`.
-        split: part of a data set that has parts; a single file ignores it.
+        split: name of the split; ignored for a single file.
         limit: stop after this many usable rows; None reads all.
-        subset: configuration of a data set that has several.
+        subset: the configuration to use if the data set has several.
 
     Raises:
         UserError: the source is missing or damaged, or no usable row is left.
 
-    The forms of Anthropic/hh-rlhf, UltraFeedback-binarized, trl-lib/tldr and others.
+    It reads the forms of Anthropic/hh-rlhf, UltraFeedback-binarized, trl-lib/tldr and others.
     """
     if limit is not None and limit < 1:
         raise UserError(f"the limit on rows of {path} is {limit}; give 1 or more, or null for all")
@@ -87,9 +87,9 @@ def load_preferences(path: str, split: str = "train", limit: int | None = None, 
 
 
 def describe(loaded: Loaded) -> list[str]:
-    """Short lines for a person: how many rows were kept as what, then each reason for dropping with places.
+    """Short lines for the user: how many rows were kept as what, then each reason for dropping rows with their positions.
 
-    Whatever is left out is counted and said.
+    All rows that are left out are counted and reported.
     """
     labelled = f"{len(loaded.pairs)} pairs kept" if loaded.pairs else "no pairs"
     labelled += f", {len(loaded.completions)} completions" if loaded.completions else ""
@@ -98,7 +98,7 @@ def describe(loaded: Loaded) -> list[str]:
 
 
 def reasons(dropped: Sequence[Dropped]) -> list[str]:
-    """A line for each reason, the most frequent first, with the first places."""
+    """A line for each reason, the most frequent first, with the first positions."""
     lines = []
     for reason, count in _by_frequency(dropped):
         places = [row.where.rpartition("/")[2] for row in dropped if row.reason == reason]
@@ -108,10 +108,10 @@ def reasons(dropped: Sequence[Dropped]) -> list[str]:
 
 
 def _without_prompts(rows: list[tuple[str, Parsed]], dropped: list[Dropped]) -> list[tuple[str, Parsed]]:
-    """Take the prompt off replies that repeat it, as data for TRL once did.
+    """Remove the prompt from replies that repeat it, as data for TRL once did.
 
-    One row cannot say: a reply may begin with the words of a short question. So all rows must do it, of those whose
-    replies are texts. Where some do, these are dropped, since either reading may be wrong.
+    A single row is not enough evidence: a reply may begin with the words of a short question. So all rows with replies as
+    texts must do it. If only some do, those are dropped, because either reading may be wrong.
     """
     asked = [row.rests for _, row in rows if row.rests is not None]
     if not any(asked):
@@ -120,7 +120,7 @@ def _without_prompts(rows: list[tuple[str, Parsed]], dropped: list[Dropped]) -> 
     for place, row in rows:
         try:
             if row.rests and not all(asked):
-                raise Unfit("the replies begin with the prompt, those of other rows do not")
+                raise Unfit("the replies begin with the prompt, but those of other rows do not")
             kept.append((place, row.without_prompt() if row.rests else row))
         except Unfit as fault:
             dropped.append(Dropped(place, str(fault)))
@@ -137,4 +137,4 @@ def _nothing_left(path: str, dropped: Sequence[Dropped]) -> str:
     reason, count = _by_frequency(dropped)[0]
     first = next(row.where for row in dropped if row.reason == reason)
     faults = f"{len(dropped)} dropped, {count} of them: {reason} (first: {first})"
-    return f"{path}: no usable row; {faults}; docs/data.md lists the forms of rows that are understood"
+    return f"{path}: no usable row; {faults}; docs/data.md lists the supported row forms"

@@ -1,4 +1,4 @@
-"""Where rows come from: a file, a folder, a saved data set or the hub; one iterator of (where, row) for all."""
+"""Read rows from a file, a folder, a saved data set or the hub, all as one iterator of (where, row)."""
 
 import difflib
 import os
@@ -15,27 +15,27 @@ from r2m_cli.text import from_home
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _NOT_HUB = (*ENDINGS, ".gz", ".csv", ".txt", ".zip", ".arrow")
-_NEAR = 0.75  # how alike two names are, from 0 to 1, for one to be taken for a slip of the other
+_NEAR = 0.75  # similarity of two names, 0 to 1, from which one is suggested as a correction of the other
 
 
 def read_rows(path: str, split: str = "train", subset: str | None = None) -> Iterator[Row]:
-    """Yield every row of `path` in its order, with the place it stands at.
+    """Yield every row of `path` in order, with its position.
 
     Args:
-        path: one of FORMS, or, if nothing of that name is on disk, a hub data-set name (`owner/name`).
-        split: which part of a DatasetDict, a hub data set or a folder with parts.
-            A single file is one split already, and so ignores it.
+        path: one of FORMS, or, if it does not exist on disk, a hub data-set name (`owner/name`).
+        split: the split of a DatasetDict, a hub data set or a folder with splits. Ignored for a single file, which is one
+            split.
         subset: which configuration of a hub data set, or of a folder whose README names several.
 
     Raises:
         UserError: missing, damaged, not UTF-8, of an unknown kind, or without that split.
 
-    The local forms stand in for the hub where there is no network.
+    The local forms replace the hub if there is no network.
     """
     if not path.strip():
         raise UserError(f"the data path is empty: give {FORMS}, or a hub name such as owner/name")
     local = from_home(path)
-    if os.path.isdir(local):  # unlike Path.is_dir never raises
+    if os.path.isdir(local):  # unlike Path.is_dir, never raises
         yield from _folder(local, split, subset)
     elif _is_there(local):
         yield from rows_of_file(local)
@@ -64,7 +64,7 @@ def _missing(path: Path) -> UserError:
 
 
 def _nearest(path: Path) -> str:
-    """The name in the same folder that is most like the path's, "" if none is; endings all are alike, and so do not count."""
+    """The name in the same folder that is most similar to the path's, "" if none is similar; endings are not compared."""
     try:
         names = sorted(
             entry.name for entry in path.parent.iterdir() if entry.is_dir() or entry.name.lower().endswith(ENDINGS)
@@ -92,7 +92,7 @@ def _saved(path: Path, split: str) -> Iterator[Row]:
 
     try:
         data = datasets.load_from_disk(str(path))
-    except Exception as error:  # pyarrow, json, missing shards: whatever it is, the folder is not whole
+    except Exception as error:  # pyarrow, json, missing shards: any of them means a damaged folder
         raise UserError(f"{path}: damaged data set ({first_line(error)}); save or fetch it again") from error
     if isinstance(data, datasets.DatasetDict):
         if split not in data:
@@ -106,14 +106,14 @@ def _hub(name: str, split: str, subset: str | None) -> Iterator[Row]:
 
     try:
         data = datasets.load_dataset(name, subset, split=split)
-    except Exception as error:  # network stacks raise anything; how to fix it is the same
+    except Exception as error:  # network libraries raise many types; how to fix it is the same
         failed = f"no such path here, and split {split!r} did not load from the hub ({first_line(error)})"
         raise UserError(f"{name}: {failed}; check name and network, or give {FORMS}") from error
     yield from _rows_of_dataset(name, data)
 
 
 def _rows_of_dataset(source: str, data: Any) -> Iterator[Row]:
-    # As Arrow tables: what datasets would decode (images, audio) needs packages that text does not.
+    # As Arrow tables, so that datasets does not decode images and audio, which would need further packages.
     names = list(data.column_names)
     read = data.select_columns([name for name in names if is_read(name)]).with_format("arrow")
     return rows_of_tables(source, names, read.iter(batch_size=BATCH))

@@ -1,4 +1,4 @@
-"""Texts that are written in a chat template already: a model's own template would be put around them a second time."""
+"""Detect texts that are already rendered with a chat template: a model's own template would be applied on top."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -10,16 +10,16 @@ if TYPE_CHECKING:
     from r2m_cli.data.source import Source
     from r2m_cli.data.template import ChatFormat
 
-_BAR = "[|｜]"  # DeepSeek's are wide
+_BAR = "[|｜]"  # DeepSeek's are full-width
 _BEGIN = rf"(?:<s>|<bos>|<{_BAR}(?:begin_of_text|startoftext|begin▁of▁sentence){_BAR}>|\[gMASK\]<sop>)?\s*"
 _ROLE = r"(?:system|developer|user|human|prompter|assistant|model)"
-# What opens a turn: ChatML, Llama 3 and 4, Gemma, Zephyr and Phi, GPT-OSS, Granite, Cohere, Llama 2 and Mistral.
+# Tokens that open a turn: ChatML, Llama 3 and 4, Gemma, Zephyr and Phi, GPT-OSS, Granite, Cohere, Llama 2 and Mistral.
 _HEADER = (
     rf"(?:<\|im_start\|>{_ROLE}|<\|start_header_id\|>{_ROLE}|<\|header_start\|>{_ROLE}|<start_of_turn>{_ROLE}"
     rf"|<{_BAR}{_ROLE}{_BAR}>|<\|start\|>{_ROLE}|<\|start_of_role\|>{_ROLE}|<\|START_OF_TURN_TOKEN\|>"
     r"|\[INST\]|\[SYSTEM_PROMPT\])"
 )
-# What closes one, or a text.
+# Tokens that close a turn or a text.
 _END = (
     rf"(?:<\|im_end\|>|<\|eot_id\|>|<\|eot\|>|<end_of_turn>|<\|end\|>|<\|endoftext\|>|<\|end_of_text\|>|<\|end_of_turn\|>"
     rf"|<\|return\|>|<\|END_OF_TURN_TOKEN\|>|<{_BAR}end▁of▁sentence{_BAR}>|</s>|<eos>|\[/INST\])"
@@ -27,19 +27,19 @@ _END = (
 _OPENS = re.compile(_BEGIN + _HEADER, re.IGNORECASE)
 _ENDS = re.compile(rf"{_END}\Z", re.IGNORECASE)
 _CUE = re.compile(rf"{_HEADER}[^\n]{{0,40}}\s*(?:<think>\s*(?:</think>)?)?\Z", re.IGNORECASE)  # the reply's header
-# Alpaca's, Vicuna's and others that have no tokens.
+# Alpaca's, Vicuna's and other templates without special tokens.
 _WORDS = (
     ("### Instruction:", "### Response:"),
     ("USER:", "ASSISTANT:"),
     ("User:", "Assistant:"),
     ("Human:", "Assistant:"),
 )
-_TAIL = 120  # characters in which a text closes
-SHOWN = 40  # characters of the first one
+_TAIL = 120  # characters at a text's end that are searched for closing tokens
+SHOWN = 40  # characters of the first rendered text, in the note
 
 
 def is_prompt(text: str) -> bool:
-    """Whether a prompt is rendered: it opens as one and closes as one. A text that quotes a template's marks is not."""
+    """Whether a prompt is rendered, at both its beginning and its end. A text that merely quotes template tokens is not."""
     text = text.strip()
     if any(first in text and text.endswith(last) for first, last in _WORDS):
         return True
@@ -49,17 +49,17 @@ def is_prompt(text: str) -> bool:
 
 
 def is_reply(text: str) -> bool:
-    """Whether a reply closes with an end token, a header before it or not. Of `<s>...</s>` in HTML it is no token."""
+    """Whether a reply ends with an end token, with or without a header. The end of `<s>...</s>` in HTML is not an end token."""
     text = text.strip()
     end = _ENDS.search(text[-_TAIL:])
     return bool(end) and not _ENDS.fullmatch(text) and not (text.endswith("</s>") and "<s>" in text[1:])
 
 
 def rendered_notes(source: "Source", chats: Sequence["ChatFormat"]) -> list[str]:
-    """A note for the person on rows that are rendered; none if there are none, or no model writes more than the texts.
+    """A note for the user on rows that are already rendered; none if there are none, or if no model uses a template.
 
     Args:
-        chats: of every model that is to read the prompts.
+        chats: the formats of all models that will read the prompts.
     """
     if source.world is not None or all(chat.prompt_text(PROBE) == PROBE[0]["content"] for chat in chats):
         return []
@@ -73,13 +73,13 @@ def rendered_notes(source: "Source", chats: Sequence["ChatFormat"]) -> list[str]
     place = next((place for place in source.places.values() if place in found), next(iter(found)))
     text = found[place] if len(found[place]) <= SHOWN else f"{found[place][:SHOWN]}..."
     return [
-        f"rows already written in a chat template: {len(found)} (the first: {place}, {text!r}); the models' own is put around "
-        "them again. Store the bare texts, or messages; or have them read as they are: policy.template=plain reward.template=plain"
+        f"rows already written in a chat template: {len(found)} (the first: {place}, {text!r}); the models' own template is "
+        "applied on top. Store plain texts or messages; or set policy.template=plain reward.template=plain to read them unchanged"
     ]
 
 
 def _rows(source: "Source") -> Iterable[tuple[str, Sequence[dict[str, str]], tuple[str, ...]]]:
-    """Place, prompt and replies of all that is read."""
+    """Position, prompt and replies of all rows."""
     for prompt in (*source.prompts, *source.eval_prompts):
         yield source.place(prompt), prompt, ()
     for pair in (*source.pairs, *source.heldout_pairs):

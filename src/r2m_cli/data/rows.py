@@ -1,7 +1,7 @@
-"""The forms of rows in use, read into one: a prompt with a judged pair, with a reply to learn from, or alone.
+"""Convert all common row forms to one: a prompt with a judged pair, with a reply to learn from, or alone.
 
-A row whose columns say more than its form can hold (images, tools, a system message that contradicts the prompt's), or
-say it in an unknown way, is unfit: it is dropped with a reason, never read as something else.
+A row is unfit if its columns hold more than its form can express (images, tools, a system message that contradicts the
+prompt's), or something unknown. It is dropped with a reason, never read as something else.
 """
 
 from dataclasses import dataclass, replace
@@ -33,8 +33,8 @@ class Parsed:
     Attributes:
         prompt: ends with a user turn.
         replies: (chosen, rejected), (a reply to learn from,) or ().
-        rests: what follows the prompt in the replies, if these are plain texts that all begin with it; () if one does not;
-            None if that cannot be asked.
+        rests: the replies without the prompt, if they are plain texts that all begin with it; () if one does not; None if
+            that does not apply.
     """
 
     prompt: tuple[Message, ...]
@@ -42,7 +42,7 @@ class Parsed:
     rests: tuple[str, ...] | None = None
 
     def without_prompt(self) -> "Parsed":
-        """The row with the prompt taken off the beginning of its replies. Raises Unfit if that leaves none."""
+        """The row with the prompt removed from the beginning of its replies. Raises Unfit if that leaves an empty reply."""
         replies = self.rests or ()
         _check_replies(replies)
         return replace(self, replies=replies)
@@ -52,7 +52,7 @@ def parse(row: Any) -> Parsed:
     """Read a row of any known form.
 
     Raises:
-        Unfit: the row is damaged, of an unknown form, or says what text cannot hold.
+        Unfit: the row is damaged, of an unknown form, or holds content that text cannot express.
     """
     if not isinstance(row, dict):
         raise Unfit("the row is not an object")
@@ -75,7 +75,7 @@ def parse(row: Any) -> Parsed:
 
 
 def _prompt(row: Row) -> tuple[str, list[Message]]:
-    """The column of the prompt and its messages, ("", []) if the row has none of its own."""
+    """The prompt's column and its messages; ("", []) if the row has no prompt column."""
     whole = all(_is_conversation(row.get(side)) for side in ("chosen", "rejected"))
     key = next((name for name in ("prompt", *(() if whole else PROMPTS)) if name in row), "")
     text, more = row.get(key), row.get("input")
@@ -94,7 +94,7 @@ def _judged(row: Row, given: list[Message]) -> tuple[list[Message], tuple[str, .
 
 
 def _unjudged(row: Row, key: str, given: list[Message], listed: str) -> tuple[list[Message], tuple[str, ...]]:
-    """A prompt with a reply that nobody compared, or alone."""
+    """A prompt with a single reply, or alone."""
     dialogue = next((name for name in DIALOGUES if row.get(name)), "")
     turns = turns_of(row[dialogue], dialogue) if dialogue and "completion" not in row else []
     if "completion" in row:
@@ -117,7 +117,7 @@ def _unjudged(row: Row, key: str, given: list[Message], listed: str) -> tuple[li
 
 
 def _side(row: Row, key: str, given: list[Message]) -> tuple[list[Message], str]:
-    """The prompt and the reply of `chosen`, `rejected` or whatever holds a reply, as text, message or conversation."""
+    """Prompt and reply of a column that holds a reply (`chosen`, `rejected`, ...), as text, message or conversation."""
     value = row.get(key)
     if value is None:
         raise Unfit(f"missing key {key!r}")
@@ -133,7 +133,7 @@ def _side(row: Row, key: str, given: list[Message]) -> tuple[list[Message], str]
     if not isinstance(value, str) and key != "rejected":
         check_learnt(value[-1] if isinstance(value, list) else value)
     context, reply = turns[:-1], turns[-1]["content"].strip()
-    if not context or context[0]["role"] == "assistant":  # the reply alone, or what follows the prompt
+    if not context or context[0]["role"] == "assistant":  # only the reply, or the turns after the prompt
         return given + context, reply
     if any(turn not in context for turn in given):
         raise Unfit(f"the conversation in {key!r} does not hold 'prompt'")
@@ -141,7 +141,7 @@ def _side(row: Row, key: str, given: list[Message]) -> tuple[list[Message], str]
 
 
 def _with_system(row: Row, prompt: list[Message]) -> list[Message]:
-    """The prompt with the row's system message, which stands in a column of its own."""
+    """The prompt with the row's system message, if that has its own column."""
     for name in SYSTEMS:
         text = row.get(name, "")
         if not isinstance(text, str):
@@ -155,7 +155,7 @@ def _with_system(row: Row, prompt: list[Message]) -> list[Message]:
 
 
 def _check_said(row: Row, key: str, prompt: list[Message]) -> None:
-    """What stands beside the prompt must be part of it."""
+    """Check that columns which may extend the prompt are already part of it."""
     said = "".join(turn["content"] for turn in prompt)
     for name in SAYS_MORE:
         value = row.get(name) if name != key else None
@@ -173,7 +173,7 @@ def _check_replies(replies: tuple[str, ...]) -> None:
 
 
 def _rests(row: Row, key: str, parsed: Parsed) -> tuple[str, ...] | None:
-    """See `Parsed.rests`. A prompt in HH's notation is not asked: what repeats it is a conversation."""
+    """See `Parsed.rests`. None for a prompt in HH's notation: a text that repeats it is a conversation."""
     prompt, replies = (
         row.get(key),
         [row[name] for name in ("chosen", "rejected", "completion", "output") if name in row],
@@ -186,7 +186,7 @@ def _rests(row: Row, key: str, parsed: Parsed) -> tuple[str, ...] | None:
 
 
 def _rest(reply: str, prompt: tuple[Message, ...]) -> str | None:
-    """What follows the prompt in a reply that begins with it: with all of its messages, or with the last ones; else None.
+    """The rest of a reply that begins with the prompt (all of its messages, or the last ones); else None.
 
     The prompt must end where a word ends: "Hi" is not the beginning of "High".
     """
@@ -204,7 +204,7 @@ def _rest(reply: str, prompt: tuple[Message, ...]) -> str | None:
 
 
 def _is_conversation(value: Any) -> bool:
-    """Whether a side holds its prompt itself."""
+    """Whether a side of a pair contains its own prompt."""
     if isinstance(value, str):
         return is_transcript(plain(value))
     first = value[0] if isinstance(value, list) and value else None
@@ -213,6 +213,6 @@ def _is_conversation(value: Any) -> bool:
 
 
 def _listed(row: dict[str, Any]) -> str:
-    """The columns of a row, for the reason; some of them, where there are many."""
+    """The columns of a row, for the reason; only some of them if there are many."""
     names = [repr(name[:30])[1:-1] for name in row]
     return (", ".join(names[:12]) + (", ..." if len(names) > 12 else "")) or "none"

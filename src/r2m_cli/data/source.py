@@ -1,4 +1,4 @@
-"""What a run draws from: a world whose true reward is known, or a file, split once into training and held-out parts."""
+"""A run's data: a world whose true reward is known, or a file that is split once into training and held-out parts."""
 
 import inspect
 import random
@@ -32,8 +32,8 @@ class Source:
     demonstrations: list[tuple[Prompt, str]]
     references: list[tuple[Prompt, str]] = field(default_factory=list)  # good replies to held-out prompts
     world: World | None = None
-    notes: list[str] = field(default_factory=list)  # what was left out, for the person to see
-    places: dict[tuple[tuple[str, str], ...], str] = field(default_factory=dict)  # where a file's prompts stand
+    notes: list[str] = field(default_factory=list)  # what was left out, for the user
+    places: dict[tuple[tuple[str, str], ...], str] = field(default_factory=dict)  # positions of a file's prompts
 
     def gold(self, prompt: Prompt, response: str, finished: bool) -> float:
         """The true reward of a response to one of the world's prompts, in points."""
@@ -41,7 +41,7 @@ class Source:
         return self.world.score(prompt[-1]["content"], response, finished)
 
     def place(self, prompt: Prompt) -> str:
-        """Where a prompt stands first, "file:line" or "file:row N"; of a world's what it says."""
+        """Position of the first row with a prompt, "file:line" or "file:row N"; in a world, the prompt's text."""
         return self.places.get(_identity(prompt), f"prompt {prompt[-1]['content'][:40]!r}")
 
 
@@ -56,20 +56,20 @@ def described(config: DataConfig) -> str:
 
 
 def load_source(config: DataConfig, eval_prompts: int, evaluating: bool = False) -> Source:
-    """Everything that the configuration's data part names.
+    """Load everything that the configuration's data part names.
 
     Args:
         eval_prompts: evaluation prompts to draw from the world; a file gives all of its held-out prompts.
         evaluating: nothing is trained, so data.holdout=1 may hold out every row of a file.
 
     Raises:
-        UserError: from the loader; or too few rows to hold any out.
+        UserError: from the loader; or there are too few rows to hold any out.
     """
     return _file(config, evaluating) if config.kind == "file" else _world(config, eval_prompts)
 
 
 def world_of(config: DataConfig) -> World:
-    """The world that data.kind names. Raises UserError for a package that it needs and that is not there."""
+    """The world named by data.kind. Raises UserError if a package that it needs is not installed."""
     world = world_class(config.kind)
     return world(labellers_of(config, world.LABELLERS))
 
@@ -81,7 +81,7 @@ def world_class(kind: str) -> type[World]:
 
 
 def labellers_of(config: DataConfig, own: Labellers) -> Labellers:
-    """A world's own labellers with what the configuration says of them (data.label_bias, ...)."""
+    """A world's own labellers, with the configuration's settings (data.label_bias, ...) applied."""
     said = {"bias": config.label_bias, "temperature": config.label_temperature, "noise": config.label_noise}
     return replace(own, **{name: value for name, value in said.items() if value is not None})
 
@@ -89,7 +89,7 @@ def labellers_of(config: DataConfig, own: Labellers) -> Labellers:
 def _world(config: DataConfig, eval_prompts: int) -> Source:
     rng = random.Random(draw_seed(Stream.DEMONSTRATIONS, config.seed))
     world = world_of(config)
-    wanted = config.demonstrations if has_own_models(config.kind) else 0  # else its policies can chat already
+    wanted = config.demonstrations if has_own_models(config.kind) else 0  # otherwise its policies can already chat
     asked = world.prompts(wanted, draw_seed(Stream.DEMONSTRATIONS, config.seed))
     return Source(
         prompts=[user_prompt(p) for p in world.prompts(config.prompts, draw_seed(Stream.WORLD_PROMPTS, config.seed))],
@@ -112,7 +112,7 @@ def _file(config: DataConfig, evaluating: bool) -> Source:
             f"data.holdout={config.holdout} of {len(prompts)} distinct prompts in {config.path} leaves {held} for "
             f"evaluation and {len(prompts) - held} for training; both need at least one"
         )
-    # Split by prompt: two pairs of one prompt must not stand on both sides.
+    # Split by prompt: two pairs of one prompt must not end up on both sides.
     heldout = {_identity(p) for p in prompts[:held]}
     replies = [(p.prompt, p.chosen) for p in loaded.pairs] + loaded.completions
     return Source(
@@ -128,17 +128,17 @@ def _file(config: DataConfig, evaluating: bool) -> Source:
 
 
 def renderable(source: Source, chats: Sequence[ChatFormat]) -> Source:
-    """A file's source without the prompts that a model's chat template refuses, and all that belongs to them.
+    """A file's source without the prompts that a model's chat template refuses, and without their pairs and replies.
 
-    Templates refuse roles (a system message, a first turn of the assistant), so one prompt is tried of each sequence of
-    roles, and further ones only while they are refused. What is left out is noted with its place; so are texts that are
-    rendered already.
+    Templates refuse roles (a system message, a first turn of the assistant). So one prompt of each sequence of roles is
+    tried, and further ones only while they are refused. Notes report what is left out, with its position, and texts that are
+    already rendered.
 
     Args:
-        chats: of every model that is to read the prompts.
+        chats: the formats of all models that will read the prompts.
 
     Raises:
-        UserError: the training or the evaluation part has prompts, and all of them are refused.
+        UserError: all prompts of the training or the evaluation part are refused.
     """
     source = replace(source, notes=[*source.notes, *rendered_notes(source, chats)])
     refused: dict[tuple[tuple[str, str], ...], Dropped] = {}
@@ -176,7 +176,7 @@ def renderable(source: Source, chats: Sequence[ChatFormat]) -> Source:
 
 
 def say_notes(notes: Sequence[str]) -> None:
-    """Say on the terminal what was left out; for words that keep no notes of their own."""
+    """Print what was left out, for commands that do not keep notes themselves."""
     for note in notes:
         say(f"note: {note.strip()}")
 
@@ -186,14 +186,14 @@ def _identity(prompt: Prompt) -> tuple[tuple[str, str], ...]:
 
 
 def identity_of(config: DataConfig, labels: bool = True) -> list[object]:
-    """What the data is, for a cache key: the world's code and its labellers, or the file's digest (a hub data set's name).
+    """The data's identity, for a cache key: the world's code and labellers, or the file's digest (a hub data set's name).
 
     Args:
-        labels: with those of the world's labellers, whom the policy's demonstrations do not know.
+        labels: include the labellers' settings; the policy's demonstrations do not depend on them.
     """
     if config.kind != "file":
         world = world_class(config.kind)
-        code = digest_of(Path(inspect.getfile(world)))  # a world under work changes
+        code = digest_of(Path(inspect.getfile(world)))  # a world's code may change during development
         return [config.kind, config.seed, code, *([asdict(labellers_of(config, world.LABELLERS))] if labels else [])]
     path = from_home(config.path or "")
     content = digest_of(path) if path.exists() else config.path
@@ -207,7 +207,7 @@ def fitting(prompts: list[Prompt], chat: ChatFormat, limit: int) -> list[Prompt]
 
 
 class PromptStream:
-    """The prompts in an order of their own for every pass; what a step gets is a function of (seed, step) alone."""
+    """The prompts, shuffled anew for every pass; the prompts of a step depend only on (seed, step)."""
 
     def __init__(self, prompts: list[Prompt], seed: int):
         self.prompts = prompts

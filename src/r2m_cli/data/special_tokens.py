@@ -1,4 +1,4 @@
-"""A tokenizer's special tokens: what ends a text, what stands around it, what pads it."""
+"""A tokenizer's special tokens: those that end a text, surround it, or pad it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def end_token(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """EOS, or nothing. [1] or [0]."""
+    """EOS, or an empty list. [1] or [0]."""
     eos = tokenizer.eos_token_id
     return [] if eos is None else [int(eos)]
 
 
 def own_specials(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """What the tokenizer itself puts before and after a text: BOS, [CLS] ... [SEP], EOS."""
+    """The tokens that the tokenizer itself puts before and after a text: BOS, [CLS] ... [SEP], EOS."""
     bare = encode(tokenizer, REPLY)
     full = list(tokenizer(REPLY, verbose=False)["input_ids"])
     n = len(bare)
@@ -34,9 +34,9 @@ def own_specials(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[in
 
 
 def boundary(tokenizer: PreTrainedTokenizerBase, label: str) -> int | None:
-    """What tells the second text of a pair from the first, if the tokenizer numbers them (token_type_ids).
+    """The separator between the two texts of a pair, if the tokenizer numbers the texts (token_type_ids); else None.
 
-    Raises UserError for a tokenizer, named by `label`, that numbers them in another way than by a separator.
+    Raises UserError if the tokenizer, called `label` in the message, does not change the number after a separator.
     """
     both = tokenizer(PROBE[0]["content"], REPLY, verbose=False)
     types, sep = both.get("token_type_ids"), tokenizer.sep_token_id
@@ -44,15 +44,15 @@ def boundary(tokenizer: PreTrainedTokenizerBase, label: str) -> int | None:
         return None
     last = len(types) - 1 - types[::-1].index(0)
     if sep is None or both["input_ids"][last] != sep or types != [0] * (last + 1) + [1] * (len(types) - last - 1):
-        raise UserError(f"reward.template=pair: the {label} numbers two texts in a way that r2m does not know")
+        raise UserError(f"reward.template=pair: the {label} numbers two texts in a way that r2m does not support")
     return int(sep)
 
 
 def choose_pad(tokenizer: PreTrainedTokenizerBase, vocabulary: int | None, ending: Collection[int]) -> int:
-    """A token to pad with, that ends no reply if the tokenizer has one.
+    """A padding token, preferably one that does not end a reply.
 
     Args:
-        vocabulary: rows of the model's embeddings, if known: tokens without one are not taken.
+        vocabulary: number of rows of the model's embeddings, if known: tokens without a row are not used.
         ending: the tokens that end a reply.
     """
     added = tokenizer.added_tokens_decoder

@@ -1,7 +1,7 @@
-"""Which files of a folder are a split: as the `datasets` library says, without reading them.
+"""Which files of a folder belong to a split: determined by the `datasets` library, without reading them.
 
-It knows splits by the README's `configs`, by folder (`train/`, `test/`), by file name and by the hub's shards
-(`data/train-00000-of-00002.parquet`), and leaves hidden files out. One thing it does is refused here: joining
+It recognises splits by the README's `configs`, by folder (`train/`, `test/`), by file name and by the hub's shards
+(`data/train-00000-of-00002.parquet`), and ignores hidden files. One of its rules is not accepted here: joining
 `train_prefs` and `train_sft` as `train`.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 from r2m_cli.data.files import FORMS, JSON_ENDINGS, first_line
 from r2m_cli.errors import UserError
 
-_UNREAD = re.compile(r"\.(csv|tsv|arrow|ndjson|(jsonl?|parquet)\.\w+)$")  # data of kinds that are not read
+_UNREAD = re.compile(r"\.(csv|tsv|arrow|ndjson|(jsonl?|parquet)\.\w+)$")  # data files of unsupported kinds
 _SHARD = re.compile(r"[-._ ]\d{5}-of-\d{5}.*|([-._ ]*(\d+|of(?=[-._ ]?\d)))+$")
 
 
@@ -25,13 +25,13 @@ def files_of_split(folder: Path, split: str, subset: str | None) -> list[Path]:
         subset: which of the configurations that the folder's README names; None: the default or only one.
 
     Raises:
-        UserError: no such split or subset, several of one name, or files of several kinds.
+        UserError: no such split or subset, several that match the name, or files of several kinds.
     """
     try:
         splits, named = _resolved(folder, subset)
     except UserError:
         raise
-    except Exception as error:  # a damaged README, patterns that match nothing: the folder is at fault
+    except Exception as error:  # a damaged README, patterns that match nothing: the error is in the folder
         raise UserError(f"{folder}: {first_line(error)}; give {FORMS}") from error
     if not any(splits.values()):
         raise UserError(f"{folder}: a folder without data; give {FORMS}")
@@ -46,7 +46,7 @@ def files_of_split(folder: Path, split: str, subset: str | None) -> list[Path]:
 
 
 def _resolved(folder: Path, subset: str | None) -> tuple[dict[str, list[Path]], bool]:
-    """Every split's files, and whether the README names them (else they are told by their paths)."""
+    """Every split's files, and whether the README names them (otherwise their paths do)."""
     from datasets.data_files import (  # type: ignore[import-untyped]
         DataFilesDict,
         EmptyDatasetError,
@@ -54,7 +54,7 @@ def _resolved(folder: Path, subset: str | None) -> tuple[dict[str, list[Path]], 
         sanitize_patterns,
     )
 
-    base = glob.escape(str(folder.resolve()))  # the patterns that datasets makes begin with it
+    base = glob.escape(str(folder.resolve()))  # the patterns of `datasets` begin with it
     configuration = _configuration(folder, subset)
     if configuration.get("data_dir"):
         base = f"{base}/{configuration['data_dir']}"
@@ -77,13 +77,13 @@ def _resolved(folder: Path, subset: str | None) -> tuple[dict[str, list[Path]], 
 
 
 def _as_given(file: str, folder: Path) -> Path:
-    """A file under the folder's own name: datasets follows the links in it."""
+    """A file's path below the folder as the user named it: `datasets` resolves symbolic links."""
     path, root = Path(file), folder.resolve()
     return folder / path.relative_to(root) if path.is_relative_to(root) else path
 
 
 def _configuration(folder: Path, subset: str | None) -> dict[str, Any]:
-    """What the README says of a subset; {} if it names none."""
+    """The README's configuration of a subset; {} if it has none."""
     from datasets.utils.metadata import MetadataConfigs  # type: ignore[import-untyped]
     from huggingface_hub import DatasetCard
 
@@ -92,7 +92,7 @@ def _configuration(folder: Path, subset: str | None) -> dict[str, Any]:
         card = DatasetCard.load(readme).data if readme.is_file() else None
         known = MetadataConfigs.from_dataset_card_data(card) if card is not None else MetadataConfigs()
         name = subset or known.get_default_config_name()
-    except Exception as error:  # YAML's and datasets' own: whatever it is, the head of the file is at fault
+    except Exception as error:  # errors of YAML and datasets: any of them means a bad header
         raise UserError(
             f"{readme}: its head cannot be read ({first_line(error)}); correct it, or give a file"
         ) from error
@@ -110,7 +110,7 @@ def _which(subset: str | None) -> str:
 
 
 def _chosen(folder: Path, splits: dict[str, list[Path]], split: str, named: bool) -> list[Path]:
-    parts: dict[str, list[Path]] = {}  # by the whole name that a path gives the split: train, train_prefs
+    parts: dict[str, list[Path]] = {}  # by the split's full name in the path: train, train_prefs
     for name, files in () if named else splits.items():
         for file in files:
             same = parts.setdefault(_part(file.relative_to(folder), name), [])
@@ -121,7 +121,7 @@ def _chosen(folder: Path, splits: dict[str, list[Path]], split: str, named: bool
         raise UserError(f"{folder}: split {split!r} could be any of {names}; set data.split to one, or give a file")
     if split in splits and len(of_split) < 2:
         return splits[split]
-    if split in parts:  # of exactly that name, whatever `datasets` joins with it
+    if split in parts:  # an exact match, without the parts that `datasets` joins with it
         return parts[split]
     synonym = next((known for known, words in _keywords().items() if split in words and known in splits), None)
     if synonym is not None:
@@ -131,9 +131,9 @@ def _chosen(folder: Path, splits: dict[str, list[Path]], split: str, named: bool
 
 
 def _part(path: Path, split: str) -> str:
-    """The whole name of the split in a path: `train_prefs` of `data/train_prefs-00000-of-00001.parquet`.
+    """The full name of the split in a path: `train_prefs` for `data/train_prefs-00000-of-00001.parquet`.
 
-    The split itself, where nothing in the path begins like a split.
+    `split` itself, if nothing in the path begins like a split.
     """
     words = "|".join(sorted((word for words in _keywords().values() for word in words), key=len, reverse=True))
     *folders, name = path.parts
@@ -151,7 +151,7 @@ def _keywords() -> dict[str, list[str]]:
 
 
 def _kind(file: str | Path) -> str:
-    """The kind of data in a file, by its name; "" for what is no data (a text, a picture)."""
+    """The kind of data in a file, by its name; "" for other files (texts, pictures)."""
     name = str(file).lower()
     if name.endswith(JSON_ENDINGS):
         return "json"

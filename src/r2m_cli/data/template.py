@@ -1,7 +1,7 @@
-"""One formatter for every model: messages -> the text and token ids that this tokenizer's model was made for.
+"""One formatter for every model: messages -> the text and token ids that this tokenizer's model was trained on.
 
-Text crosses between models, token ids never do: the policy's reply is decoded, and the reward model's own
-ChatFormat renders and encodes it again.
+Models exchange text, not token ids: the policy's reply is decoded, and the reward model's own ChatFormat renders and
+encodes it again.
 """
 
 from __future__ import annotations
@@ -23,32 +23,32 @@ if TYPE_CHECKING:
 
 REMEMBERED = (
     2**14
-)  # texts whose ids are kept: rendering and encoding labelled pairs anew at every look costs more than the models
+)  # texts whose ids are cached: rendering and encoding labelled pairs each time would cost more than the models
 
 
 class ChatFormat:
-    """How one tokenizer sees conversations: by its chat template, or in a form of `forms.py`.
+    """How one model reads conversations: with its tokenizer's chat template, or in a form of `forms.py`.
 
-    In these the reply follows after one space (unless white space is there), the tokenizer's own special tokens stand
-    around the whole, and EOS closes it; `pair` gives prompt and reply to the tokenizer as its two texts, and adds nothing.
+    In a form, the reply follows the prompt after one space (unless there is white space), the tokenizer's own special tokens
+    surround the text, and EOS closes it. The form `pair` passes prompt and reply to the tokenizer as two texts and adds nothing.
 
     Attributes:
-        tokenizer: as given.
-        name: whose it is ("policy", "reward model"), for messages to the user.
-        choice: as given; by default the tokenizer decides.
-        eos_ids: the tokens that end a reply: EOS, the one that closes the template's assistant turn, and `ends`.
-        pad_id: filler that ends no reply (EOS itself only if the tokenizer offers nothing else). It is always
-            masked, yet a pool that looks for pad tokens would otherwise lose the closing EOS.
-        boundary: with `pair`, the token that separates the two texts, where the tokenizer numbers them (token_type_ids).
+        tokenizer: as passed.
+        name: the model that it belongs to ("policy", "reward model"), for messages to the user.
+        choice: as passed; by default the tokenizer decides.
+        eos_ids: the tokens that end a reply: EOS, the token that closes the template's assistant turn, and `ends`.
+        pad_id: a padding token that does not end a reply (EOS only if the tokenizer has no other). It is always masked,
+            but a model that pools by pad token would otherwise miss the closing EOS.
+        boundary: with `pair`, the token that separates the two texts if the tokenizer numbers them (token_type_ids).
 
     Args:
-        vocabulary: rows of the model's input embeddings, if known: a padding token without a row is never used, and any
-            other is refused.
-        ends: further tokens that end a reply, those at which the model's own generation stops.
+        vocabulary: number of rows of the model's input embeddings, if known: a padding token without a row is never used,
+            and any other token without a row is an error.
+        ends: further tokens that end a reply: those at which the model's own generation stops.
 
     Raises:
-        UserError: the template cannot be rendered, drops what it is given, or changes a prompt once a reply follows; a
-            policy's has no generation prompt; an end token is asked for and there is none.
+        UserError: the template cannot be rendered, drops its input, or changes a prompt when a reply follows; a policy's
+            template has no generation prompt; or an end token is requested and there is none.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class ChatFormat:
         self.choice = choice or Choice()
         self._label = f"{name} tokenizer ({tokenizer.name_or_path or type(tokenizer).__name__})"
         self._template: ChatTemplate | None = None
-        self._lead: list[int] = []  # special tokens before the text (template: they stand in the text)
+        self._lead: list[int] = []  # special tokens before the text (a template writes them into the text)
         if self.choice.form is None and tokenizer.chat_template is not None:
             self._template = ChatTemplate(tokenizer, self._label, self.key, writes=name.startswith("policy"))
             closing = self._closing_token()
@@ -78,16 +78,16 @@ class ChatFormat:
         self.pad_id = choose_pad(tokenizer, vocabulary, self.eos_ids)
         self.boundary = boundary(tokenizer, self._label) if self.choice.form == "pair" else None
         self._known = lru_cache(REMEMBERED)(self._ids)
-        self.conversation_ids(PROBE, REPLY)  # tokens of the template that have no embedding are refused at once
+        self.conversation_ids(PROBE, REPLY)  # so a template's tokens without an embedding are refused at once
 
     @property
     def key(self) -> str:
-        """What changes the form, for messages to the user."""
+        """The setting that changes the form, for messages to the user."""
         keys = {"policy": "policy.template", "reward model": "reward.template"}
         return keys.get(self.name, f"a file {RECORD} in its folder")
 
     def note(self) -> str | None:
-        """Where the tokenizer's own template is not what is used, how conversations are written; for the person."""
+        """A note for the user on how conversations are written, if not with the tokenizer's own template."""
         if self._template is not None:
             return None
         shown = self._decode(self.conversation_ids(PROBE, REPLY))
@@ -96,7 +96,7 @@ class ChatFormat:
         return f"the {self.name} reads {asked!r} answered {REPLY!r} as {shown!r} ({why}; {self.key} changes it)"
 
     def save(self, folder: Path) -> None:
-        """Write the tokenizer, and what else is needed to read conversations in the same way, beside a model."""
+        """Write the tokenizer, and the record of the form if needed, into a model's folder."""
         self.tokenizer.save_pretrained(folder)
         write_record(folder, self.choice)
 
@@ -113,50 +113,50 @@ class ChatFormat:
         return prompt_in(self.choice.form, messages)
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of `prompt_text`, [P]: what the policy continues. Raises, source: as `prompt_text`."""
+        """Token ids of `prompt_text`, [P], which the policy continues. Raises, source: as `prompt_text`."""
         return list(self._known("prompt", _frozen(messages), ""))
 
     def conversation_ids(self, messages: Sequence[Message], response: str) -> list[int]:
-        """Token ids of prompt and response with the turn closed, [S]: what a reward model reads.
+        """Token ids of prompt and response with the turn closed, [S]: the reward model's input.
 
-        With a template this is exactly what the template renders (also a newline behind the closing token, as
-        reward models are trained on it); EOS is added only where nothing closes the turn, or as reward.end_token says.
+        With a template, this is exactly the rendered text (including a newline after the closing token, since reward models
+        are trained on it). EOS is added only if nothing closes the turn, or as set by reward.end_token.
 
         Raises:
             UserError: the template refuses the messages.
 
-        A reward model that was fitted with an end token must not be scored without: there is one formatter for both.
+        Fitting and scoring use this one formatter: a model fitted with an end token must not be scored without it.
         """
         return list(self._known("conversation", _frozen(messages), response))
 
     def cut(self, ids: list[int], limit: int) -> list[int]:
-        """At most `limit` of a conversation's ids: the oldest go, but the token that opens every text ([CLS], BOS) stays."""
+        """At most `limit` of a conversation's ids: the oldest are dropped, but the token that opens every text ([CLS], BOS) is kept."""
         if len(ids) <= limit:
             return ids
         opens = ids[:1] if ids[0] in (self.tokenizer.cls_token_id, self.tokenizer.bos_token_id) else []
         return opens + ids[len(ids) - limit + len(opens) :]
 
     def response_ids(self, messages: Sequence[Message], response: str) -> list[int]:
-        """Token ids to put behind `prompt_ids`, [R], up to the token that ends the turn, as a policy samples.
+        """Token ids to append to `prompt_ids`, [R], up to the token that ends the turn, as a policy samples.
 
-        `prompt_ids + response_ids` decodes to the conversation, less a template's newline after the turn.
+        `prompt_ids + response_ids` decodes to the conversation, without a template's newline after the turn.
 
         Raises:
-            UserError: the template refuses the messages, or changes the prompt once a reply follows.
+            UserError: the template refuses the messages, or changes the prompt when a reply follows.
 
         The hidden states are those of prompt and response in one sequence (arXiv 2601.22664, step 1).
         """
         return list(self._known("response", _frozen(messages), response))
 
     def _ids(self, what: str, frozen: tuple[tuple[tuple[str, str], ...], ...], response: str) -> array[int]:
-        """What the public methods give, as compactly as it is kept. Raises UserError for a token without an embedding."""
+        """The ids of the public methods, in a compact form for the cache. Raises UserError for a token without an embedding."""
         ids = self._made(what, frozen, response)
         highest = max(ids, default=0)
         if self.vocabulary is not None and highest >= self.vocabulary:
             token = self.tokenizer.convert_ids_to_tokens(int(highest))
             raise UserError(
-                f"{self._label}: its token {token!r} has the number {highest}, and the model's embeddings have "
-                f"{self.vocabulary} rows; model.resize_token_embeddings(len(tokenizer)) and training give it one"
+                f"{self._label}: its token {token!r} has the id {highest}, but the model's embeddings have "
+                f"{self.vocabulary} rows; add rows with model.resize_token_embeddings(len(tokenizer)) and train them"
             )
         return ids
 
@@ -179,10 +179,10 @@ class ChatFormat:
         head, whole = self._encode(prompt), self._encode(conversation)
         if whole[: len(head)] == head:
             ids = whole[len(head) :]
-        else:  # a token spans the border ("\n" + "\n"), but a policy continues from prompt_ids: cut there
+        else:  # a token spans the border ("\n" + "\n"), but a policy continues from prompt_ids: split there
             ids = self._encode(conversation[len(prompt) :])
             if self._decode(head + ids) != self._decode(whole):
-                fault = f"prompt {prompt[-20:]!r} and reply {response[:20]!r} cannot be tokenized apart"
+                fault = f"prompt {prompt[-20:]!r} and reply {response[:20]!r} cannot be tokenized separately"
                 raise UserError(f"{self._label}: {fault}; strip the white space where they meet")
         if self._template_closes:
             return ids[: len(ids) - ids[::-1].index(self._close[0])]
@@ -200,29 +200,29 @@ class ChatFormat:
         return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def _last(self, own: list[int]) -> list[int]:
-        """The tokens that end every conversation, `own` being those that the tokenizer itself puts behind a text."""
+        """The tokens that end every conversation; `own` are those that the tokenizer itself appends to a text."""
         eos = end_token(self.tokenizer)
         if self.choice.end_token:
             if not eos:
                 raise UserError(f"reward.end_token=true: the {self._label} has no end token; set it to false or null")
-            own = [] if self.choice.form == "pair" else own  # of a pair they stand there already
+            own = [] if self.choice.form == "pair" else own  # in a pair they are already there
             return own if own[-1:] == eos else own + eos
         if self.choice.end_token is None and self.choice.form != "pair":
             return [] if self._template_closes else self._close
         return [] if self.choice.form == "pair" else own
 
     def _closing_token(self) -> list[int]:
-        """The first added token behind the reply in a rendered conversation: <|im_end|>, <|eot_id|>, </s>."""
+        """The first added token after the reply in a rendered conversation: <|im_end|>, <|eot_id|>, </s>."""
         assert self._template is not None
         behind = self._encode(self._template.behind())
         return [token for token in behind if token in self.tokenizer.added_tokens_decoder][:1]
 
 
 def _closed(ids: list[int], close: list[int]) -> list[int]:
-    """The ids, with the closing tokens behind them unless they are there."""
+    """The ids, with the closing tokens appended unless they are already there."""
     return ids if close and ids[-len(close) :] == close else ids + close
 
 
 def _frozen(messages: Sequence[Message]) -> tuple[tuple[tuple[str, str], ...], ...]:
-    """Messages as something that can be looked up."""
+    """Messages in a hashable form."""
     return tuple(tuple(message.items()) for message in messages)  # type: ignore[misc]

@@ -19,10 +19,10 @@ CHAT_TEMPLATE = (
 
 
 def word_tokenizer(words: Sequence[str]) -> "PreTrainedTokenizerFast":
-    """A tokenizer of these words and signs, with a chat template: it is used exactly as a real chat model's tokenizer.
+    """A tokenizer of these words and signs, with a chat template: it is used exactly like a real chat model's tokenizer.
 
-    Pad, end and unknown are three different tokens. With pad = end, a reward model that looks for the last token by id
-    would not see whether a response has ended.
+    Pad, end and unknown are three different tokens. With pad = end, a reward model that finds the last token by its id
+    could not see whether a response has ended.
     """
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
@@ -39,7 +39,7 @@ def word_tokenizer(words: Sequence[str]) -> "PreTrainedTokenizerFast":
         eos_token=EOS,
         extra_special_tokens=[USER, ASSISTANT],
         chat_template=CHAT_TEMPLATE,
-        # The decoded text must be the words with one space between them, also before the full stop.
+        # Decoding must put one space between the words, also before the full stop.
         clean_up_tokenization_spaces=False,
         model_input_names=["input_ids", "attention_mask"],
     )

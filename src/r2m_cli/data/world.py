@@ -1,4 +1,4 @@
-"""What a world is: a source of prompts whose true reward is known, and of labellers who are almost right about it."""
+"""The interface of a world: prompts with a known true reward, and labellers who are almost right about it."""
 
 import math
 import random
@@ -12,21 +12,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Labellers:
-    """Who labels a world's preferences: by gold, almost."""
+    """The labellers of a world's preferences, who almost follow gold."""
 
-    bias: float  # points that they, not gold, give for what they wrongly like
-    temperature: float  # Bradley-Terry, points of gold; near 0 they always choose the one they like better
+    bias: float  # points that the labellers, unlike gold, add for each feature they wrongly like
+    temperature: float  # Bradley-Terry, points of gold; near 0 they always choose the response they score higher
     noise: float = 0.0  # probability, 0 to 0.5, that a label is flipped afterwards
 
     def prefer_first(self, first: float, second: float, rng: random.Random) -> bool:
-        """Whether they choose the first of two responses that they like so much, in points."""
+        """Whether the labellers choose the first of two responses, given their scores in points."""
         # tanh, unlike exp, cannot overflow at a small temperature.
         prefers = rng.random() < 0.5 + 0.5 * math.tanh((first - second) / self.temperature / 2)
         return prefers != (rng.random() < self.noise)
 
 
 class World(ABC):
-    """Prompts, true scores and labels. The responses to be labelled are the starting policy's own."""
+    """Prompts, true scores and labels. The labelled responses come from the starting policy."""
 
     LABELLERS: ClassVar[Labellers]  # the world's own
 
@@ -43,12 +43,12 @@ class World(ABC):
 
     @abstractmethod
     def label(self, prompt: str, a: str, b: str, a_finished: bool, b_finished: bool, rng: random.Random) -> bool:
-        """What a labeller says: True when `a` is preferred."""
+        """A labeller's choice: True when `a` is preferred."""
 
     @abstractmethod
     def demonstration(self, prompt: str, rng: random.Random) -> str:
-        """A response to imitate. Raises UserError where the world has none."""
+        """A response to imitate. Raises UserError if the world has none."""
 
     @abstractmethod
     def tokenizer(self) -> "PreTrainedTokenizerFast":
-        """The tokenizer of a model made for this world. Raises UserError where only pretrained models can speak in it."""
+        """The tokenizer of models trained for this world. Raises UserError if the world needs pretrained models."""

@@ -153,7 +153,7 @@ def test_weights_that_the_model_has_no_place_for_are_refused(policy, scorer, ext
     for folder, load in ((policy, as_policy), (scorer, as_scorer)):
         tensors = load_file(folder / "model.safetensors") | {extra: torch.ones(3)}
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-        assert f"its weights hold {extra}, for which a Llama" in refused(folder, load)
+        assert f"its weights hold {extra}, which the Llama" in refused(folder, load)
 
 
 def test_adapters_beside_whole_weights_are_never_added_to_them(policy, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ EPSILON = 1e-6
 def rloo(rewards: Tensor) -> Tensor:
     """Leave-one-out baseline (arXiv 2601.22664, eq. 1): A_ij = r_ij - mean of the other K-1 rewards. [n, K] -> [n, K].
 
-    Raises ValueError for K < 2, where there is no other reward.
+    Raises ValueError for K < 2: there is no other reward.
     """
     group_size = _group_size(rewards)
     others = (rewards.sum(dim=1, keepdim=True) - rewards) / (group_size - 1)
@@ -24,23 +24,23 @@ def grpo(rewards: Tensor) -> Tensor:
     _group_size(rewards)
     centred = rewards - rewards.mean(dim=1, keepdim=True)
     std = rewards.std(dim=1, keepdim=True)
-    # Equal rewards leave the mean's rounding behind, which the division would blow up to whole advantages.
+    # With equal rewards, only the mean's rounding error remains; the division would turn it into large advantages.
     resolution = 8 * torch.finfo(rewards.dtype).eps * rewards.abs().amax(dim=1, keepdim=True)
     return torch.where(std <= resolution, 0.0, centred / (std + EPSILON))
 
 
 def remax(rewards: Tensor, greedy: Tensor) -> Tensor:
-    """The reward of the prompt's greedy response is the baseline (Li et al. 2023, ReMax eq. 5). [n, K], [n] -> [n, K]."""
+    """Reward minus that of the prompt's greedy response (Li et al. 2023, ReMax eq. 5). [n, K], [n] -> [n, K]."""
     return rewards - greedy[:, None]
 
 
 def token_rewards(scores: Tensor, mask: Tensor, kl: Tensor | None, beta: float) -> Tensor:
-    """The reward of every token: the response's score on its last token, minus beta KL on each (Ziegler et al. 2019).
+    """The reward of every token: the response's score at its last token, minus beta KL at each (Ziegler et al. 2019).
 
     Args:
         scores: [B].
         mask: [B, R], true on the response's tokens, which come first.
-        kl: [B, R] estimates in nats; None leaves the KL out.
+        kl: [B, R] estimates in nats; None omits the KL.
 
     Returns:
         [B, R], 0 on padding.
@@ -58,12 +58,12 @@ def returns_to_go(rewards: Tensor) -> Tensor:
 
 
 def normalise(values: Tensor, sums: Tensor, floor: float, centre: bool) -> Tensor:
-    """Divide by the standard deviation of the *global* batch, so that the reward's unit drops out of the step.
+    """Divide by the standard deviation of the *global* batch, so that the update does not depend on the reward's unit.
 
     Args:
         values: any shape, this rank's.
         sums: [3], (count, sum, sum of squares) of the values over all ranks, from `moments`.
-        floor: the smallest standard deviation to divide by: a batch of near-equal values must not explode.
+        floor: the smallest standard deviation to divide by, so that a batch of nearly equal values does not explode.
         centre: subtract the global mean first (whitening).
     """
     count, total, squares = sums
@@ -73,8 +73,8 @@ def normalise(values: Tensor, sums: Tensor, floor: float, centre: bool) -> Tenso
 
 
 def moments(values: Tensor, mask: Tensor | None = None) -> Tensor:
-    """(count, sum, sum of squares) of the values where `mask` is true, [3] in float64; summed over ranks they are the
-    global batch's, however unevenly its tokens lie on the ranks."""
+    """(count, sum, sum of squares) of the values where `mask` is true, [3] in float64. Summed over ranks they are those of the
+    global batch, even if its tokens are spread unevenly over the ranks."""
     values = (values if mask is None else values[mask]).double()
     count = torch.tensor(float(values.numel()), dtype=torch.float64, device=values.device)
     return torch.stack([count, values.sum(), values.square().sum()])

@@ -16,7 +16,7 @@ def combine(scores: Tensor, how: str, uncertainty: float = 0.0) -> Tensor:
             population variance over the members: UWO).
 
     Raises:
-        ValueError: another word for `how`.
+        ValueError: another value of `how`.
     """
     if how == "mean":
         return scores.mean(dim=0)

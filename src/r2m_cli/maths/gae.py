@@ -8,11 +8,11 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
     """A_t = sum_l (gamma lam)^l delta_{t+l}, delta_t = r_t + gamma V_{t+1} - V_t; the value after the last token is 0.
 
     Args:
-        rewards, values: [B, R]; V_t is the critic's estimate before token t is written.
+        rewards, values: [B, R]; V_t is the critic's estimate before token t is generated.
         mask: [B, R], true on the response's tokens, which come first.
 
     Returns:
-        advantages [B, R] and the returns A + V that the critic is to learn [B, R], both 0 on padding.
+        advantages [B, R], and the returns A + V, the critic's targets [B, R]; both 0 on padding.
     """
     values = torch.where(mask, values, 0.0)
     following = torch.nn.functional.pad(values[:, 1:], (0, 1))

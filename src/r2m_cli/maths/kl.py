@@ -6,12 +6,12 @@ from torch import Tensor
 
 
 def k1(logp: Tensor, ref_logp: Tensor) -> Tensor:
-    """log pi - log pi_ref: unbiased, may be negative; for logs and rewards: its gradient is 0 in expectation. Nats."""
+    """log pi - log pi_ref: unbiased, may be negative. For logs and rewards only: its gradient is 0 in expectation. Nats."""
     return logp - ref_logp
 
 
 def k2(logp: Tensor, ref_logp: Tensor) -> Tensor:
-    """Half the squared log-ratio: biased, small variance; its gradient is that of the true KL. Nats."""
+    """Half the squared log-ratio: biased, with small variance; in expectation its gradient is that of the true KL. Nats."""
     return 0.5 * (logp - ref_logp).square()
 
 

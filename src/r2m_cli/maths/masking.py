@@ -5,12 +5,12 @@ from torch import Tensor
 
 
 def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
-    """Sum over the last dimension where `mask` is true; masked values are inert even if not finite. [B, R] -> [B]."""
+    """Sum over the last dimension where `mask` is true; masked values have no effect even if they are not finite. [B, R] -> [B]."""
     return torch.where(mask, values, 0.0).sum(dim=-1)
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the last dimension where `mask` is true, 0 where nothing is valid. [B, R] -> [B]."""
+    """Mean over the last dimension where `mask` is true, 0 if nothing is valid. [B, R] -> [B]."""
     return masked_sum(values, mask) / mask.sum(dim=-1).clamp_min(1)
 
 

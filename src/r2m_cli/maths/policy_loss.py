@@ -8,8 +8,8 @@ from torch import Tensor
 from r2m_cli.maths import kl
 from r2m_cli.maths.masking import masked_mean, masked_sum
 
-LEVELS = ("sequence", "sequence_mean", "token")  # what has an importance ratio of its own
-LARGEST = 80.0  # log-ratio; exp() of a little more is infinite in fp32
+LEVELS = ("sequence", "sequence_mean", "token")  # the units that have their own importance ratio
+LARGEST = 80.0  # log-ratio; exp() overflows in fp32 a little above it
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class PolicyLoss:
     total: Tensor  # surrogate + beta * kl - bonus * entropy, with gradient
     kl: Tensor  # the KL term before beta, detached
     ratio: Tensor  # mean ratio of the sequence, detached
-    clipped: Tensor  # share of the ratios that the clip cut off, detached
+    clipped: Tensor  # share of the ratios that were clipped, detached
 
 
 def policy_loss(
@@ -43,13 +43,14 @@ def policy_loss(
     With `level="sequence"` rho is one ratio per sequence, pi(y|x) / pi_old(y|x), and KL is summed over the
     response (the paper's form). With `level="sequence_mean"` rho is the |y|-th root of that, the exponential of the mean
     log-ratio (GSPO, arXiv 2507.18071, eq. 7), so that its size does not grow with the length. With `level="token"` every
-    token has its ratio (GRPO's form). In the last two KL is a mean over the response's tokens, so beta weighs a KL per token.
+    token has its own ratio (GRPO's form). In the last two, KL is a mean over the response's tokens, so beta weighs a KL per
+    token.
 
-    Where A < 0 that objective has no bound: a ratio of a thousand is a loss of a thousand. `dual_clip` = c bounds it from
-    below by c A (Ye et al. 2020, arXiv 1912.09729, eq. 5), and such a sequence or token then gives no gradient.
+    For A < 0 this objective is unbounded: a ratio of a thousand gives a loss of a thousand. `dual_clip` = c bounds the
+    objective from below by c A (Ye et al. 2020, arXiv 1912.09729, eq. 5); such a sequence or token then has no gradient.
 
     Args:
-        logp, old_logp, ref_logp: [B, R] log-probabilities of the response tokens; `ref_logp` None leaves the KL out.
+        logp, old_logp, ref_logp: [B, R] log-probabilities of the response tokens; with `ref_logp` None the KL is omitted.
         mask: [B, R], true on response tokens.
         advantages: [B], or [B, R] with `level="token"`.
         dual_clip: c > 1 + clip_high; None: no bound.
@@ -67,7 +68,7 @@ def policy_loss(
         log_ratio = reduce(log_ratio, mask)[:, None]  # [B, 1]
         ratio_mask = torch.ones_like(log_ratio, dtype=torch.bool)
 
-    # Where a clip takes the place of a large ratio, an infinite one would make its gradient 0 x inf.
+    # If a large ratio is replaced by the clip, an infinite one would still make the gradient 0 x inf.
     bounded = (advantage >= 0) | (dual_clip is not None)
     ratio = torch.where(bounded, log_ratio.clamp(max=LARGEST), log_ratio).exp()
     surrogate = torch.minimum(ratio * advantage, ratio.clamp(1 - clip_low, 1 + clip_high) * advantage)
@@ -77,7 +78,7 @@ def policy_loss(
 
     penalty = torch.zeros_like(loss)
     if ref_logp is not None:
-        # Masked positions are made equal first: a NaN there would pass through the mask into the gradient.
+        # First make masked positions equal: a NaN there would pass through the mask into the gradient.
         penalty = reduce(kl.ESTIMATORS[estimator](logp, torch.where(mask, ref_logp, logp.detach())), mask)
         loss = loss + beta * penalty
     if entropy is not None:

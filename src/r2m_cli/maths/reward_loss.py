@@ -10,11 +10,11 @@ from torch import Tensor
 def bradley_terry(chosen: Tensor, rejected: Tensor, centring: float = 0.0) -> Tensor:
     """-log sigmoid(r_w - r_l) + centring * (r_w + r_l)^2, one loss per pair. Any equal shapes.
 
-    Without centring it is eq. 5.
+    Without centring this is eq. 5.
 
     Args:
-        centring: weight of the squared sum, which holds the rewards around 0, where differences alone would let them
-            drift (Eisenstein et al. 2023, "Helping or Herding?"; TRL's `center_rewards_coefficient`).
+        centring: weight of the squared sum, which keeps the rewards around 0; the difference alone lets them drift
+            (Eisenstein et al. 2023, "Helping or Herding?"; TRL's `center_rewards_coefficient`).
     """
     loss = -F.logsigmoid(chosen - rejected)
     if centring:
@@ -42,17 +42,17 @@ def grebt(
 ) -> Grebt:
     """Group Reward Entropy Bradley-Terry, eq. 7: winner and loser of each group, and the entropy of the group.
 
-    A group whose rewards are all equal says nothing: its gradient is exactly 0 (never NaN), its BT is log 2 and
-    its entropy log K.
+    A group with equal rewards carries no information: its gradient is exactly 0 (never NaN), its BT is log 2 and its
+    entropy log K.
 
     Args:
         rewards: [n, K], with gradient.
         alpha: weight of the entropy term, 0 to 1.
-        pick: [n, K] rewards by which the best and the worst are picked; `rewards` themselves if None.
-        preference: [n] what a judge says of the picked pair: the probability that the best is really the better one
-            (0.5 is a tie). The Bradley-Terry term becomes its cross-entropy. None trusts the pick.
-        bt_weight: [n] factor on each group's Bradley-Terry term, 0 where a judge was not asked.
-        gre_weight: [n] factor on each group's entropy term, 0 where the group's own ranking is not to be trusted.
+        pick: [n, K] rewards by which the best and the worst are picked; None: `rewards` themselves.
+        preference: [n] a judge's probability that the best of the picked pair is really the better one (0.5 is a tie).
+            The Bradley-Terry term becomes the cross-entropy with it. None: the best is taken to be better.
+        bt_weight: [n] factor on each group's Bradley-Terry term, 0 if the judge was not asked.
+        gre_weight: [n] factor on each group's entropy term, 0 if the group's own ranking must not be trusted.
     """
     pick = rewards.detach() if pick is None else pick
     winner = rewards.gather(1, pick.argmax(dim=1, keepdim=True)).squeeze(1)
@@ -60,7 +60,7 @@ def grebt(
 
     centred = rewards - rewards.mean(dim=1, keepdim=True)
     variance = centred.square().mean(dim=1, keepdim=True)  # population
-    # Equal rewards leave rounding residue of the size of the float's resolution, not always an exact 0.
+    # The variance of equal rewards is not always exactly 0 but may be a rounding error of the float's resolution.
     resolution = 8 * torch.finfo(rewards.dtype).eps * rewards.detach().abs().amax(dim=1, keepdim=True)
     equal = variance.detach() <= resolution.square()  # [n, 1]
     std = torch.where(equal, 1.0, variance).sqrt()

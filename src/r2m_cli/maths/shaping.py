@@ -1,11 +1,11 @@
-"""What is done to the reward model's scores before advantages are made."""
+"""Shaping of the reward model's scores before advantages are computed."""
 
 import torch
 from torch import Tensor
 
 
 def shape(scores: Tensor, finished: Tensor, clip: float | None, eos_penalty: float) -> Tensor:
-    """Clip the scores to [-clip, clip], then subtract `eos_penalty` where a response does not end by itself.
+    """Clip the scores to [-clip, clip], then subtract `eos_penalty` from responses without an end token.
 
     Args:
         scores: any shape, units of reward.
@@ -17,10 +17,10 @@ def shape(scores: Tensor, finished: Tensor, clip: float | None, eos_penalty: flo
 
 
 def fill_missing(rewards: Tensor, valid: Tensor) -> Tensor:
-    """Rewards with those that are missing replaced by the mean of their group's others, or 0 if there is none.
+    """Replace missing rewards by the mean of the others in their group, or by 0 if there are none.
 
-    The group's mean does not notice them, and their own RLOO or GRPO advantage is 0; the others' RLOO advantages shrink by
-    (V^2 - 1) / V^2 with V valid rewards. rewards, valid [n, K] -> [n, K].
+    This leaves the group's mean unchanged, and their own RLOO or GRPO advantage is 0. The others' RLOO advantages shrink by
+    the factor (V^2 - 1) / V^2 with V valid rewards. rewards, valid [n, K] -> [n, K].
     """
     known = torch.where(valid, rewards, 0.0)
     mean = known.sum(dim=1, keepdim=True) / valid.sum(dim=1, keepdim=True).clamp_min(1)

@@ -12,14 +12,14 @@ def similarity(vectors: Tensor) -> Tensor:
 
 
 def rowwise_similarity(first: Tensor, second: Tensor) -> Tensor:
-    """(1 + cosine) / 2 of each row with the other's row. [n, D], [n, D] -> [n]."""
+    """(1 + cosine) / 2 of corresponding rows. [n, D], [n, D] -> [n]."""
     return (1 + (F.normalize(first.double(), dim=1) * F.normalize(second.double(), dim=1)).sum(dim=1)) / 2
 
 
 def pairs_by_label(labels: Tensor, units: Tensor) -> Tensor:
-    """Which pairs are of sequences both labelled true, both false, one of each. [n] bool, [n] -> [3, n, n] bool.
+    """Masks of the pairs of sequences labelled both true, both false, and one of each. [n] bool, [n] -> [3, n, n] bool.
 
-    Symmetric. Two sequences of one unit (a prompt) are no pair, nor is a sequence with itself.
+    Symmetric. Two sequences of one unit (a prompt) do not count as a pair, nor does a sequence with itself.
     """
     apart = units[:, None] != units[None, :]
     yes, no = labels[:, None] & labels[None, :], ~labels[:, None] & ~labels[None, :]
@@ -32,10 +32,10 @@ def pair_means(similarities: Tensor, masks: Tensor, weights: Tensor) -> Tensor:
     Args:
         similarities: [n, n], symmetric.
         masks: [m, n, n] bool, symmetric with a false diagonal.
-        weights: [b, n], how often each sequence is there: `statistics.resample_weights`, or ones for the plain mean.
+        weights: [b, n], how often each sequence occurs: `statistics.resample_weights`, or ones for the plain mean.
 
     Returns:
-        [b, m]; NaN where no pair is left.
+        [b, m]; NaN if no pair is left.
     """
     columns = []
     for mask in masks.to(weights.dtype):
@@ -45,14 +45,14 @@ def pair_means(similarities: Tensor, masks: Tensor, weights: Tensor) -> Tensor:
 
 
 def swapped_gaps(similarities: Tensor, labels: Tensor, units: Tensor, swaps: int, seed: int) -> Tensor:
-    """The gap (mean of same-label pairs less that of different-label ones) after random swaps of both labels of a pair.
+    """The gap (mean of same-label pairs minus that of different-label pairs) after randomly swapping the two labels of pairs.
 
-    If labels meant nothing the true gap would be one of these: the share that is at least as large is its p-value.
+    If labels had no effect, the true gap would be a draw from these: the share that is at least as large is its p-value.
 
     Args:
         similarities: [n, n], symmetric.
         labels: [n] bool; neighbours 2 i and 2 i + 1 are a pair, one true and one false.
-        units: [n], both of a pair in one; two sequences of one unit are no pair of similarities.
+        units: [n], the same for both of a pair; the similarity of two sequences of one unit is not used.
 
     Returns:
         [swaps].
@@ -61,5 +61,5 @@ def swapped_gaps(similarities: Tensor, labels: Tensor, units: Tensor, swaps: int
     generator = torch.Generator().manual_seed(seed)
     kept = torch.randint(2, (swaps, len(labels) // 2), generator=generator).repeat_interleave(2, dim=1).bool()
     signs = torch.where(kept == labels, 1.0, -1.0).double()
-    # Two pairs of different units have two comparisons of same and two of different label, swapped or not.
+    # Two pairs of different units have two same-label and two different-label comparisons, swapped or not.
     return ((signs @ (similarities.double() * apart)) * signs).sum(dim=1) / (apart.sum() / 2)

@@ -8,14 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LEVEL = 0.95
-RESAMPLES = 1000  # behind every interval: its ends then move by a few hundredths of its width from seed to seed
+RESAMPLES = 1000  # per interval: its ends then vary by a few hundredths of its width between seeds
 Z = 1.959963984540054  # quantile of the standard normal at (1 + LEVEL) / 2
-RIDGE = 1e-2  # weight of half the squared coefficients beside a sum over the comparisons: it stops a divergence only
+RIDGE = 1e-2  # weight of half the squared coefficients, next to a sum over the comparisons: just enough to prevent divergence
 _AT_ONCE = 1 << 20  # values of all resamples in memory at once
 
 
 class Estimate(NamedTuple):
-    """A figure and the interval around it, all in the figure's own unit. From a single unit there is none: NaN."""
+    """A number and the interval around it, in the number's own unit. From a single unit there is no interval: NaN."""
 
     value: float
     low: float
@@ -23,7 +23,7 @@ class Estimate(NamedTuple):
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """Both ends, or None where there is no interval."""
+        """Both ends, or None if there is no interval."""
         return (self.low, self.high) if self.low == self.low and self.high == self.high else None
 
 
@@ -37,13 +37,13 @@ def bootstrap_mean(
     """The mean of values with its interval. [n] -> Estimate.
 
     Args:
-        units: [n], whole numbers; values of one unit (those of one prompt) are no independent draws and are resampled
-            together. None: each is its own.
-        bounds: least and greatest value that there can be, (0, 1) of a share: the interval has a width even where no
-            resample differs, see `_of_constant`.
+        units: [n], integers; values of one unit (for example a prompt) are not independent and are resampled together.
+            None: each value is its own unit.
+        bounds: smallest and largest possible value, (0, 1) for a share: the interval then has a width even if all
+            resamples agree, see `_of_constant`.
 
     Raises:
-        ValueError: no values, or not one unit for each.
+        ValueError: there are no values, or not one unit for each.
     """
     values = _checked(values)
     units = _units(values, units)
@@ -54,8 +54,8 @@ def bootstrap_mean(
 def win_rate(preferences: Tensor, resamples: int, seed: int, units: Tensor | None = None) -> Estimate:
     """Share of comparisons that are won; a tie counts half. Preferences [n] from 0 (lost) to 1 (won) -> Estimate.
 
-    A judge that is asked in both orders and contradicts itself may also say 0.25 or 0.75: the rate is the mean.
-    `units` and errors are those of `bootstrap_mean`; and ValueError for a preference outside of 0 to 1.
+    A judge that is asked in both orders and contradicts itself may also give 0.25 or 0.75: the rate is the mean.
+    `units` and errors as in `bootstrap_mean`; also ValueError for a preference outside 0 to 1.
     """
     return bootstrap_mean(_preferences(preferences), resamples, seed, units, bounds=(0.0, 1.0))
 
@@ -63,21 +63,21 @@ def win_rate(preferences: Tensor, resamples: int, seed: int, units: Tensor | Non
 def length_controlled_win_rate(
     preferences: Tensor, differences: Tensor, resamples: int, seed: int, units: Tensor | None = None
 ) -> Estimate:
-    """The win rate that a logistic regression expects of responses of equal length.
+    """The win rate that a logistic regression predicts for responses of equal length.
 
-    preference ~ sigmoid(intercept + slope * tanh(difference / std of the differences)), reported at difference 0. This
-    is the model of AlpacaEval 2 (Dubois et al. 2024, arXiv 2404.04475, eq. 2) less its instruction difficulty, whose
+    preference ~ sigmoid(intercept + slope * tanh(difference / std of the differences)), reported at difference 0. This is
+    the model of AlpacaEval 2 (Dubois et al. 2024, arXiv 2404.04475, eq. 2) without the instruction difficulty, whose
     coefficients are shared between the many policies of a leaderboard: here there is one pair of policies. A small ridge
-    keeps separable data finite (all won, or the longer one always). Where the differences do not vary it is the raw rate,
-    and where all have one sign it is an extrapolation. Every resample has its own std and fit.
+    keeps the fit finite for separable data (all won, or always the longer one). If the differences do not vary, the result
+    is the raw rate; if all have one sign, it is an extrapolation. Every resample has its own std and fit.
 
     Args:
         preferences: [n], from 0 (lost) to 1 (won).
-        differences: [n], this side's length minus the other's, in characters as AlpacaEval's.
+        differences: [n], this side's length minus the other's, in characters as in AlpacaEval.
         units: as in `bootstrap_mean`.
 
     Raises:
-        ValueError: no comparison, a preference outside of 0 to 1, or unequal lengths of the arguments.
+        ValueError: no comparison, a preference outside 0 to 1, or arguments of unequal length.
     """
     preferences, differences = _preferences(preferences), _checked(differences)
     if len(preferences) != len(differences):
@@ -97,11 +97,11 @@ def length_controlled_win_rate(
 
 
 def resampled(units: Tensor, resamples: int, seed: int, statistic: Callable[[Tensor], Tensor]) -> Tensor:
-    """A statistic of every bootstrap resample of the units, as many as there are. [resamples, ...].
+    """A statistic of every bootstrap resample of the units; a resample draws as many units as there are. [resamples, ...].
 
     Args:
-        units: [n], the unit (a whole number) of each value; values of one unit are drawn together.
-        statistic: takes how often each value is in a resample, [rows, n] float64, and gives [rows, ...].
+        units: [n], the unit (an integer) of each value; values of one unit are drawn together.
+        statistic: maps the counts of each value in the resamples, [rows, n] float64, to [rows, ...].
     """  # fmt: skip
     _, place = units.unique(return_inverse=True)
     count = int(place.max()) + 1
@@ -116,14 +116,14 @@ def resampled(units: Tensor, resamples: int, seed: int, statistic: Callable[[Ten
 
 
 def resample_weights(units: Tensor, resamples: int, seed: int) -> Tensor:
-    """How often each of n values is in each bootstrap resample of the units. units [n] -> [resamples, n] float64."""
+    """How often each of n values occurs in each bootstrap resample of the units. units [n] -> [resamples, n] float64."""
     return resampled(units, resamples, seed, lambda times: times)
 
 
 def ends(found: Tensor) -> tuple[Tensor, Tensor]:
     """Both ends of the percentile interval from `resampled`'s [resamples, ...], each [...].
 
-    Resamples without a value (NaN) are left out; if none has one the ends are NaN.
+    Resamples without a value (NaN) are left out; if none has a value, the ends are NaN.
     """
     quantiles = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)
     low, high = found.double().nanquantile(quantiles, dim=0)
@@ -138,10 +138,10 @@ def _interval(
     value: float,
     bounds: tuple[float, float] | None,
 ) -> tuple[float, float]:
-    """Both ends of the interval of a statistic that gives [rows]; NaN from a single unit.
+    """Both ends of the interval of a statistic that returns [rows]; NaN from a single unit.
 
     Args:
-        value: the statistic of the units as they are.
+        value: the statistic of the original units.
         bounds: as in `bootstrap_mean`.
     """
     count = len(units.unique())
@@ -154,10 +154,10 @@ def _interval(
 
 
 def _of_constant(value: float, count: int, bounds: tuple[float, float]) -> tuple[float, float]:
-    """The interval around a mean of `count` units that are all the same, where the bootstrap has no width.
+    """The interval around a mean of `count` identical units, for which the bootstrap interval has no width.
 
-    As many others as Wilson's interval allows of which none was seen, z^2 / (count + z^2), may lie at either bound. Of a
-    share of 0 or 1 this is Wilson's interval itself (Wilson 1927, J. Am. Stat. Assoc. 22).
+    It assumes that a share z^2 / (count + z^2) of unseen units, the most that Wilson's interval allows, lies at either bound.
+    For a share of 0 or 1 this is Wilson's interval itself (Wilson 1927, J. Am. Stat. Assoc. 22).
     """
     unseen = Z**2 / (count + Z**2)
     return value - unseen * (value - bounds[0]), value + unseen * (bounds[1] - value)
@@ -172,12 +172,12 @@ def _units(values: Tensor, units: Tensor | None) -> Tensor:
 
 
 def _mean(values: Tensor, times: Tensor) -> Tensor:
-    """Mean of the values, each as often as it is there. [n], [rows, n] -> [rows]."""
+    """Mean of the values, weighted by how often each occurs. [n], [rows, n] -> [rows]."""
     return times @ values / times.sum(dim=1)
 
 
 def _feature(differences: Tensor, times: Tensor) -> Tensor:
-    """tanh of the differences in units of their (sample) standard deviation, 0 where they do not differ. [rows, n]."""
+    """tanh of the differences in units of their (sample) standard deviation, 0 if they do not vary. [rows, n]."""
     centred = differences - _mean(differences, times)[:, None]
     variance = (times * centred.square()).sum(dim=1, keepdim=True) / (times.sum(dim=1, keepdim=True) - 1).clamp(min=1)
     return torch.where(variance > 0, differences / torch.where(variance > 0, variance, 1.0).sqrt(), 0.0).tanh()
@@ -218,7 +218,7 @@ def _intercept(preferences: Tensor, feature: Tensor, times: Tensor) -> Tensor:
 def _preferences(values: Tensor) -> Tensor:
     values = _checked(values)
     if not ((values >= 0) & (values <= 1)).all():
-        raise ValueError("a preference lies between 0 (lost) and 1 (won)")
+        raise ValueError("a preference must be between 0 (lost) and 1 (won)")
     return values
 
 
@@ -229,13 +229,13 @@ def _checked(values: Tensor) -> Tensor:
 
 
 def pass_to_keep(losses: Tensor) -> int:
-    """Early stopping, slow to act, because a few dozen held-out examples are a poor guide: the last pass, unless the one with the
+    """Cautious early stopping, because a few dozen held-out examples are weak evidence: the last pass, unless the pass with the
     lowest mean loss is lower by more than two standard errors of the difference, paired by example.
 
-    Losses of held-out examples after each pass [passes, m] -> its number, from 0.
+    Losses of held-out examples after each pass [passes, m] -> index of the pass, from 0.
     """
     means = losses.mean(dim=1)
-    lowest = len(means) - 1 - int(means.flip(0).argmin())  # of equal ones the latest
+    lowest = len(means) - 1 - int(means.flip(0).argmin())  # the latest of equal ones
     worse = losses[-1] - losses[lowest]
     error = worse.std() / len(worse) ** 0.5 if len(worse) > 1 else torch.inf
     return lowest if worse.mean() > 2 * error else len(means) - 1

@@ -24,7 +24,7 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor
         mask: [B, R], true on response tokens.
         clip: how far a value may move from the old one before its gradient stops; 0: no clipping.
     """
-    returns = torch.where(mask, returns, values.detach())  # a NaN there would pass through the mask into the gradient
+    returns = torch.where(mask, returns, values.detach())  # a masked NaN would pass through the mask into the gradient
     error = (values - returns).square()
     if clip == 0:
         return ValueLoss(0.5 * masked_mean(error, mask), torch.zeros_like(error[:, 0]))

@@ -1,4 +1,4 @@
-"""An accuracy with its interval over distinct prompts, and its words: never a bare number, never chance taken for skill."""
+"""An accuracy with its interval over distinct prompts, as numbers and as text; the text marks values that may be chance."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -14,10 +14,10 @@ CHANCE = "not distinguishable from chance"
 
 
 def margins(pairs: Sequence[Pair], rewards: Tensor) -> Tensor:
-    """Reward of each chosen minus that of its rejected reply, [m, 2] -> [m] float64, on the CPU; a pair is ordered right
-    above 0.
+    """Reward of each chosen reply minus that of its rejected one, [m, 2] -> [m] float64, on the CPU; a pair is ordered right
+    if its margin is above 0.
 
-    Equal replies (a policy may sample one twice) have no margin, whatever rounding says.
+    The margin of equal replies (a policy may sample one twice) is exactly 0, without rounding noise.
     """
     differ = torch.tensor([float(pair.chosen != pair.rejected) for pair in pairs], dtype=torch.float64)
     return (rewards[:, 0] - rewards[:, 1]).double().cpu() * differ
@@ -29,21 +29,21 @@ def accuracy_of(margins: Tensor, units: Tensor, resamples: int, seed: int) -> Es
 
 
 def percent(accuracy: Estimate) -> str:
-    """An accuracy beside its interval, for one line of text: "56.2% [43.8, 68.8]"."""
+    """An accuracy with its interval, for one line of text: "56.2% [43.8, 68.8]"."""
     if accuracy.interval is None:
         return f"{accuracy.value:.1%} ({NO_INTERVAL})"
     return f"{accuracy.value:.1%} [{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]"
 
 
 def unsure(accuracy: Estimate) -> str:
-    """What to add to an accuracy that chance explains as well; nothing to others."""
+    """A remark for an accuracy that chance explains as well; empty for others."""
     return f", {CHANCE}" if accuracy.low <= 0.5 <= accuracy.high else ""
 
 
 def units_of(prompts: Iterable[Sequence[Message]]) -> Tensor:
-    """The number of each prompt among the distinct ones. [n].
+    """The index of each prompt among the distinct ones. [n].
 
-    A world draws prompts with replacement, and a file may have many pairs with one: they are no independent draws.
+    A world draws prompts with replacement, and a file may have many pairs per prompt: such pairs are not independent draws.
     """
     units: dict[str, int] = {}
     return torch.tensor([units.setdefault(json.dumps(prompt), len(units)) for prompt in prompts])

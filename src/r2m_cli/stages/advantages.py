@@ -1,4 +1,4 @@
-"""Between annotation and update: rewards are shaped and become advantages (arXiv 2601.22664, eq. 1 and the baselines)."""
+"""Between annotation and update: shape the rewards and compute advantages (arXiv 2601.22664, eq. 1 and the baselines)."""
 
 from pkgutil import resolve_name
 
@@ -15,11 +15,11 @@ from r2m_cli.maths.masking import masked_sum
 from r2m_cli.maths.shaping import fill_missing, shape
 
 STD_FLOOR = 1e-2  # smallest standard deviation that rewards and advantages are divided by, in units of reward
-DISCOUNT = 1.0  # of later rewards: a response is judged as a whole, so its length must not discount its reward
+DISCOUNT = 1.0  # of later rewards: a response gets one reward, which must not be discounted by its length
 
 
 def advantages(annotated: Annotated, config: PpoConfig, greedy: Annotated | None = None) -> Trainable:
-    """The batch with the advantages of `ppo.algorithm` (see `Estimator`). Collective where it whitens or scales.
+    """The batch with the advantages of `ppo.algorithm` (see `Estimator`). Collective if it whitens or scales.
 
     Args:
         greedy: one greedy response to each prompt, for estimators that compare with it.
@@ -46,7 +46,7 @@ def advantages(annotated: Annotated, config: PpoConfig, greedy: Annotated | None
             scores = fill_missing(scores, annotated.valid)
         if estimator.greedy:
             assert greedy is not None
-            # The same shaping; a baseline that is missing gives way to the mean of the prompt's sampled responses.
+            # The same shaping; a missing baseline is replaced by the mean of the prompt's sampled responses.
             baseline = _normalised(shaped(greedy, config), whitening, STD_FLOOR, centre=True)
             baseline = torch.where(greedy.valid, baseline, scores.mean(dim=1, keepdim=True))
             values = estimate(scores, baseline.squeeze(1)).flatten()
@@ -59,18 +59,18 @@ def advantages(annotated: Annotated, config: PpoConfig, greedy: Annotated | None
 
 
 def shaped(annotated: Annotated, config: PpoConfig) -> Tensor:
-    """Live rewards, clipped, minus the penalty for a missing end token; missing ones are filled again. [n, K]."""
+    """Live rewards, clipped, minus the penalty for a missing end token; missing rewards are then filled in again. [n, K]."""
     finished = torch.tensor(annotated.rollout.finished, device=annotated.rewards.device).view_as(annotated.rewards)
     return fill_missing(shape(annotated.rewards, finished, config.reward_clip, config.eos_penalty), annotated.valid)
 
 
 def _normalised(values: Tensor, sums: Tensor | None, floor: float, centre: bool) -> Tensor:
-    """`maths.normalise` by the moments of all ranks; without moments the values as they are."""
+    """`maths.normalise` by the moments of all ranks; without moments the values are unchanged."""
     return values if sums is None else maths.normalise(values, comm.sum_over_ranks(sums), floor, centre)
 
 
 def _token_kl(annotated: Annotated, config: PpoConfig) -> Tensor | None:
-    """The KL that stands in the reward, [B, R]; None where it stands in the loss, or there is no reference."""
+    """The KL to subtract from the reward, [B, R]; None if the KL is part of the loss, or there is no reference."""
     if config.kl_in != "reward" or annotated.ref_logp is None:
         return None
     return kl.ESTIMATORS[config.kl_estimator](annotated.old_logp, annotated.ref_logp)

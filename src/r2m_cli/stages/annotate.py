@@ -1,5 +1,5 @@
-"""Stage 2: one look of every model at the rollout: rewards, old and reference log-probabilities (Algorithm 1, line
-"reward annotation")."""
+"""Stage 2: score the rollout with every model: rewards, old and reference log-probabilities (Algorithm 1, line "reward
+annotation")."""
 
 from collections import defaultdict
 
@@ -24,20 +24,20 @@ def annotate(
     temperature: float,
     rewards_only: bool = False,
 ) -> Annotated:
-    """Annotate.
+    """Score the rollout with every model.
 
-    The policy's hidden states come from the forward that the old log-probabilities need anyhow. Each pack's states are
-    read by the adapter at once and dropped: what is kept is one reward per sequence.
+    The policy's hidden states come from the forward that the old log-probabilities need anyway. The adapter reads each
+    pack's states at once, then they are dropped: only one reward per sequence is kept.
 
     Args:
-        packs: all of the rollout's.
+        packs: all packs of the rollout.
         weight: w(t), the weight of the original reward token embedding.
         rewards_only: leave out reference and critic (responses that are scored but not trained on).
     """
     prompts, reward = rollout.prompt_of, actors.reward
     block = max(2, rollout.group_size)
-    tables: dict[str, list[Tensor]] = defaultdict(list)  # [b, R'] of each pack
-    vectors: dict[str, list[Tensor]] = defaultdict(list)  # [b] or [b, D_rm] of each pack
+    tables: dict[str, list[Tensor]] = defaultdict(list)  # [b, R'] per pack
+    vectors: dict[str, list[Tensor]] = defaultdict(list)  # [b] or [b, D_rm] per pack
     for pack in packs:
         rows = pack.rows.tolist()
         texts = [prompts[i] for i in rows], [rollout.responses[i] for i in rows]

@@ -1,4 +1,4 @@
-"""PPO's critic learns the returns of the step, in as many passes as the policy makes."""
+"""Train PPO's critic on the returns of the step, with as many passes as the policy."""
 
 from r2m_cli.batch import Trainable
 from r2m_cli.config.schema import PpoConfig
@@ -23,7 +23,7 @@ def critic_step(critic: Engine, batch: Trainable, packs: list[list[Pack]], confi
                 part, width = pack.rows, new.shape[1]
                 before, wanted, mask = (table[part][:, :width] for table in (old, returns, annotated.mask))
                 loss = value_loss(new, before, wanted, mask, config.critic.clip)
-                # A missing reward teaches nothing; its row stays, so that every rank makes the same passes.
+                # A response without a reward is masked out; its row stays, so that every rank makes the same forwards.
                 total = loss.total * annotated.valid.view(-1)[part]
                 critic.backward(total.sum() / per_update)
                 metrics.add("critic/loss", total)

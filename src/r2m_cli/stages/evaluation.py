@@ -1,4 +1,4 @@
-"""The fixed prompts and the held-out pairs: what a run is measured on while it trains, and after."""
+"""Evaluation on the fixed prompts and the held-out pairs, during training and after it."""
 
 from r2m_cli.batch import Annotated
 from r2m_cli.config.schema import Config
@@ -31,10 +31,10 @@ def evaluate(actors: Actors, prompts: list[Prompt], config: Config, weight: floa
 
 
 def pair_accuracy(actors: Actors, pairs: list[Pair], weight: float, budget: int) -> dict[str, float]:
-    """Shares of held-out labelled pairs that the initial and the live reward model order right; nothing without pairs.
+    """Shares of held-out labelled pairs that the initial and the live reward model order right; empty without pairs.
 
     Args:
-        weight: w(t) of the live reward; at w(0) = 1 it would not see the states.
+        weight: w(t) of the live reward; with w(0) = 1 the states would have no effect.
         budget: tokens per forward.
     """
     if not pairs:

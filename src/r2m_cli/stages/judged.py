@@ -1,4 +1,4 @@
-"""Real labels in the run: a judge says which response of a group is better, for a few groups a step."""
+"""Real labels during a run: for a few groups per step, a judge decides which of two responses is better."""
 
 import json
 import math
@@ -22,11 +22,11 @@ Verdict = tuple[int, Pair]  # the group's number in the step, and its pair, the 
 
 
 def judge_step(labels: Labels, annotated: Annotated, config: FeedbackConfig, run_dir: Path, step: int) -> Tensor:
-    """The judge's preferences for the groups of a step, see `judged`; what it said is added to the labels and to the run's file.
-    Collective. [n].
+    """The judge's preferences for the groups of a step, see `judged`. The judged pairs are added to the labels and to the run's
+    file. Collective. [n].
 
     Raises:
-        UserError: the judge fails, on every rank if it does on any; nothing is added then.
+        UserError: the judge fails; raised on every rank if it fails on any. Nothing is added then.
     """
     assert labels.judge is not None
     preference, verdicts, failed = torch.empty(0), list[Verdict](), ""
@@ -45,15 +45,15 @@ def judge_step(labels: Labels, annotated: Annotated, config: FeedbackConfig, run
 
 
 def labels_due(step: int, per_step: float) -> int:
-    """Labels of the 1-based step, so that all steps up to it have had floor(step x per_step)."""
+    """Number of labels for the 1-based step, so that the steps up to it have floor(step x per_step) in total."""
     return math.floor(step * per_step) - math.floor((step - 1) * per_step)
 
 
 def choose(annotated: Annotated, count: int) -> list[int]:
-    """This rank's groups among the first `count` of all ranks, a random choice: prompts come in random order. Collective."""
+    """This rank's share of the first `count` groups of all ranks. That is a random choice: prompts are shuffled. Collective."""
     rollout, group_ids = annotated.rollout, annotated.rollout.group_ids
-    whole = annotated.valid.all(dim=1).tolist()  # a group with a missing reward learns nothing: no label for it
-    for i, (best, worst) in enumerate(zip(*_extremes(annotated))):  # nor for a text against itself
+    whole = annotated.valid.all(dim=1).tolist()  # a group with a missing reward is not trained on: it needs no label
+    for i, (best, worst) in enumerate(zip(*_extremes(annotated))):  # two equal texts need none either
         whole[i] &= rollout.responses[best] != rollout.responses[worst]
     mine = [number for i, number in enumerate(group_ids) if whole[i]]
     asked = set(sorted(number for rank in comm.gather(mine) for number in rank)[:count])
@@ -61,10 +61,10 @@ def choose(annotated: Annotated, count: int) -> list[int]:
 
 
 def judged(annotated: Annotated, judge: Judge, asked: list[int]) -> tuple[Tensor, list[Verdict]]:
-    """What the judge says of best and worst response, by annotated reward, of the groups `asked`.
+    """Ask the judge about the best and the worst response, by annotated reward, of the groups `asked`.
 
     Returns:
-        [n] preference for the best one, 0 to 1; NaN where the judge was not asked. And this rank's verdicts, without ties.
+        [n] preference for the best one, 0 to 1, NaN if the judge was not asked; and this rank's verdicts, without ties.
     """
     rollout, rewards = annotated.rollout, annotated.model_rewards
     best, worst = _extremes(annotated)
@@ -86,7 +86,7 @@ def judged(annotated: Annotated, judge: Judge, asked: list[int]) -> tuple[Tensor
 
 
 def _extremes(annotated: Annotated) -> tuple[list[int], list[int]]:
-    """Of each group the places in the batch of best and worst response by annotated reward."""
+    """Indices in the batch of each group's best and worst response by annotated reward."""
     first = torch.arange(len(annotated.rewards)) * annotated.rollout.group_size
     best, worst = (
         index.cpu() for index in (annotated.model_rewards.argmax(dim=1), annotated.model_rewards.argmin(dim=1))
@@ -95,7 +95,7 @@ def _extremes(annotated: Annotated) -> tuple[list[int], list[int]]:
 
 
 def of_all_ranks(verdicts: list[Verdict]) -> list[Pair]:
-    """Every rank's judged pairs, the same on each. Collective."""
+    """The judged pairs of all ranks, the same list on each. Collective."""
     every = (item for rank in comm.gather(verdicts) for item in rank)
     return [pair for _, pair in sorted(every, key=lambda item: item[0])]
 
@@ -108,10 +108,10 @@ def remember(run_dir: Path, step: int, pairs: list[Pair]) -> None:
 
 
 def remembered(run_dir: Path, start: int) -> list[Pair]:
-    """The pairs that were judged up to step `start`; later ones, of steps that a resumed run repeats, are forgotten.
+    """The pairs that were judged up to step `start`; later ones, of steps that a resumed run repeats, are dropped.
 
     Raises:
-        UserError: a row without prompt, chosen and rejected.
+        UserError: a row lacks prompt, chosen or rejected.
     """
     path = run_dir / JUDGED
     if comm.is_main() and (line := cut_rows(path, start + 1)):

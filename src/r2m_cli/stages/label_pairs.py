@@ -69,16 +69,16 @@ def _label(config: Config, world: World, device: torch.device) -> list[Pair]:
 
 
 def save_pairs(folder: Path, train: list[Pair], heldout: list[Pair]) -> None:
-    """Put the labelled pairs of a world beside the reward model that was fitted on them."""
+    """Save a world's labelled pairs in the folder of the reward model that was fitted on them."""
     labelled = [("train", p) for p in train] + [("heldout", p) for p in heldout]
     rows = [{"split": split, "prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected} for split, p in labelled]
     (folder / PAIRS).write_text(text_of(rows), encoding="utf-8")
 
 
 def saved_pairs(folder: Path, split: str) -> list[Pair]:
-    """The labelled pairs that lie beside a fitted reward model of a world; none if there is no such file.
+    """The labelled pairs in the folder of a world's fitted reward model; empty if there is no such file.
 
-    Raises UserError for a line that is none.
+    Raises UserError for an invalid line.
     """
     file = folder / PAIRS
     pairs = []
@@ -88,13 +88,15 @@ def saved_pairs(folder: Path, split: str) -> list[Pair]:
             pair = Pair(tuple(row["prompt"]), row["chosen"], row["rejected"], f"{file}:{number}")
             pairs += [pair] if row["split"] == split else []
         except (ValueError, LookupError, TypeError, RecursionError) as error:
-            raise UserError(f"{file}:{number}: no labelled pair with its split; fit the reward model again") from error
+            raise UserError(
+                f"{file}:{number}: not a labelled pair with its split; fit the reward model again"
+            ) from error
     return pairs
 
 
 def known_pairs(config: Config, source: Source, split: str) -> list[Pair]:
-    """The labelled pairs, "train" or "heldout", that are there without sampling any: the file's, or those beside the gold
-    world's reward model."""
+    """The labelled pairs, "train" or "heldout", that exist without sampling: the file's, or those saved with a world's reward
+    model."""
     pairs = source.pairs if split == "train" else source.heldout_pairs
     if source.world is not None and config.reward.path is not None:
         pairs = saved_pairs(from_home(config.reward.path), split)

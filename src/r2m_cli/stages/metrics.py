@@ -1,4 +1,4 @@
-"""What a rollout's annotation says in numbers: those of a training step, and those of the fixed evaluation prompts."""
+"""Metrics of an annotated rollout: of a training step, and of the fixed evaluation prompts."""
 
 import torch
 from torch import Tensor
@@ -30,14 +30,14 @@ def rollout_metrics(annotated: Annotated) -> MetricSums:
     metrics.add("completions/mean_length", rollout.response_lengths.float())
     metrics.add("completions/clipped_ratio", 1 - torch.tensor(rollout.finished).float())
     if len(annotated.attention_entropy):
-        known = annotated.valid.flatten()  # where the reward is missing these may be too
+        known = annotated.valid.flatten()  # if the reward is missing, these may be missing too
         metrics.add("feedback/attention_entropy", annotated.attention_entropy[known])
         metrics.add("feedback/adapter_scale", annotated.adapter_scale[known])
     return metrics
 
 
 def evaluation_values(annotated: Annotated) -> dict[str, Tensor]:
-    """Each metric of the fixed evaluation prompts, one value per response. Name -> [B]; NaN where a reward is missing."""
+    """Each metric of the fixed evaluation prompts, one value per response. Name -> [B]; NaN if a reward is missing."""
     rollout, valid = annotated.rollout, annotated.valid
     values = {
         "eval/reward": torch.where(valid, annotated.rewards, torch.nan),
@@ -60,13 +60,13 @@ def evaluation_metrics(annotated: Annotated) -> MetricSums:
 
 
 def repetition(text: str) -> float:
-    """Share of the words of a text that it has said before; 0 for an empty one."""
+    """Share of a text's words that occurred earlier in it; 0 for an empty text."""
     words = text.split()
     return 1 - len(set(words)) / len(words) if words else 0.0
 
 
 def ordered_as(gold: Tensor, rewards: Tensor) -> Tensor:
-    """1 for each within-group pair of different gold that the rewards order as gold does, else 0. [n, K], [n, K] -> [pairs]."""
+    """For each within-group pair with different gold: 1 if the rewards order it as gold does, else 0. [n, K], [n, K] -> [pairs]."""
     order = (gold[:, :, None] - gold[:, None, :]).sign()
     same = (rewards[:, :, None] - rewards[:, None, :]).sign() == order
     return same[order > 0].float()

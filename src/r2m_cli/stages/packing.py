@@ -1,4 +1,4 @@
-"""Which groups go through a forward together, and on which rank: by their tokens, never by their number."""
+"""Distribute groups over forwards and ranks, by their tokens rather than their number."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,27 +19,27 @@ TENSORS = ("tokens", "prompt_lengths", "response_lengths")
 class Pack:
     """The groups of one forward: a micro-batch. Old and new log-probabilities come from the same packs."""
 
-    groups: Tensor  # [G] their places among the rank's groups
-    rows: Tensor  # [b] their sequences' places among the rank's; a group's K are adjacent
+    groups: Tensor  # [G] indices among the rank's groups
+    rows: Tensor  # [b] indices of their sequences among the rank's; a group's K are adjacent
     sequences: Sequences
 
 
 def shard(prompts: list[Prompt]) -> tuple[list[Prompt], range]:
-    """This rank's equal part of the prompts, and their numbers."""
+    """This rank's equal part of the prompts, and their indices."""
     size = len(prompts) // comm.world_size()
     numbers = range(comm.rank() * size, (comm.rank() + 1) * size)
     return [prompts[i] for i in numbers], numbers
 
 
 def pack(rollout: Rollout, budget: int, mini_batches: int = 1) -> list[list[Pack]]:
-    """The packs of each mini-batch. Collective: every rank makes as many forwards.
+    """The packs of each mini-batch. Collective: every rank gets the same number of forwards.
 
     Args:
-        budget: tokens of a pack, prompts counted once; a single group may have more.
+        budget: tokens per pack, prompts counted once; a single group may have more.
     """
     size = len(rollout.prompts) // mini_batches
     tokens = group_tokens(rollout)
-    # feedback=shuffled moves states between neighbours: single responses stay in twos.
+    # feedback=shuffled moves states between neighbours: single responses stay in pairs.
     unit = 2 if rollout.group_size == 1 else 1
     batches = []
     for start in range(0, size * mini_batches, size):
@@ -52,11 +52,11 @@ def pack(rollout: Rollout, budget: int, mini_batches: int = 1) -> list[list[Pack
 
 
 def balance(rollout: Rollout, together: int = 1) -> Rollout:
-    """As many groups as before on every rank, but of about as many tokens: what this rank now has. Collective.
+    """Exchange groups between ranks to balance their tokens; each rank keeps its number of groups. Returns this rank's. Collective.
 
     Args:
-        together: this many neighbouring groups move as one: 2 where their single greedy responses swap states, as
-            ReMax's do with feedback=shuffled. A rank whose groups do not come in such numbers keeps what it has.
+        together: this many adjacent groups move together: 2 if their single greedy responses swap states, as in ReMax
+            with feedback=shuffled. If a rank's number of groups is not a multiple of this, nothing is exchanged.
     """
     if comm.world_size() == 1 or len(rollout.prompts) % together:
         return rollout
@@ -65,7 +65,7 @@ def balance(rollout: Rollout, together: int = 1) -> Rollout:
     tokens = [load for part in every for load in group_tokens(part)]
     loads = [sum(tokens[i : i + together]) for i in range(0, len(tokens), together)]
     mine = spread(loads, len(every), size // together)[comm.rank()]
-    groups = [divmod(i * together + j, size) for i in mine for j in range(together)]  # (rank, group there)
+    groups = [divmod(i * together + j, size) for i in mine for j in range(together)]  # (rank, group on that rank)
     rows = [(rank, group * k + j) for rank, group in groups for j in range(k)]
     width = max(int((part.prompt_lengths + part.response_lengths).max()) for part in every)
     tensors = {
@@ -99,7 +99,7 @@ def group_tokens(rollout: Rollout) -> list[int]:
 
 
 def packs_needed(loads: Sequence[int], budget: int) -> int:
-    """The fewest packs into which `spread` puts no more than `budget` tokens, single loads aside."""
+    """The smallest number of packs for which `spread` exceeds `budget` tokens in no pack, except for single loads."""
     limit = max(budget, *loads)
     count = max(1, -(-sum(loads) // limit))
     while max(sum(loads[i] for i in bin_) for bin_ in spread(loads, count)) > limit:
@@ -108,11 +108,11 @@ def packs_needed(loads: Sequence[int], budget: int) -> int:
 
 
 def spread(loads: Sequence[int], bins: int, size: int | None = None) -> list[list[int]]:
-    """Indices of the loads in `bins` lists of about equal sums: the largest first, each to the emptiest list.
+    """Indices of the loads in `bins` lists with about equal sums: the largest load first, each into the emptiest list.
 
     Args:
-        bins: at most as many as there are loads, so that none stays empty.
-        size: the most that a list may hold.
+        bins: at most the number of loads, so that no list stays empty.
+        size: the largest number of loads in a list.
     """
     found: list[list[int]] = [[] for _ in range(bins)]
     sums = [0] * bins
@@ -125,12 +125,12 @@ def spread(loads: Sequence[int], bins: int, size: int | None = None) -> list[lis
 
 
 def rows_per_forward(budget: int, lengths: Sequence[int]) -> int:
-    """Rows of a forward of at most `budget` tokens, whichever rows they are; for what comes in no groups."""
+    """Number of rows that any forward of at most `budget` tokens can hold; for sequences without groups."""
     return max(1, budget // max(lengths))
 
 
 def columns(packs: Sequence[Pack], values: Sequence[Tensor], width: int | None = None) -> Tensor:
-    """What the packs gave row by row, as one tensor in the rank's order; tables [b, R'] are widened to `width`."""
+    """The packs' row-wise results as one tensor in the rank's order; tables [b, R'] are padded to `width`."""
     if width is not None:
         values = [F.pad(v, (0, width - v.shape[1])) for v in values]
     return torch.cat(list(values))[torch.cat([pack.rows for pack in packs]).argsort()]

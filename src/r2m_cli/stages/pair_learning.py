@@ -1,4 +1,4 @@
-"""Labelled pairs for the light update: those of the reward model for warm-up and replay, and those judged in the run."""
+"""Labelled pairs for the light update: those of the reward model for warm-up and replay, and those judged during the run."""
 
 import random
 from collections.abc import Sequence
@@ -24,18 +24,20 @@ from r2m_cli.stages.packing import rows_per_forward
 
 @dataclass
 class Labels:
-    """Where real labels come from, and those that the run has got so far."""
+    """The sources of real labels, and the labels collected so far in the run."""
 
     judge: Judge | None = None
     pairs: list[Pair] = field(default_factory=list)  # labelled pairs of the reward model, for warm-up and replay
-    heldout: list[Pair] = field(default_factory=list)  # labelled pairs that at most choose a pass of the warm-up
+    heldout: list[Pair] = field(
+        default_factory=list
+    )  # held-out labelled pairs; training uses them at most to choose a pass of the warm-up
     judged: list[Pair] = field(
         default_factory=list
-    )  # those that the judge has labelled so far: every step may add some
+    )  # pairs that the judge has labelled so far; every step may add some
 
 
 def fits(actors: Actors, pair: Pair) -> bool:
-    """Whether the policy can read prompt and either reply whole; where its states are not wanted it is not asked to."""
+    """Whether the policy can read the prompt with either reply completely; always true if its states are not needed."""
     limit = context_length(actors.policy.module.lm.config)
     if limit is None or not actors.reward.has_adapter:
         return True
@@ -45,12 +47,12 @@ def fits(actors: Actors, pair: Pair) -> bool:
 
 
 def pairs_per_forward(actors: Actors, pairs: Sequence[Pair], budget: int) -> int:
-    """How many of the pairs the policy may read at once in `budget` tokens."""
+    """How many of the pairs the policy can read in one forward of `budget` tokens."""
     return rows_per_forward(budget, pair_tokens(actors, pairs))
 
 
 def pair_tokens(actors: Actors, pairs: Sequence[Pair]) -> list[int]:
-    """Tokens of each pair to the policy, the prompt once."""
+    """Number of policy tokens of each pair, the prompt counted once."""
     chat = actors.format
     return [
         len(chat.prompt_ids(p.prompt)) + sum(len(chat.response_ids(p.prompt, r)) for r in (p.chosen, p.rejected))
@@ -59,14 +61,14 @@ def pair_tokens(actors: Actors, pairs: Sequence[Pair]) -> list[int]:
 
 
 class EmbeddedPairs(NamedTuple):
-    """What the models that the light update leaves alone make of m pairs, the chosen reply of each before its rejected one."""
+    """Outputs for m pairs of the models that the light update does not change; each chosen reply comes before its rejected one."""
 
     rte: Tensor  # [2m, D_rm]
-    states: States | None  # of the 2m replies; None where nothing reads them
+    states: States | None  # of the 2m replies; None if nothing reads them
 
 
 def embed_pairs(actors: Actors, pairs: Sequence[Pair]) -> EmbeddedPairs:
-    """All replies in one batch: read apart, anything that depends on the batch could tell winners from losers."""
+    """Embed all replies in one batch: in separate batches, any effect of the batch could distinguish winners from losers."""
     prompts, replies = _replies(pairs)
     rte, own = actors.reward.embed(prompts, replies, actors.device)
     if not actors.reward.has_adapter:
@@ -75,7 +77,7 @@ def embed_pairs(actors: Actors, pairs: Sequence[Pair]) -> EmbeddedPairs:
 
 
 def live_rewards(actors: Actors, known: EmbeddedPairs, weight: float, seeds: list[int]) -> Tensor:
-    """The live reward model's scores of pairs, with a gradient to adapter and head. [m, 2].
+    """The live reward model's scores of pairs, with gradient to adapter and head. [m, 2].
 
     Args:
         weight: w(t).
@@ -92,11 +94,11 @@ def live_rewards(actors: Actors, known: EmbeddedPairs, weight: float, seeds: lis
 def pair_rewards(
     actors: Actors, pairs: Sequence[Pair], weight: float, seeds: list[int]
 ) -> tuple[Tensor, Tensor | None]:
-    """Rewards of chosen and rejected replies: the initial model's on the text, and, with feedback, `live_rewards`; both with
-    the part of reward.function.
+    """Rewards of chosen and rejected replies: the initial model's on the text and, with feedback, `live_rewards`; both include
+    reward.function.
 
     Args:
-        pairs: such as the policy can read, see `fits`.
+        pairs: only pairs that the policy can read, see `fits`.
 
     Returns:
         [m, 2] and, with feedback, [m, 2]; the chosen reply first.
@@ -112,7 +114,7 @@ def pair_rewards(
 
 
 def _replies(pairs: Sequence[Pair]) -> tuple[list[Prompt], list[str]]:
-    """Prompts and replies, two rows a pair."""
+    """Prompts and replies, two rows per pair."""
     prompts = [p.prompt for p in pairs for _ in (p.chosen, p.rejected)]
     return prompts, [reply for p in pairs for reply in (p.chosen, p.rejected)]
 
@@ -145,7 +147,7 @@ def learn_from_pairs(
     Args:
         pairs: the same on every rank; each rank takes its share.
         budget: tokens per forward.
-        known: of each pair, where it has been read before; no forward is needed then.
+        known: the embedded pairs, if they have been read before; no forward is needed then.
 
     Returns:
         loss and "ordered right" (0 or 1) of this rank's pairs, each [pairs of this rank].
@@ -170,15 +172,15 @@ def learn_from_pairs(
 
 
 def share(count: int) -> tuple[list[int], list[bool]]:
-    """This rank's equal part of `count` pairs. A rank whose part runs out goes on with the last pair, marked False: every
-    rank must make the same collective calls."""
+    """This rank's equal part of `count` pairs. If a rank runs out of pairs it repeats the last one, marked False, because
+    every rank must make the same collective calls."""
     size = -(-count // comm.world_size())
     mine = range(comm.rank() * size, (comm.rank() + 1) * size)
     return [min(i, count - 1) for i in mine], [i < count for i in mine]
 
 
 def join(parts: Sequence[EmbeddedPairs], device: torch.device) -> EmbeddedPairs:
-    """Pairs that were read apart, as one batch."""
+    """Separately embedded pairs as one batch."""
     rte = torch.cat([part.rte for part in parts]).to(device)
     states = [part.states for part in parts if part.states is not None]
     if not states:
@@ -188,15 +190,15 @@ def join(parts: Sequence[EmbeddedPairs], device: torch.device) -> EmbeddedPairs:
 
 
 def replay_batch(labels: Labels, config: FeedbackConfig, seed: int, step: int) -> list[Pair]:
-    """The pairs that step `step` replays, drawn without replacement from the reward model's and from those judged so far;
-    the same on every rank."""
+    """The pairs that step `step` replays, drawn without replacement from the reward model's pairs and from those judged so
+    far; the same on every rank."""
     rng = random.Random(draw_seed(Stream.REPLAY, seed, step))
     wanted = ((labels.pairs, config.replay_pairs), (labels.judged, config.judge_replay))
     return [pair for pairs, count in wanted for pair in rng.sample(pairs, min(count, len(pairs)))]
 
 
 def scored_seed(number: int) -> int:
-    """The seed of the pair `number` of a list that is scored: the same whenever it is looked at."""
+    """The seed of pair `number` in a list that is scored: the same every time."""
     return draw_seed(Stream.SCORED_PAIR, 0, number)
 
 
@@ -208,7 +210,7 @@ def score_pairs(
 
     Args:
         weight, budget: as in `learn_from_pairs`.
-        counted: say now and then how far it is.
+        counted: print progress now and then.
     """
     rows = pairs_per_forward(actors, pairs, budget)
     seeds = [scored_seed(i) for i in range(len(pairs))]

@@ -25,13 +25,13 @@ def policy_step(
 ) -> MetricSums:
     """Update the policy.
 
-    The last epoch's forwards hand their hidden states to `on_fresh_states`, pack by pack, and nothing keeps them: the
-    fresh feedback costs no forward and no memory of its own.
+    The last epoch's forwards pass their hidden states to `on_fresh_states`, pack by pack, and do not keep them: the fresh
+    feedback costs no extra forward and no extra memory.
 
     Args:
-        packs: of each mini-batch.
+        packs: the packs of each mini-batch.
 
-    Raises FloatingPointError if a loss or a gradient is not finite; the policy is then to be thrown away.
+    Raises FloatingPointError if a loss or a gradient is not finite; the policy must then be discarded.
     """  # fmt: skip
     annotated, rollout = batch.annotated, batch.annotated.rollout
     advantages = batch.advantages

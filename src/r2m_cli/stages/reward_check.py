@@ -1,4 +1,4 @@
-"""A look at the reward model on a few held-out labelled pairs before training starts: a flat or random one is seen at once."""
+"""Check the reward model on a few held-out labelled pairs before training, so that a flat or random one is noticed at once."""
 
 import torch
 
@@ -13,15 +13,15 @@ from r2m_cli.text import number
 def reward_check(
     actors: Actors, pairs: list[Pair], omega: float, budget: int, warm: bool = False
 ) -> tuple[list[str], list[str]]:
-    """Accuracy, with its interval, and spread as notes for the person, and warnings where the rewards are flat, no better than chance, or worse
-    with feedback than without.
+    """Notes for the user with accuracy, its interval, and spread; and warnings if the rewards are flat, no better than chance,
+    or worse with feedback than without.
 
     Every rank scores the same pairs.
 
     Args:
-        omega: w(T), the weight at which the adapter's part is shown.
+        omega: w(T), the weight with which the live reward is computed.
         budget: tokens per forward.
-        warm: adapter and head have learnt from labelled pairs, so that they should be no worse than the text alone.
+        warm: adapter and head have been trained on labelled pairs, so they should be no worse than the text alone.
     """
     frozen, live = score_pairs(actors, pairs, omega, budget)
     notes = [f"reward model on {len(pairs)} held-out pairs: {_describe(pairs, frozen)}"]
@@ -43,14 +43,14 @@ def reward_check(
         if lost.mean() > 2 * lost.std() / len(lost) ** 0.5:
             warnings.append(
                 f"after the warm-up fewer held-out pairs are ordered right than by the text alone ({after.mean():.1%}, not "
-                f"{before.mean():.1%}): more labelled pairs, fewer passes (feedback.warmup_epochs), a lower "
+                f"{before.mean():.1%}): use more labelled pairs, fewer passes (feedback.warmup_epochs), a lower "
                 "feedback.warmup_lr, or feedback=none"
             )
     return notes, warnings
 
 
 def equal_rewards(margins: torch.Tensor) -> list[str]:
-    """A warning where a reward model tells no pair's replies apart; training, evaluation and fitting all look.
+    """A warning if a reward model distinguishes no pair's replies; used by training, evaluation and fitting.
 
     Args:
         margins: reward of the chosen minus that of the rejected reply, [n].

@@ -1,4 +1,4 @@
-"""Stage 4: adapter and scoring head learn on the fresh hidden states (Algorithm 1, line "reward-model optimisation")."""
+"""Stage 4: train adapter and scoring head on the fresh hidden states (Algorithm 1, line "reward-model optimisation")."""
 
 from collections.abc import Sequence
 
@@ -18,10 +18,10 @@ from r2m_cli.stages.pair_learning import learn_from_pairs
 
 
 class RewardStep:
-    """One GREBT update whose gradient is summed as the policy's last epoch produces the states.
+    """One GREBT update. Its gradient is accumulated while the policy's last epoch produces the states.
 
-    `consume` takes whole groups as they come; nothing is kept of their states. `update` makes the one optimiser step.
-    The frozen backbone does not run: the reward token embeddings are those of the annotation.
+    `consume` takes complete groups as they come and keeps none of their states. `update` makes the single optimiser step.
+    The frozen backbone does not run again: the reward token embeddings come from the annotation.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class RewardStep:
         weight: float,
         preference: Tensor | None = None,
     ):
-        """`preference`: what a judge says of each group's best and worst response by annotated reward, see `judged`."""
+        """`preference`: a judge's preference between each group's best and worst response by annotated reward, see `judged`."""
         self.from_groups = config.self_labels != "none" or preference is not None
         assert actors.reward.feedback is not None
         self.actors = actors
@@ -42,7 +42,9 @@ class RewardStep:
         if preference is not None:
             counts = comm.gather((len(preference), int((~preference.isnan()).sum())))
             groups, asked = (sum(column) for column in zip(*counts))
-            self.judged_weight = groups / max(asked, 1)  # the mean over all groups becomes that over the judged
+            self.judged_weight = groups / max(
+                asked, 1
+            )  # turns the mean over all groups into the mean over the judged ones
         self.config = config
         self.weight = weight
         self.metrics = MetricSums()
@@ -58,11 +60,11 @@ class RewardStep:
         seeds = [self.annotated.rollout.seeds[i] for i in pack.rows.tolist()]
         rte = self.annotated.rte[pack.rows]
         score = self.actors.reward.live_scores(rte, states, self.weight, seeds, group_size, phase=FRESH)
-        # A group with a missing reward has equal ones here: no gradient, but its place in the mean.
+        # A group with a missing reward gets equal rewards: it has no gradient but still counts in the mean.
         whole = self.annotated.valid[groups].all(dim=1, keepdim=True)
         rewards = torch.where(whole, score.reward.view(-1, group_size), 0.0)
         live, frozen = rewards.detach(), self.annotated.model_frozen_rewards[groups]
-        # The judge saw the pair that the annotated rewards picked.
+        # The judge compared the pair that the annotated rewards picked.
         pick = live if self.preference is None and self.config.pair == "recomputed" else annotated_rewards
         best, worst = pick.argmax(dim=1, keepdim=True), pick.argmin(dim=1, keepdim=True)
         agreed = (frozen.gather(1, best) > frozen.gather(1, worst)).float().squeeze(1)
@@ -100,7 +102,7 @@ class RewardStep:
         return own
 
     def replay(self, pairs: Sequence[Pair], seed: int, budget: int) -> None:
-        """Add the gradient of labelled pairs, if there are any, with the updated policy's states and the weight of the groups'."""
+        """Add the gradient of labelled pairs, if there are any, with the updated policy's states and the groups' weight w(t)."""
         if not pairs:
             return
         loss, right = learn_from_pairs(self.actors, pairs, self.weight, seed, budget)

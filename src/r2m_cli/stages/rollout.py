@@ -21,13 +21,13 @@ def rollout(
     stream: Stream,
     step: int,
 ) -> Rollout:
-    """Sample.
+    """Sample K responses for each prompt.
 
     Args:
         prompts: this rank's n prompts.
-        group_ids: their numbers in the step's batch over all ranks; with `seed`, `stream` and `step` they fix every random
+        group_ids: their indices in the step's batch over all ranks; with `seed`, `stream` and `step` they fix every random
             draw.
-        config: temperature 0 gives the greedy responses (ReMax's baseline).
+        config: with temperature 0 the responses are greedy (ReMax's baseline).
     """  # fmt: skip
     prompt_ids = [actors.format.prompt_ids(prompt) for prompt in prompts]
     samples = [number * group_size + j for number in group_ids for j in range(group_size)]

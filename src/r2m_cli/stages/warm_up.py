@@ -1,4 +1,4 @@
-"""Before RL: adapter and head learn from labelled pairs."""
+"""Before RL: train adapter and head on labelled pairs."""
 
 import random
 import shutil
@@ -32,26 +32,27 @@ from r2m_cli.stages.pair_learning import (
     share,
 )
 
-KEPT = "warm_up"  # folder, and tag, of the pass that may be kept
-LIMIT = 2**30  # bytes of states that are kept from one pass over the pairs to the next
+KEPT = "warm_up"  # folder and tag of the best pass so far
+LIMIT = 2**30  # bytes of states that are cached between passes over the pairs
 
 
 def warm_up(actors: Actors, labels: Labels, config: Config, run_dir: Path) -> dict[str, float]:
-    """Adapter and head learn from labelled pairs with the starting policy's states, before RL.
+    """Train adapter and head on labelled pairs with the starting policy's states, before RL.
 
-    The weight is Omega, the largest share that the adapter will ever have; at w(0) = 1 it would have no gradient at all.
-    An update takes ppo.prompts_per_step pairs. Of several passes the last is kept, unless the held-out pairs say that by then
-    the training pairs were learnt by heart: see `pass_to_keep`.
+    The weight is Omega, which gives the adapter its largest share; with w(0) = 1 it would have no gradient at all. An update
+    takes ppo.prompts_per_step pairs. The last of several passes is kept, unless the held-out pairs show that it overfitted
+    the training pairs: see `pass_to_keep`.
 
     Args:
-        run_dir: a pass that may be kept is written there until the warm-up ends.
+        run_dir: the best pass so far is written there until the warm-up ends.
 
     Returns:
-        pairs; mean loss, and share of pairs ordered right before the update that learns from them, in the last pass; with
-        several passes and held-out pairs also the pass that is kept, from 1, its mean loss on these and that of the last one.
+        number of pairs; mean loss and share of pairs ordered right in the last pass, each measured before the update on
+        those pairs; with several passes and held-out pairs also the kept pass, counted from 1, its mean held-out loss and
+        that of the last pass.
 
     Raises:
-        FloatingPointError: a gradient that is not finite.
+        FloatingPointError: a gradient is not finite.
     """
     assert actors.reward.feedback is not None
     f, size, budget = config.feedback, config.ppo.prompts_per_step, config.rollout.tokens_per_batch
@@ -107,7 +108,7 @@ def _losses(
     if known is None:
         live = score_pairs(actors, pairs, weight, budget)[1]
         assert live is not None
-    else:  # a few at a time: attention is kept for each pair over the states of all in its batch
+    else:  # a few at a time: each pair's attention spans the states of its complete batch
         spans = [range(i, min(i + 16, len(known))) for i in range(0, len(known), 16)]
         live = torch.cat(
             [
@@ -122,8 +123,8 @@ def _losses(
 
 @torch.no_grad()
 def embedded_once(actors: Actors, pairs: Sequence[Pair], budget: int) -> list[EmbeddedPairs] | None:
-    """All pairs as the policy and the reward model's backbone read them; neither changes before RL. On the CPU, the same on
-    every rank; each reads its part. None where the states would take more than LIMIT bytes.
+    """Embed all pairs once with the policy and the reward model's backbone, which do not change before RL. Each rank embeds its
+    part; the result is on the CPU, the same on every rank. None if the states would take more than LIMIT bytes.
 
     Args:
         budget: tokens per forward.
@@ -147,7 +148,7 @@ def embedded_once(actors: Actors, pairs: Sequence[Pair], budget: int) -> list[Em
 
 
 def _apart(batch: EmbeddedPairs) -> list[EmbeddedPairs]:
-    """A batch pair by pair."""
+    """Split a batch into single pairs."""
     parts = []
     for i in range(0, len(batch.rte), 2):
         states = batch.states

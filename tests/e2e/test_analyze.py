@@ -158,7 +158,7 @@ def test_a_run_against_plain_loops(r2m: Run, tmp_path: Path) -> None:
     start, proxy = Path(config["policy"]["path"]), Path(config["reward"]["path"])
     check_labelled(own, run / "policy", proxy, rows(proxy, "pairs.jsonl"))
     assert pictures(own) == {"figure1.png", "figure2.png", "figure9.png"}
-    for word in ("0.081 (layer 6)", "-0.683", "within hacking", "0.45", "step 3 to 0, ", "share the sequences"):
+    for word in ("0.081 (layer 6)", "-0.683", "within hacking", "0.45", "step 3 to 0, ", "reuse the sequences"):
         assert word in said, word
     found = analysis_of(own)
     assert found["figure2"]["disjoint"] is False
@@ -224,7 +224,7 @@ def test_two_models_and_a_file_of_pairs(r2m: Run, tmp_path: Path) -> None:
 
     said = r2m("analyze", *given, "analysis.pairs=8", "rollout.tokens_per_batch=100", "hydra.run.dir=a").stdout
     check_labelled(tmp_path / "a", policy, proxy, lines)
-    assert "1 pairs that were drawn are longer than 60 tokens" in said
+    assert "1 of the drawn pairs are longer than 60 tokens" in said
     assert "analysis.sequences=100: there are 28 pairs" in said
     table, pairs = table_of(tmp_path / "a", "sequences.csv"), table_of(tmp_path / "a", "pairs.csv")
     assert {row["where"] for row in table} == {f"pairs.jsonl:{i + 1}" for i in range(30) if i not in (4, 7)}

@@ -1,4 +1,4 @@
-"""The pictures of figures 5, 6 and 7."""
+"""Plots of figures 5, 6 and 7."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ STAGE_COLOURS = {
 
 
 def figure5(groups: Groups, path: Path) -> None:
-    """Loss, reward (live and of the initial model) and KL against steps, reward against KL; a dot is a step."""
+    """Loss, reward (of the live and the initial model) and KL against steps; reward against KL with one dot per step."""
     panels = (("loss", "Policy loss", ""), ("reward", "Reward (live)", "score"),
               ("reward_frozen", "Reward of the initial model", "score"), ("kl", "KL to the reference", "nats"))  # fmt: skip
     with plt.rc_context(STYLE):
@@ -39,7 +39,7 @@ def figure5(groups: Groups, path: Path) -> None:
 
 
 def figure6(groups: Groups, path: Path) -> None:
-    """Mean rewards on the fixed prompts against steps: the initial model's, the live one's, the true one."""
+    """Mean rewards on the fixed prompts against steps: of the initial and the live reward model, and gold."""
     panels = (("eval/reward_frozen", "Initial reward model", "score"), ("eval/reward", "Live reward model", "score"),
               ("eval/gold", "Gold (true) reward", "gold"))  # fmt: skip
     with plt.rc_context(STYLE):
@@ -51,7 +51,7 @@ def figure6(groups: Groups, path: Path) -> None:
 
 
 def figure7(found: dict[str, dict[str, Any]], path: Path) -> None:
-    """Seconds of a step by stage (evaluation left out), and peak memory, a bar per label."""
+    """Seconds per step by stage (without evaluation), and peak memory; one bar per label."""
     with plt.rc_context(STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(11, 2 + 0.45 * len(found)), layout="constrained")
         at = range(len(found))
@@ -76,7 +76,7 @@ def figure7(found: dict[str, dict[str, Any]], path: Path) -> None:
 
 
 def _lines(ax: Axes, groups: Groups, name: str, smooth: bool = True) -> None:
-    """The mean over a label's runs; the steps' own values pale behind a mean over a twentieth of the run."""
+    """The mean over a label's runs, smoothed over a twentieth of the run; the values of single steps are drawn pale behind it."""
     for i, group in enumerate(groups.values()):
         mean = _mean(group, name)
         if mean.empty:
@@ -96,7 +96,7 @@ def _scatter(ax: Axes, groups: Groups, name: str) -> None:
 
 
 def _mean(group: list[Run], name: str) -> pd.Series:
-    """The metric's mean over the runs, at the steps that all that measured it have."""
+    """The metric's mean over the runs that measured it, at the steps that they all have."""
     curves = [run.metrics[name].dropna() for run in group if run.has(name)]
     if not curves:
         return pd.Series(dtype=float)

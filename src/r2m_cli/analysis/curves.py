@@ -1,4 +1,4 @@
-"""Figures 5, 6 and 7: loss, reward and KL of runs, their rewards on fixed prompts, their memory and time. From metrics.jsonl."""
+"""Figures 5, 6 and 7, from metrics.jsonl: loss, reward and KL of runs, their rewards on fixed prompts, their time and memory."""
 
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,12 @@ PAPER = "4.5 h / 4.4 h = 1.02"
 
 
 def analyse(folders: list[str], results: Results) -> None:
-    """Figures 5, 6 and 7 of the runs in `folders`, or, if none is given, of all below outputs/ and multirun/.
+    """Figures 5, 6 and 7 of the runs in `folders` or, if none is given, of all runs below outputs/ and multirun/.
 
     Runs that differ only in their seed share a label, as in `r2m report`.
 
     Raises:
-        UserError: there is no run, or a broken one.
+        UserError: there is no run, or one is damaged.
     """
     places = folders or [place for place in PLACES if next(Path(place).rglob(METRICS), None)]
     if not places:
@@ -73,10 +73,10 @@ def figure6(groups: dict[str, list[Run]], results: Results) -> None:
 
 
 def figure7(groups: dict[str, list[Run]], results: Results) -> None:
-    """Seconds of a step by stage, without its evaluation and without the first step, which warms everything up; peak memory.
+    """Seconds per step by stage, without evaluation and without the first step, which includes warm-up; and peak memory.
 
-    Intervals of the step's time are over steps; the baseline of the ratios is the first label with feedback=none, else the
-    first.
+    Intervals of the step time are over steps. The ratios compare with the first label with feedback=none, or else with the
+    first label.
     """
     found = {label: _costs(group, results) for label, group in groups.items()}
     timed = {label: costs for label, costs in found.items() if costs is not None}
@@ -136,7 +136,7 @@ def _course(curves: list[pd.Series]) -> dict[str, Any] | None:
 
 
 def _costs(group: list[Run], results: Results) -> dict[str, Any] | None:
-    """Seconds of a step and of its stages over all runs of a label, and the largest peak memory."""
+    """Seconds per step and per stage over all runs of a label, and the largest peak memory."""
     parts = [run.metrics.dropna(subset=["step_time"]).iloc[1:] for run in group if run.has("step_time")]
     steps = pd.concat(parts) if parts else pd.DataFrame()
     if steps.empty:

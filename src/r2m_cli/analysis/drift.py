@@ -25,14 +25,14 @@ def drift(
 ) -> tuple[list[int], Tensor]:
     """Mean similarity of a text's last-layer states under the policies of any two steps, with intervals over texts.
 
-    The texts are the chosen replies of figure 1, one per prompt; the steps 0, those of the checkpoints that are there, and
-    the run's last. Writes `drift.csv`, a row per pair of steps; gives the steps and the means [steps, steps].
+    The texts are the chosen replies of figure 1, one per prompt. The steps are 0, those of the existing checkpoints, and the
+    run's last. Writes `drift.csv`, one row per pair of steps; returns the steps and the means [steps, steps].
 
     Raises:
-        UserError: a damaged checkpoint, or states that are not finite.
+        UserError: a checkpoint is damaged, or states are not finite.
     """
     chosen = [s for s in selection.sequences[: selection.compared] if s.label == CHOSEN]
-    texts = list({s.unit: s for s in reversed(chosen)}.values())  # of a prompt the first
+    texts = list({s.unit: s for s in reversed(chosen)}.values())  # the first text of each prompt
     rows, starts = [s.tokens for s in texts], [s.prompt_tokens for s in texts]
     budget, deep = config.rollout.tokens_per_batch, {}
     for step, lm in _policies(config, run, device, results):
@@ -54,18 +54,20 @@ def drift(
 
 
 def _policies(config: Config, run: Path, device: torch.device, results: Results) -> Iterator[tuple[int, nn.Module]]:
-    """(step, the policy after it), one at a time; the last is the one in the run's policy/."""
+    """Yield (step, the policy after it), one at a time; the last policy is the one in the run's policy/."""
     assert config.policy.path is not None, "the run's own"
     dtype, last = DTYPES[config.engine.dtype], config.train.steps
     lm = load_causal_lm(config.policy.path, "policy.path", dtype).to(device)  # type: ignore[arg-type]
     yield 0, lm
     found = [(int(folder.name.removeprefix("step_")), folder) for folder in checkpoints(run)]
     between = [(step, folder) for step, folder in found if step < last]
-    if between and config.policy.lora_rank:  # the checkpoints' weights are those of the base with its adapters
+    if between and config.policy.lora_rank:  # the checkpoints hold the base's weights with unmerged adapters
         with_lora(lm, config.policy.lora_rank, "CAUSAL_LM").to(device)
     for step, folder in between:
         if not checkpoint.load_policy(folder, lm):
-            results.notes.append(f"{folder}: written by DeepSpeed's ranks, not read; drift is that of start and end")
+            results.notes.append(
+                f"{folder}: written by DeepSpeed's ranks and not read; drift is measured only between start and end"
+            )
             break
         yield step, lm
     if len(between) < 2:

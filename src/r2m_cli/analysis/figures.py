@@ -1,4 +1,4 @@
-"""The pictures of figures 1, 2 and 9."""
+"""Plots of figures 1, 2 and 9."""
 
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ def layers(found: list[dict[str, Any]], path: Path) -> None:
 
 
 def pairs(alike: Tensor, distance: Tensor, found: dict[str, Estimate], path: Path) -> None:
-    """Figure 2: a dot per pair of sequences, and the coefficients."""
+    """Figure 2: one dot per pair of sequences, and the coefficients."""
     said = [
         f"{name.capitalize()} {fixed(e.value, 3)} [{fixed(e.low, 3)}, {fixed(e.high, 3)}]" for name, e in found.items()
     ]
@@ -59,7 +59,7 @@ def pairs(alike: Tensor, distance: Tensor, found: dict[str, Estimate], path: Pat
 
 
 def hacking_and_drift(table5: dict[str, Any] | None, steps: list[int], means: Tensor, path: Path) -> None:
-    """Figure 9: similarity within and across hacking and normal responses; of one text's states between training steps."""
+    """Figure 9: similarity within and across hacking and normal responses; similarity of a text's states between training steps."""
     with plt.rc_context(STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
         left.set(title="Responses of the trained policy", ylabel=SIMILARITY)

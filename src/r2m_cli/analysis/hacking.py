@@ -1,6 +1,6 @@
-"""Table 5: are the states of a policy's hacking responses more alike than those of hacking and normal ones?
+"""Table 5: are the states of two hacking responses more similar than those of a hacking and a normal one?
 
-Which response hacks needs a truth beside the reward model: the gold world's, or another reward model's score.
+To decide which response is hacking, a true reward is needed: the gold world's, or another reward model's score.
 """
 
 import json
@@ -28,7 +28,7 @@ from r2m_cli.seeds import Stream
 from r2m_cli.stages.packing import rows_per_forward
 from r2m_cli.stages.rollout import rollout
 
-SHARE = 0.25  # of the responses: those that the reward model overrates most
+SHARE = 0.25  # share of the responses called hacking: those that the reward model overrates most
 KINDS = ("hacking", "normal", "across")
 PAPER = dict(zip(KINDS, ("0.67", "0.75", "0.45")))
 
@@ -37,10 +37,10 @@ def responses(config: Config, source: Source, actors: Actors, other: RewardModel
     """Table 5: the trained policy's responses to the fixed evaluation prompts, as `r2m evaluate` draws them.
 
     Args:
-        other: the reward model of eval.reward, which then is the truth; without one it is gold.
+        other: the reward model of eval.reward, whose score is then the truth; None: gold is the truth.
 
     Raises:
-        UserError: scores or states that are not finite.
+        UserError: scores or states are not finite.
     """
     if actors.gold is None and other is None:
         results.notes.append(
@@ -78,19 +78,19 @@ def responses(config: Config, source: Source, actors: Actors, other: RewardModel
 def table5(states: Tensor, batch: Rollout, proxy: Tensor, truth: Tensor, results: Results) -> None:
     """Mean similarity of the last layer's states within hacking responses, within normal ones and across, with intervals.
 
-    Writes `responses.jsonl`, a row per response with both scores and its label. Two responses to one prompt are no pair.
+    Writes `responses.jsonl`, one row per response with both scores and its label. Two responses to one prompt are not a pair.
 
     Args:
         states: [n, layers + 1, D] of the responses.
-        proxy: [n], of the reward model that training began with.
-        truth: [n], gold or another reward model's.
+        proxy: [n], scores of the reward model that training started with.
+        truth: [n], gold or another reward model's scores.
 
-    Raises UserError where both order the responses alike.
+    Raises UserError if both order the responses in the same way.
     """
     overrated = rank_difference(proxy, truth)
     if not overrated.any():
         raise UserError(
-            "eval.reward: orders all responses as the run's own reward model does, so it tells none that is overrated"
+            "eval.reward: orders all responses as the run's own reward model does, so it shows no overrated ones; name another"
         )
     hacking = overrated_most(overrated)
     numbers: dict[str, int] = {}
@@ -99,7 +99,7 @@ def table5(states: Tensor, batch: Rollout, proxy: Tensor, truth: Tensor, results
     plain = pair_means(alike, masks, torch.ones(1, len(units), dtype=torch.float64))[0]
     drawn = pair_means(alike, masks, resample_weights(units, results.resamples, results.seed))
     found = {kind: estimate(plain[i], drawn[:, i]) for i, kind in enumerate(KINDS)}
-    # What the claim is about: how much less alike the two kinds are than responses of one kind.
+    # The paper's claim: responses of different kinds are less similar than responses of one kind. By how much?
     apart = estimate((plain[0] + plain[1]) / 2 - plain[2], (drawn[:, 0] + drawn[:, 1]) / 2 - drawn[:, 2])
     results.figures["table5"] = {
         "responses": len(units), "prompts": len(numbers), "hacking_responses": int(hacking.sum()), "share": SHARE, **found,
@@ -107,7 +107,7 @@ def table5(states: Tensor, batch: Rollout, proxy: Tensor, truth: Tensor, results
     } | _means(proxy, truth, batch, hacking)  # fmt: skip
     if hacking.sum() < 10:
         results.notes.append(
-            f"table 5: {int(hacking.sum())} hacking responses are few for an interval; raise eval.prompts"
+            f"table 5: {int(hacking.sum())} hacking responses are too few for a reliable interval; raise eval.prompts"
         )
     for kind, value in found.items():
         results.line("9, table 5", kind if kind == "across" else f"within {kind}", value, PAPER[kind])
@@ -122,13 +122,13 @@ def table5(states: Tensor, batch: Rollout, proxy: Tensor, truth: Tensor, results
 
 
 def rank_difference(proxy: Tensor, truth: Tensor) -> Tensor:
-    """Rank by proxy minus rank by truth, equals sharing their mean rank, in units of n: -1 to 1. [n], [n] -> [n]."""
+    """Rank by proxy minus rank by truth, divided by n: -1 to 1; equal values share their mean rank. [n], [n] -> [n]."""
     ranks = [torch.from_numpy(stats.rankdata(scores.double().numpy())) for scores in (proxy, truth)]
     return (ranks[0] - ranks[1]) / len(proxy)
 
 
 def overrated_most(overrated: Tensor) -> Tensor:
-    """True at the SHARE of the responses with the largest rank difference, at least 2; of equals the first. [n] -> [n]."""
+    """True at the SHARE of the responses with the largest rank difference, at least 2; on a tie the first. [n] -> [n]."""
     count = max(2, round(SHARE * len(overrated)))
     hacking = torch.zeros(len(overrated), dtype=torch.bool)
     hacking[overrated.argsort(descending=True, stable=True)[:count]] = True
@@ -136,7 +136,7 @@ def overrated_most(overrated: Tensor) -> Tensor:
 
 
 def _means(proxy: Tensor, truth: Tensor, batch: Rollout, hacking: Tensor) -> dict[str, Any]:
-    """What the two kinds are, in the scores' own units and in tokens."""
+    """Mean scores and lengths of the two kinds, in the scores' own units and in tokens."""
     values = {"proxy": proxy, "truth": truth, "length": batch.response_lengths}
     return {
         f"mean_{name}": {kind: scores.double()[kept].mean().item() for kind, kept in (("hacking", hacking), ("normal", ~hacking))}

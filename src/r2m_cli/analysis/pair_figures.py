@@ -40,7 +40,7 @@ def pair_figures(
         raise UserError(
             f"no labelled pairs in data.path={config.data.path}: give rows with chosen and rejected"
             if source.world is None
-            else f"reward.path={config.reward.path}: no labelled pairs beside it, as r2m reward writes them in the gold world; "
+            else f"reward.path={config.reward.path}: no labelled pairs in this folder, as r2m reward writes them in the gold world; "
             "give pairs with data=file data.path=FILE"
         )
     limit = min(reward.max_tokens, context_length(lm.config) or reward.max_tokens)
@@ -63,7 +63,7 @@ def pair_figures(
     compared = sequences[: selection.compared]
     figure1_pairs = [Pair(a.prompt, a.response, b.response) for a, b in zip(compared[::2], compared[1::2])]
     apart, notes = told_apart(reward.truncations, figure1_pairs, "pairs of figure 1")
-    results.notes += notes[1:]  # the first is of conversations, which `cut_notes` has counted
+    results.notes += notes[1:]  # the first note counts conversations, which `cut_notes` has already reported
     accuracy(rewards, selection, apart, results)
     return selection
 
@@ -71,7 +71,7 @@ def pair_figures(
 def _say(
     config: Config, source: Source, lm: Any, pairs: list[Any], limit: int, selection: Selection, results: Results
 ) -> None:
-    """Under what conditions the numbers hold: for analysis.json, and notes for the person."""
+    """The conditions of the numbers, for analysis.json and as notes for the user."""
     results.conditions |= {
         "policy": config.policy.path if config.run is None else str(Path(config.run) / POLICY),
         "reward": config.reward.path, "data": config.data.path or "gold", "labelled_pairs": len(pairs),
@@ -80,7 +80,7 @@ def _say(
     results.notes += source.notes
     if selection.left_out:
         results.notes.append(
-            f"{selection.left_out} pairs that were drawn are longer than {limit} tokens, or have equal replies, and are passed over"
+            f"{selection.left_out} of the drawn pairs are longer than {limit} tokens, or have equal replies, and are skipped"
         )
     if selection.compared < 2 * config.analysis.sequences:
         results.notes.append(
@@ -89,5 +89,5 @@ def _say(
     if not selection.disjoint:
         results.notes.append(
             f"fewer than {2 * config.analysis.pairs} different prompts (twice analysis.pairs): the {len(selection.first)} pairs of "
-            "figure 2 share the sequences of figure 1, their intervals are over prompts"
+            "figure 2 reuse the sequences of figure 1; their intervals are over prompts"
         )

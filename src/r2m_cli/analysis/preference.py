@@ -1,4 +1,4 @@
-"""Figure 1: are hidden states of two chosen, or two rejected, replies more alike than those of one of each? By layer."""
+"""Figure 1, by layer: are the hidden states of two chosen or two rejected replies more similar than those of one of each?"""
 
 from typing import Any
 
@@ -18,10 +18,10 @@ PAPER = {6: "0.081", 30: "0.231"}  # layer -> gap
 def figure1(states: Tensor, selection: Selection, results: Results) -> None:
     """Mean similarity of same-label and of different-label pairs by layer, with intervals over prompts.
 
-    Writes `layers.csv` and `figure1.png`; the columns `*_with_own_prompt` are the means over all pairs, those of one prompt too.
+    Writes `layers.csv` and `figure1.png`; the columns `*_with_own_prompt` are the means over all pairs, including those of one prompt.
 
     Args:
-        states: [n, layers + 1, D], of all of the selection's sequences.
+        states: [n, layers + 1, D], of all the selection's sequences.
     """
     count = selection.compared
     labels = torch.tensor([s.label == CHOSEN for s in selection.sequences[:count]])
@@ -42,8 +42,8 @@ def figure1(states: Tensor, selection: Selection, results: Results) -> None:
 
 
 def by_layer(states: Tensor, labels: Tensor, units: Tensor, resamples: int, seed: int) -> list[dict[str, Any]]:
-    """For every layer: KIND -> Estimate, `swap_p`, the share of label swaps that give no smaller gap, and the plain means
-    with the pairs of one prompt.
+    """For every layer: KIND -> Estimate; `swap_p`, the share of label swaps with a gap at least as large; and the plain means
+    including the pairs of one prompt.
 
     states [n, layers, D], labels [n] bool, units [n].
     """
@@ -64,13 +64,13 @@ def by_layer(states: Tensor, labels: Tensor, units: Tensor, resamples: int, seed
 
 
 def _masks(labels: Tensor, units: Tensor) -> Tensor:
-    """Pairs of same label, of different labels, both chosen, both rejected. [4, n, n]."""
+    """Masks of the pairs with the same label, with different labels, both chosen, both rejected. [4, n, n]."""
     chosen, rejected, different = pairs_by_label(labels, units)
     return torch.stack([chosen | rejected, different, chosen, rejected])
 
 
 def _with_gap(means: Tensor) -> Tensor:
-    """[b, 4] -> [b, 5], as KINDS."""
+    """Append the gap: [b, 4] -> [b, 5], in the order of KINDS."""
     return torch.cat([means[:, :2], means[:, :1] - means[:, 1:2], means[:, 2:]], dim=1)
 
 

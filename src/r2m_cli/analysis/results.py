@@ -1,4 +1,4 @@
-"""What an analysis found: numbers of every figure with their conditions, raw points, and a table beside the paper's."""
+"""The results of an analysis: each figure's numbers and conditions, raw points, and a table that compares with the paper."""
 
 import csv
 import json
@@ -25,9 +25,9 @@ NAME = ANALYSIS
 
 @dataclass
 class Results:
-    """Collects what `analysis.json` says and what the terminal shows."""
+    """Collects the contents of `analysis.json` and of the table in the terminal."""
 
-    run_dir: Path  # where everything stands in the end
+    run_dir: Path  # the final folder of all files
     resamples: int  # of every interval
     seed: int
     conditions: dict[str, Any] = field(default_factory=dict)
@@ -37,12 +37,12 @@ class Results:
 
     @property
     def folder(self) -> Path:
-        """Where files are written until all of them are there."""
+        """The temporary folder for files until all of them are written."""
         return self.run_dir / ".analysis.partial"
 
     @contextmanager
     def all_or_nothing(self) -> Iterator[None]:
-        """What is written inside appears in the run folder at the end, or, after an error, not at all."""
+        """Files written inside the block appear in the run folder at its end, or, after an error, not at all."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir()
         try:
@@ -53,7 +53,7 @@ class Results:
             shutil.rmtree(self.folder)
 
     def line(self, figure: str, what: str, value: Estimate | float, paper: str = "") -> None:
-        """A line of the table: a figure's number beside what the paper has."""
+        """Add a line to the table: a figure's number next to the paper's."""
         interval = ""
         if isinstance(value, Estimate):
             interval = f"[{digits(value.low)}, {digits(value.high)}]" if value.interval is not None else "none"
@@ -94,12 +94,12 @@ class Results:
 
 
 def digits(value: float) -> str:
-    """Three decimals, or two digits of a number that has none there."""
+    """Three decimals, or two significant digits for a number too small for that."""
     return fixed(value, 3) if abs(value) >= 0.01 or value == 0 else number(value, 2)
 
 
 def estimate(value: Tensor, found: Tensor) -> Estimate:
-    """A figure, [] or a number, with the interval of its resamples, [resamples]; none where no two of them differ."""
+    """A value ([] or a number) with the interval of its resamples, [resamples]; without an interval if they are all equal."""
     low, high = (end.item() for end in ends(found))
     if high - low < 1e-12:  # of a single pair, for example
         low = high = math.nan
@@ -107,7 +107,7 @@ def estimate(value: Tensor, found: Tensor) -> Estimate:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON has it: estimates as {value, low, high}, numbers that are not finite as null."""
+    """A value for JSON: estimates as {value, low, high}, numbers that are not finite as null."""
     if isinstance(value, Estimate):
         return plain(value._asdict())
     if isinstance(value, dict):

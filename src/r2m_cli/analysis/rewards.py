@@ -1,4 +1,4 @@
-"""Figure 2: do sequences with like hidden states have like rewards?"""
+"""Figure 2: do sequences with similar hidden states have similar rewards?"""
 
 import warnings
 from typing import Any
@@ -23,9 +23,9 @@ PAPER = {"pearson": "-0.683", "spearman": "-0.711", "kendall": "-0.545"}
 
 
 def figure2(states: Tensor, rewards: Tensor, selection: Selection, results: Results) -> None:
-    """Correlation of the last layer's similarity with |difference of the rewards|, with intervals; other layers without.
+    """Correlation of similarity with |difference of the rewards|: for the last layer with intervals, for other layers without.
 
-    Writes `pairs.csv`, a row per pair, and `figure2.png`. Intervals are over pairs where these are disjoint, else over prompts.
+    Writes `pairs.csv`, one row per pair, and `figure2.png`. Intervals are over pairs if these are disjoint, else over prompts.
 
     Args:
         states: [n, layers + 1, D].
@@ -57,7 +57,7 @@ def accuracy(rewards: Tensor, selection: Selection, apart: list[int], results: R
     """Share of figure 1's pairs whose chosen reply has the higher reward (an equal one is wrong), with its interval.
 
     Args:
-        apart: places of the pairs that still differ once they are cut to what the reward model reads; the others have no say.
+        apart: indices of the pairs that still differ after the cut to the reward model's limit; the others are ignored.
     """
     if not apart:
         return
@@ -71,14 +71,14 @@ def accuracy(rewards: Tensor, selection: Selection, apart: list[int], results: R
 
 
 def correlations(alike: Tensor, distance: Tensor) -> dict[str, float]:
-    """Every coefficient of two lists of numbers, [M] each; NaN where one of them does not vary."""
+    """Every correlation coefficient of two lists of numbers, [M] each; NaN if one of them does not vary."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # scipy says on the terminal that a list is constant; the NaN says it too
+        warnings.simplefilter("ignore")  # scipy warns that a list is constant; the NaN already shows it
         return {name: float(of(alike.numpy(), distance.numpy()).statistic) for name, of in COEFFICIENTS.items()}
 
 
 def bootstrap(alike: Tensor, distance: Tensor, weights: Tensor) -> list[dict[str, float]]:
-    """The coefficients of every resample; weights [resamples, M] say how often it has each pair."""
+    """The coefficients of every resample; weights [resamples, M] are how often each pair occurs in it."""
     found = []
     for times in weights.long().numpy():
         index = torch.from_numpy(numpy.repeat(numpy.arange(len(times)), times))
@@ -88,7 +88,7 @@ def bootstrap(alike: Tensor, distance: Tensor, weights: Tensor) -> list[dict[str
 
 
 def _pair_weights(selection: Selection, results: Results) -> Tensor:
-    """How often each resample has each pair. [resamples, M]."""
+    """How often each pair occurs in each resample. [resamples, M]."""
     if selection.disjoint:
         return resample_weights(torch.arange(len(selection.first)), results.resamples, results.seed)
     times = resample_weights(selection.units, results.resamples, results.seed)

@@ -1,4 +1,4 @@
-"""Which labelled sequences are compared, and which two make a pair: a function of the data and the seed, written down."""
+"""Selection of the labelled sequences and of the pairs to compare: it depends only on data and seed, and is recorded."""
 
 import json
 import random
@@ -16,33 +16,33 @@ from r2m_cli.errors import UserError
 from r2m_cli.seeds import Stream, draw_seed
 
 CHOSEN, REJECTED = "chosen", "rejected"
-BEGINNING = 32  # characters, for each token that may be read, that are enough to see that a prompt is too long
+BEGINNING = 32  # characters per allowed token: so much of a prompt is tokenized to see whether it is too long
 
 
 @dataclass(frozen=True)
 class LabelledSequence:
-    """A prompt with one of the two replies that were compared."""
+    """A prompt with one of the two replies of a labelled pair."""
 
-    row: int  # place of its pair among the labelled pairs, from 0
+    row: int  # index of its pair among the labelled pairs, from 0
     where: str  # file:line of the pair
     label: str  # CHOSEN or REJECTED
     unit: int  # the same for all sequences of one prompt
     prompt: Prompt
     response: str
-    tokens: list[int]  # of prompt and response, as the policy's template has them, up to the token that closes the turn
+    tokens: list[int]  # of prompt and response in the policy's template, up to the token that closes the turn
     prompt_tokens: int
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The sequences of figures 1 and 2. `sequences` begins with figure 1's: chosen, rejected, chosen, ... of N pairs."""
+    """The sequences of figures 1 and 2. `sequences` begins with those of figure 1: chosen, rejected, chosen, ... of N pairs."""
 
     sequences: list[LabelledSequence]
     compared: int  # how many of them are figure 1's, 2 N
-    first: Tensor  # [M] figure 2's pairs, places in `sequences`
+    first: Tensor  # [M] figure 2's pairs, indices in `sequences`
     second: Tensor  # [M]
-    disjoint: bool  # no sequence and no prompt is in two of these pairs
-    left_out: int  # pairs that were drawn, and are longer than the limit or have equal replies
+    disjoint: bool  # no sequence and no prompt occurs in two of these pairs
+    left_out: int  # number of drawn pairs that are longer than the limit or have equal replies
 
     @property
     def units(self) -> Tensor:
@@ -50,7 +50,7 @@ class Selection:
         return torch.tensor([s.unit for s in self.sequences])
 
     def rows(self, rewards: Tensor) -> list[dict[str, Any]]:
-        """A row per sequence for `sequences.csv`: no text, enough to find it again."""
+        """One row per sequence for `sequences.csv`: without the text, but enough to find it again."""
         return [
             {
                 "sequence": i, "row": s.row, "where": s.where.rpartition("/")[2], "label": s.label, "prompt": s.unit,
@@ -62,14 +62,14 @@ class Selection:
 
 
 def select(pairs: list[Pair], chat: ChatFormat, limit: int, seed: int, config: AnalysisConfig) -> Selection:
-    """Draw the sequences, in an order of the pairs that `seed` fixes.
+    """Draw the sequences from the pairs, which are shuffled by `seed`.
 
-    Figure 1: both replies of the first N pairs. Figure 2: if 2 M different prompts turn up, one reply, picked by a coin, to
-    each of the first 2 M of them, two neighbours a pair; else M pairs of figure 1's sequences, any two of different prompts.
+    Figure 1: both replies of the first N pairs. Figure 2: if there are 2 M different prompts, one randomly picked reply to each
+    of the first 2 M, adjacent ones forming a pair; otherwise M pairs of figure 1's sequences, each of two different prompts.
 
     Args:
-        chat: the policy's.
-        limit: tokens of a sequence; a pair with a longer one is passed over.
+        chat: the policy's format.
+        limit: tokens of a sequence; a pair with a longer one is skipped.
 
     Raises:
         UserError: fewer than two different prompts are left.
@@ -77,7 +77,7 @@ def select(pairs: list[Pair], chat: ChatFormat, limit: int, seed: int, config: A
     order = random.Random(draw_seed(Stream.ANALYSIS_PAIRS, seed)).sample(range(len(pairs)), len(pairs))
     kept: list[tuple[LabelledSequence, LabelledSequence]] = []
     units: dict[str, int] = {}
-    firsts: dict[int, int] = {}  # prompt -> place in `kept` of its first pair
+    firsts: dict[int, int] = {}  # prompt -> index in `kept` of its first pair
     left_out = 0
     for row in order:
         if len(kept) >= config.sequences and len(firsts) >= 2 * config.pairs:
@@ -95,8 +95,8 @@ def select(pairs: list[Pair], chat: ChatFormat, limit: int, seed: int, config: A
     compared = [s for both in kept[: config.sequences] for s in both]
     if len({s.unit for s in compared}) < 2:
         raise UserError(
-            f"{len(kept)} of {len(pairs)} labelled pairs are of at most {limit} tokens (reward.max_tokens, and what the policy "
-            "reads), and have different replies; pairs of two different prompts are needed: raise it, or give more pairs"
+            f"only {len(kept)} of {len(pairs)} labelled pairs have at most {limit} tokens (reward.max_tokens, or the policy's "
+            "limit) and different replies; pairs of two different prompts are needed: raise the limit, or give more pairs"
         )
     if len(firsts) < 2 * config.pairs:
         first, second = _couples([s.unit for s in compared], config.pairs, seed)
@@ -115,8 +115,8 @@ def select(pairs: list[Pair], chat: ChatFormat, limit: int, seed: int, config: A
 
 
 def _prompt_fills(pair: Pair, chat: ChatFormat, limit: int) -> bool:
-    """Whether the prompt alone leaves no token for a reply. Of a very long one the beginning says it: a reply is put through
-    the tokenizer with its prompt, several times over, and a megabyte takes a second each time."""
+    """Whether the prompt alone leaves no token for a reply. For a very long prompt, only its beginning is tokenized: tokenizing
+    a megabyte takes a second, and a reply is tokenized together with its prompt several times."""
     beginning = chat.prompt_text(pair.prompt)[: BEGINNING * limit]
     if len(beginning) == BEGINNING * limit and len(chat.tokenizer(beginning).input_ids) > 2 * limit:
         return True
@@ -134,7 +134,7 @@ def _both(pair: Pair, row: int, unit: int, chat: ChatFormat) -> tuple[LabelledSe
 
 
 def _couples(units: Iterable[int], count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """`count` different pairs of sequences of different units, or as many as there are. Two [M]."""
+    """`count` different pairs of sequences of different units, or all if there are fewer. Two [M]."""
     unit = torch.tensor(list(units))
     possible = (unit[:, None] != unit[None, :]).triu().nonzero()
     order = torch.randperm(

@@ -1,6 +1,6 @@
-"""Best-of-n: what picking by the proxy does to the truth, a measure of over-optimisation without any training.
+"""Best-of-n: how picking by the proxy affects the true reward, a measure of over-optimisation without any training.
 
-Gao et al. 2023 (arXiv 2210.10760) plot gold and proxy of best-of-n against its KL; so does this.
+As in Gao et al. 2023 (arXiv 2210.10760), gold and proxy of best-of-n are reported against its KL.
 """
 
 import csv
@@ -27,7 +27,7 @@ from r2m_cli.stages.packing import pack
 from r2m_cli.stages.rollout import rollout
 from r2m_cli.text import fixed
 
-STEP = 1  # of the random draws; those of the fixed responses are step 0
+STEP = 1  # of the random draws; the fixed responses use step 0
 NAMES = ("proxy", "gold", "heldout", "live", "gold_live", "heldout_live")  # columns of the printed curve
 
 
@@ -40,12 +40,12 @@ def curve(
     rows: int,
     measures: Measures,
 ) -> None:
-    """Sample eval.best_of responses a prompt; estimate the best of n = 1, 2, 4, ... of them by the initial reward model, and,
-    where the run has feedback, by the live one, which reads the policy's states.
+    """Sample eval.best_of responses per prompt; estimate the best of n = 1, 2, 4, ... of them by the initial reward model and,
+    if the run has feedback, by the live one, which reads the policy's states.
 
-    Figures `best_of/N/proxy`, `/gold`, `/heldout`, of the best by the live one `/live`, `/gold_live`, `/heldout_live`, with
-    intervals over prompts, and `best_of/N/kl` in nats; the same in `best_of_n.csv`, the responses in `best_of_n.jsonl`. A
-    prompt with a score to pick by that is not finite is left out.
+    Measures `best_of/N/proxy`, `/gold`, `/heldout` of the best by the initial model, and `/live`, `/gold_live`, `/heldout_live`
+    of the best by the live one, with intervals over prompts; and `best_of/N/kl` in nats. Writes the same numbers to
+    `best_of_n.csv` and the responses to `best_of_n.jsonl`. A prompt is left out if a score to pick by is not finite.
 
     Args:
         weight: w(t) of the live reward.
@@ -82,22 +82,24 @@ def curve(
 
 
 def check(config: Config) -> None:
-    """Raises UserError for a curve of the proxy alone, which rises whatever the responses are worth."""
+    """Raises UserError for a curve of the proxy alone, which rises regardless of the responses' quality."""
     if config.eval.best_of > 1 and config.data.kind == "file" and config.eval.reward is None:
         raise UserError(
-            f"eval.best_of={config.eval.best_of}: picking by the reward model raises its own score, whatever the responses "
-            "are worth; name another one to measure them with, eval.reward=FOLDER (or use the gold world, data=gold)"
+            f"eval.best_of={config.eval.best_of}: picking by the reward model raises its own score regardless of the "
+            "responses' quality; name another one to measure them with, eval.reward=FOLDER (or use the gold world, data=gold)"
         )
 
 
 def _samples(
     actors: Actors, prompts: list[Prompt], config: Config, weight: float, heldout: RewardModel | None, rows: int
 ) -> tuple[dict[str, Tensor], list[dict[str, object]]]:
-    """Scores [P, N] by name, and a row per response."""
+    """Scores [P, N] by name, and one row per response."""
     count = config.eval.best_of
     columns: dict[str, list[Tensor]] = {}
     table: list[dict[str, object]] = []
-    at_once = max(1, len(prompts) // count)  # as many responses as the fixed prompts have
+    at_once = max(
+        1, len(prompts) // count
+    )  # prompts per batch: about as many responses at a time as the fixed prompts have
     progress = Count(f"sampling {count} responses to each prompt")
     for start in range(0, len(prompts), at_once):
         part = prompts[start : start + at_once]

@@ -1,4 +1,4 @@
-"""What an evaluation found: figures, their intervals, notes; as a JSON file and as a table."""
+"""The results of an evaluation: numbers, their intervals and notes, as a JSON file and as a table."""
 
 import json
 from dataclasses import dataclass, field
@@ -14,13 +14,13 @@ from r2m_cli.maths.statistics import Estimate, bootstrap_mean
 from r2m_cli.stages.accuracy import CHANCE, NO_INTERVAL
 from r2m_cli.text import number
 
-# shares that a coin would bring to 0.5
+# shares whose value by chance is 0.5
 AGAINST_CHANCE = ("pairs/accuracy", "pairs/accuracy_feedback", "win_rate", "win_rate/length_controlled")
 
 
 @dataclass
 class Measures:
-    """Collects figures; `name` is the figure's name in evaluation.json and in the table."""
+    """Collects numbers; `name` is a number's name in evaluation.json and in the table."""
 
     run_dir: Path
     resamples: int  # of every interval
@@ -30,21 +30,21 @@ class Measures:
     notes: list[str] = field(default_factory=list)
 
     def number(self, name: str, value: float) -> None:
-        """A figure without an interval."""
+        """Add a number without an interval."""
         self.values[name] = float(value)
 
     def estimate(self, name: str, estimate: Estimate) -> None:
-        """A figure with its interval."""
+        """Add a number with its interval."""
         self.values[name] = estimate.value
         self.intervals[name] = estimate.interval
 
     def mean(self, name: str, values: Tensor, units: Tensor, bounds: tuple[float, float] | None = None) -> Estimate:
-        """The mean of one number per prompt or pair, with its interval. [n] -> Estimate.
+        """Add the mean of one number per prompt or pair, with its interval. [n] -> Estimate.
 
-        Values that are not finite are left out, and that is noted.
+        Values that are not finite are left out, with a note.
 
         Args:
-            units: [n], from `units_of`; those of one are resampled together.
+            units: [n], from `units_of`; values of one unit are resampled together.
             bounds: as in `bootstrap_mean`.
 
         Raises:
@@ -67,14 +67,14 @@ class Measures:
         (self.run_dir / name).write_text(text_of(map(valid, rows), allow_nan=False), encoding="utf-8")
 
     def save(self) -> None:
-        """Write evaluation.json: name -> value; under "intervals" name -> [low, high], 95 %, or null where
-        there is none; under "notes" what was said."""
+        """Write evaluation.json: name -> value; under "intervals" name -> [low, high], 95 %, or null if
+        there is none; under "notes" the notes."""
         intervals = {k: None if v is None else list(v) for k, v in self.intervals.items()}
         found: dict[str, Any] = {**self.values, "intervals": intervals, "notes": self.notes}
         (self.run_dir / EVALUATION).write_text(json.dumps(found, indent=2))
 
     def show(self) -> None:
-        """Print the notes, then a line per figure; those of the best-of-n curve have a table of their own."""
+        """Print the notes, then one line per number; the best-of-n curve has its own table."""
         for note in self.notes:
             print(f"r2m: {note}")
         lines = {k: v for k, v in self.values.items() if not k.startswith("best_of/")}

@@ -13,16 +13,16 @@ from r2m_cli.stages.reward_check import equal_rewards
 
 
 def accuracy(actors: Actors, pairs: list[Pair], weight: float, budget: int, measures: Measures) -> None:
-    """`pairs/accuracy` of the initial reward model on the text alone, and, where the run has feedback,
-    `pairs/accuracy_feedback` of the live one, with `pairs/accuracy_difference`, the second minus the first on the same pairs.
+    """`pairs/accuracy` of the initial reward model on the text alone and, if the run has feedback, `pairs/accuracy_feedback`
+    of the live one, with `pairs/accuracy_difference`, the second minus the first on the same pairs.
 
-    A margin of 0 is wrong; pairs that are equal once they are cut to what the model reads are left out and counted as
-    `pairs/equal_after_cut`; of the others `pairs/cut_ratio` is the share of conversations that are cut. Every pair goes to
+    A margin of 0 counts as wrong. Pairs whose replies are equal after the cut to the model's limit are left out and counted as
+    `pairs/equal_after_cut`; `pairs/cut_ratio` is the share of cut conversations among the others. Every pair is written to
     `pairs.jsonl` with its margins (chosen minus rejected, units of reward).
     Intervals are over distinct prompts.
 
     Args:
-        weight: w(t) at t = T, that is Omega.
+        weight: w(T), which is Omega.
         budget: tokens per forward.
     """
     if not pairs:

@@ -1,4 +1,4 @@
-"""A policy on the fixed evaluation prompts: its responses, and what every model says of them."""
+"""A policy on the fixed evaluation prompts: its responses, and every model's scores of them."""
 
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ def evaluation_prompts(source: Source, chat: ChatFormat, config: Config, measure
     """The first eval.prompts held-out prompts that the policy can read.
 
     Raises:
-        UserError: none is left.
+        UserError: no prompt is left.
     """
     limit = config.rollout.max_prompt_tokens
     prompts = fitting(source.eval_prompts, chat, limit)
@@ -43,7 +43,7 @@ def evaluation_prompts(source: Source, chat: ChatFormat, config: Config, measure
 
 
 def scored(actors: Actors, prompts: list[Prompt], config: Config, weight: float, measures: Measures) -> Rollout:
-    """One response to each prompt, with the draws and the figures (`eval/*`) of a training run's own evaluation.
+    """One response to each prompt, with the same random draws and metrics (`eval/*`) as a training run's own evaluation.
 
     Args:
         weight: w(t) of the live reward.
@@ -72,7 +72,7 @@ def text_scores(
 def alpaca_rows(batch: Rollout, config: Config) -> list[dict[str, Any]]:
     """The responses in AlpacaEval's output format (github tatsu-lab/alpaca_eval, `--model_outputs`).
 
-    A prompt that is a single user turn is its own instruction; a longer one stands as an HH transcript, system message
+    A prompt of a single user turn is its own instruction; a longer one is written as an HH transcript, system message
     included.
     """
     named = config.run or str(config.policy.path)

@@ -38,16 +38,16 @@ CHOSEN = "chosen"
 
 
 class Opponent(NamedTuple):
-    """The other side's response to one prompt, and whether it ended by itself."""
+    """The other side's response to one prompt, and whether it ended with its end token."""
 
     response: str
     finished: bool
 
 
 def make_judge(config: Config, actors: Actors, rows: int) -> Judge:
-    """The judge that eval.judge names: the initial reward model, the gold world, or a language model at an endpoint.
+    """The judge named by eval.judge: the initial reward model, the gold world, or a language model at an endpoint.
 
-    Raises UserError, from the endpoint's.
+    Raises UserError, from the endpoint's judge.
     """
     if config.eval.judge == "openai":
         return OpenAIJudge(config.judge, cache_dir() / "judge")
@@ -56,7 +56,7 @@ def make_judge(config: Config, actors: Actors, rows: int) -> Judge:
         return gold_judge(actors.gold)
 
     def score(prompts: list[Prompt], responses: list[str]) -> list[float]:
-        # Each text once: scored twice, in other company, equal responses would differ in the last bit, and one of them win.
+        # Score each distinct text once: in different batches, equal responses would differ in the last bit, and one would win.
         names = [(json.dumps(prompt), response) for prompt, response in zip(prompts, responses)]
         texts = dict(zip(names, zip(prompts, responses)))
         asked, answers = zip(*texts.values())
@@ -67,15 +67,15 @@ def make_judge(config: Config, actors: Actors, rows: int) -> Judge:
 
 
 def opponents(config: Config, source: Source, actors: Actors, prompts: list[Prompt]) -> list[Opponent | None]:
-    """What the policy is compared with on each prompt; None where the data has no reply to it.
+    """The response to compare with on each prompt; None if the data has no reply to it.
 
-    With eval.against=chosen that is, for a file, the chosen reply of the first pair with this prompt, or its completion. The gold world's
-    pairs are two responses of its own SFT policy each, so the better of them is no reference for that policy; there it is
-    a demonstration, what a writer of the world answers, drawn once per prompt from data.seed and complete by nature.
-    Another policy samples with the draws of the evaluated one.
+    With eval.against=chosen and a file, it is the chosen reply of the first pair with this prompt, or its completion. In the
+    gold world, the chosen reply of a pair comes from the SFT policy itself and is no reference for it; there it is a
+    demonstration, drawn once per prompt from data.seed and always complete. Another policy samples with the same random draws
+    as the evaluated one.
 
     Raises:
-        UserError: no prompt has a chosen reply; or the other policy cannot be loaded or read.
+        UserError: no prompt has a chosen reply; or the other policy cannot be loaded, or cannot read the prompts.
     """
     against = config.eval.against
     if against != CHOSEN:
@@ -103,12 +103,13 @@ def opponents(config: Config, source: Source, actors: Actors, prompts: list[Prom
 def measure(
     judge: Judge, batch: Rollout, others: list[Opponent | None], measures: Measures, scorer: RewardModel | None
 ) -> None:
-    """Ask the judge for every prompt. `win_rate` and `win_rate/length_controlled` with intervals over prompts,
-    `win_rate/wins`, `/ties`, `/losses` and `/length_difference` (mean, characters); every comparison in `comparisons.jsonl`.
+    """Ask the judge about every prompt. Measures `win_rate` and `win_rate/length_controlled` with intervals over prompts,
+    `win_rate/wins`, `/ties`, `/losses` and `/length_difference` (mean, characters). Writes every comparison to
+    `comparisons.jsonl`.
 
     Args:
         others: one per prompt of the batch, whose group size is 1.
-        scorer: the reward model that judges, if one does.
+        scorer: the reward model, if it is the judge.
     """
     sides = [(i, other) for i, other in enumerate(others) if other is not None]
     if len(sides) < len(others):
@@ -128,7 +129,7 @@ def measure(
         measures.notes.append(f"win rate: {without} of {len(answers)} comparisons have no verdict, and are left out")
         comparisons = [c for c, answer in zip(comparisons, answers) if not math.isnan(answer)]
     if not comparisons:
-        raise UserError("eval.judge: not one comparison has a verdict; look at what the judge answers")
+        raise UserError("eval.judge: no comparison has a verdict; look at the judge's answers")
     said = [answer for answer in answers if not math.isnan(answer)]
     if isinstance(judge, OpenAIJudge):
         measures.notes.append(
@@ -175,7 +176,7 @@ def _sampled(config: Config, source: Source, actors: Actors, prompts: list[Promp
 
 
 def _read(chat: ChatFormat, prompt: Prompt, source: Source) -> list[int]:
-    """The prompt's tokens. Raises UserError, with the prompt's place, where the template refuses it."""
+    """The prompt's tokens. Raises UserError, with the prompt's position, if the template refuses it."""
     try:
         return chat.prompt_ids(prompt)
     except UserError as error:

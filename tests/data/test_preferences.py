@@ -158,7 +158,7 @@ BAD = {
         "chosen": [say(USER, "a")],
         "rejected": "y",
     },
-    "the conversation in 'chosen' does not hold 'prompt'": {
+    "the conversation in 'chosen' does not contain 'prompt'": {
         "prompt": "a",
         "chosen": [say(USER, "b"), say(BOT, "x")],
         "rejected": "y",
@@ -383,7 +383,7 @@ def test_missing_file_suggests_the_near_name(tmp_path: Path) -> None:
     write(tmp_path / "pairs_train.jsonl", ROWS)
     with pytest.raises(UserError, match=r"did you mean .*pairs_train\.jsonl\?"):
         load_preferences(str(tmp_path / "pairs_trian.jsonl"))
-    with pytest.raises(UserError, match="nor is there a folder"):
+    with pytest.raises(UserError, match="and no folder"):
         load_preferences(str(tmp_path / "nowhere" / "x.jsonl"))
 
 

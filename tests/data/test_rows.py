@@ -125,9 +125,9 @@ def test_prompts_alone(row: dict[str, Any], tmp_path: Path) -> None:
 
 CALL = [{"function": {"name": "weather", "arguments": "{}"}}]
 UNFIT: dict[str, Any] = {
-    "a reply whose 'label' is false: not one to learn from": {"prompt": "hi", "completion": "bad", "label": False},
+    "a reply with 'label' false: not one to learn from": {"prompt": "hi", "completion": "bad", "label": False},
     "'label' is neither true nor false": {"prompt": "hi", "completion": "x", "label": "good"},
-    "a pair whose 'label' is false: not one to learn from": STRINGS | {"label": False},
+    "a pair with 'label' false: not one to learn from": STRINGS | {"label": False},
     "'system' is not the prompt's system message": STRINGS | {"prompt": BRIEF, "system": "be long"},
     "'system' is not text": STRINGS | {"system": ["be brief"]},
     "needs an image (column 'images')": STRINGS | {"images": ["a.png"]},
@@ -158,12 +158,12 @@ UNFIT: dict[str, Any] = {
     "a tie: 'preference_strength' is 0": STRINGS | {"preference_strength": 0},
     "a tie: 'overall_preference' is 0": {"context": ASKED, "response1": "a", "response2": "b", "overall_preference": 0},
     "'better_response_id' does not say which reply is better": {"prompt": "hi", "response_0": "a", "response_1": "b", "better_response_id": -1},
-    "a tie: all 'answers' have one rank": {"prompt": "hi", "answers": [{"answer": "a", "rank": 1}, {"answer": "b", "rank": 1}]},
-    "the column 'input' is not part of 'prompt': put it in, or leave it out": STRINGS | {"input": "a text"},
-    "the column 'history' is not part of 'instruction': put it in, or leave it out": {"instruction": "hi", "history": [["a", "b"]]} | REPLIES,
-    "replies in a form that is not known (keys: prompt, response, helpfulness)": {"prompt": "hi", "response": "x", "helpfulness": 1},
-    "replies in a form that is not known (keys: prompt, completions, labels)": {"prompt": "hi", "completions": ["x"], "labels": [True]},
-    "replies in a form that is not known (keys: prompt, chosen_response, rejected_response)": {"prompt": "hi", "chosen_response": "x", "rejected_response": "y"},
+    "a tie: all 'answers' have the same rank": {"prompt": "hi", "answers": [{"answer": "a", "rank": 1}, {"answer": "b", "rank": 1}]},
+    "the text of 'input' is not part of 'prompt': add it there, or remove the column": STRINGS | {"input": "a text"},
+    "the text of 'history' is not part of 'instruction': add it there, or remove the column": {"instruction": "hi", "history": [["a", "b"]]} | REPLIES,
+    "replies in an unknown form (keys: prompt, response, helpfulness)": {"prompt": "hi", "response": "x", "helpfulness": 1},
+    "replies in an unknown form (keys: prompt, completions, labels)": {"prompt": "hi", "completions": ["x"], "labels": [True]},
+    "replies in an unknown form (keys: prompt, chosen_response, rejected_response)": {"prompt": "hi", "chosen_response": "x", "rejected_response": "y"},
     "neither 'prompt' nor 'chosen' and 'rejected' (keys: info, summaries, choice)": {"info": {"post": "a"}, "summaries": [{"text": "a"}], "choice": 1},
     "neither 'prompt' nor 'chosen' and 'rejected' (keys: x\\ud83d)": {"x\ud83d": 1},
     "chosen and rejected have different prompts": {  # a reply that holds HH's notation: where it begins cannot be known
@@ -202,22 +202,22 @@ def test_half_an_emoji_in_a_column_that_is_not_read_does_no_harm(tmp_path: Path)
 
 DEMONSTRATION = {"prompt": "hi", "completion": "bad"}
 UNWANTED: list[tuple[dict[str, Any], str]] = [
-    *((DEMONSTRATION | {name: False}, f"a reply whose {name!r} is false") for name in GOOD),
-    *((DEMONSTRATION | {name: True}, f"a reply whose {name!r} is true") for name in BAD),
-    *((DEMONSTRATION | {name: 0}, f"a reply whose {name!r} is not above 0") for name in WEIGHTS),
-    (DEMONSTRATION | {"desirable": 0}, "a reply whose 'desirable' is false"),
+    *((DEMONSTRATION | {name: False}, f"a reply with {name!r} false") for name in GOOD),
+    *((DEMONSTRATION | {name: True}, f"a reply with {name!r} true") for name in BAD),
+    *((DEMONSTRATION | {name: 0}, f"a reply with {name!r} not above 0") for name in WEIGHTS),
+    (DEMONSTRATION | {"desirable": 0}, "a reply with 'desirable' false"),
     (DEMONSTRATION | {"desirable": "no"}, "'desirable' is neither true nor false"),
-    (DEMONSTRATION | {"weight": -1.0}, "a reply whose 'weight' is not above 0"),
-    (DEMONSTRATION | {"weight": "0"}, "a reply whose 'weight' is not above 0"),
-    ({"instruction": "hi", "output": "bad", "desirable": False}, "a reply whose 'desirable' is false"),
-    ({"messages": [*ASKED, say(BOT, "bad")], "weight": 0}, "a reply whose 'weight' is not above 0"),
-    ({"messages": [*ASKED, say(BOT, "bad") | {"weight": 0}]}, "a reply whose 'weight' is not above 0"),
-    ({"messages": [*ASKED, say(BOT, "bad") | {"train": False}]}, "a reply whose 'train' is false"),
-    ({"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "x", "loss": False}]}, "a reply whose 'loss' is false"),
-    (DEMONSTRATION | {"completion": say(BOT, "bad") | {"weight": 0}}, "a reply whose 'weight' is not above 0"),
-    (STRINGS | {"desirable": False}, "a pair whose 'desirable' is false"),
-    (STRINGS | {"weight": 0}, "a pair whose 'weight' is not above 0"),
-    (STRINGS | {"chosen": [say(BOT, "x") | {"weight": 0}]}, "a reply whose 'weight' is not above 0"),
+    (DEMONSTRATION | {"weight": -1.0}, "a reply with 'weight' not above 0"),
+    (DEMONSTRATION | {"weight": "0"}, "a reply with 'weight' not above 0"),
+    ({"instruction": "hi", "output": "bad", "desirable": False}, "a reply with 'desirable' false"),
+    ({"messages": [*ASKED, say(BOT, "bad")], "weight": 0}, "a reply with 'weight' not above 0"),
+    ({"messages": [*ASKED, say(BOT, "bad") | {"weight": 0}]}, "a reply with 'weight' not above 0"),
+    ({"messages": [*ASKED, say(BOT, "bad") | {"train": False}]}, "a reply with 'train' false"),
+    ({"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "x", "loss": False}]}, "a reply with 'loss' false"),
+    (DEMONSTRATION | {"completion": say(BOT, "bad") | {"weight": 0}}, "a reply with 'weight' not above 0"),
+    (STRINGS | {"desirable": False}, "a pair with 'desirable' false"),
+    (STRINGS | {"weight": 0}, "a pair with 'weight' not above 0"),
+    (STRINGS | {"chosen": [say(BOT, "x") | {"weight": 0}]}, "a reply with 'weight' not above 0"),
 ]  # fmt: skip
 
 

@@ -267,7 +267,7 @@ def test_a_run_on_a_file_needs_another_reward_model_to_tell_who_hacks(r2m: Run, 
     r2m("train", *QUICK, *data, "policy.lora_rank=2", "ppo.lr=0.05", "checkpoint.every=1", "checkpoint.keep=3",
         "hydra.run.dir=run")  # fmt: skip
     without = r2m("analyze", "run=run", *FEW, "hydra.run.dir=a").stdout
-    assert "table 5 is left out: nothing says which responses are hacking" in without
+    assert "table 5 is left out: there is no true reward to tell which responses are hacking" in without
     assert "table5" not in analysis_of(tmp_path / "a")
     drift = {(r["step_a"], r["step_b"]): float(r["value"]) for r in table_of(tmp_path / "a", "drift.csv")}
     assert drift["0", "2"] < drift["0", "1"] < 1, "adapters of a checkpoint are read"

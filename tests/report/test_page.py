@@ -95,7 +95,7 @@ def test_a_fall_without_reward_is_not_called_over_optimisation(tmp_path):
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     said = conclusion(*groups_of(folder))
     assert said.kind == "fell"
-    assert "the proxy fell from -2.00 to -4.00: no reward was won by it" in said.text
+    assert "the proxy fell from -2.00 to -4.00: no reward rose" in said.text
     assert "live" not in said.text  # it is the proxy
 
 

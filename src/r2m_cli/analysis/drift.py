@@ -72,6 +72,6 @@ def _policies(config: Config, run: Path, device: torch.device, results: Results)
         yield step, lm
     if len(between) < 2:
         results.notes.append(
-            f"{len(between)} checkpoints before the last step; checkpoint.every and checkpoint.keep leave more"
+            f"{len(between)} checkpoints before the last step; for more, set checkpoint.every and checkpoint.keep"
         )
     yield last, load_causal_lm(str(run / POLICY), "run", dtype).to(device)  # type: ignore[arg-type]

@@ -27,7 +27,7 @@ def layers(found: list[dict[str, Any]], path: Path) -> None:
         _band(right, at, [row["gap"] for row in found], COLOURS[2], f"gap, {LEVEL:.0%} interval")
         right.axhline(0, color="0.5", linewidth=0.8)
         left.set(title="Pairs of sequences", xlabel="layer (0: embeddings)", ylabel=SIMILARITY)
-        right.set(title="Same label less different label", xlabel="layer (0: embeddings)", ylabel="gap")
+        right.set(title="Same label minus different label", xlabel="layer (0: embeddings)", ylabel="gap")
         for ax in (left, right):
             ax.legend()
             ax.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -44,7 +44,7 @@ def responses(config: Config, source: Source, actors: Actors, other: RewardModel
     """
     if actors.gold is None and other is None:
         results.notes.append(
-            "table 5 is left out: nothing says which responses are hacking; name a reward model that training never saw, "
+            "table 5 is left out: there is no true reward to tell which responses are hacking; name a reward model not used in training, "
             "eval.reward=FOLDER"
         )
         return
@@ -52,7 +52,7 @@ def responses(config: Config, source: Source, actors: Actors, other: RewardModel
     prompts = fitting(source.eval_prompts, actors.format, limit)[: config.eval.prompts]
     if len(prompts) < 4:
         results.notes.append(
-            f"table 5 is left out: {len(prompts)} evaluation prompts of at most {limit} tokens, it needs 4"
+            f"table 5 is left out: {len(prompts)} evaluation prompts have at most {limit} tokens, but 4 are needed"
         )
         return
     batch = rollout(actors, prompts, range(len(prompts)), 1, config.rollout, config.seed, Stream.EVAL, 0)

@@ -101,7 +101,7 @@ def with_choice(row: Row) -> Row:
         if any(map(math.isnan, ranks)):
             return row
         if min(ranks) == max(ranks):
-            raise Unfit("a tie: all 'answers' have one rank")
+            raise Unfit("a tie: all 'answers' have the same rank")
         best, worst = (answers[ranks.index(rank)].get("answer") for rank in (min(ranks), max(ranks)))
         return {**row, "chosen": best, "rejected": worst}
     return row
@@ -138,10 +138,10 @@ def check_wanted(row: Row, what: str) -> None:
         if value is not None and value not in (True, False):
             raise Unfit(f"{name!r} is neither true nor false")
         if value is not None and bool(value) != (name in GOOD):
-            raise Unfit(f"{what} whose {name!r} is {str(bool(value)).lower()}: not one to learn from")
+            raise Unfit(f"{what} with {name!r} {str(bool(value)).lower()}: not one to learn from")
     for name in WEIGHTS:
         if row.get(name) is not None and not number(row[name]) > 0:
-            raise Unfit(f"{what} whose {name!r} is not above 0: not one to learn from")
+            raise Unfit(f"{what} with {name!r} not above 0: not one to learn from")
 
 
 def check_learnt(message: Row) -> None:
@@ -149,7 +149,7 @@ def check_learnt(message: Row) -> None:
     check_wanted({name: message.get(name) for name in WEIGHTS}, "a reply")
     for name in _LEARNT:
         if message.get(name) is not None and not message[name]:
-            raise Unfit(f"a reply whose {name!r} is false: not one to learn from")
+            raise Unfit(f"a reply with {name!r} false: not one to learn from")
 
 
 def _first_is_better(column: str, value: Any, how: str) -> bool:

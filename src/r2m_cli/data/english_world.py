@@ -88,7 +88,7 @@ class EnglishWorld(World):
 
     def demonstration(self, prompt: str, rng: random.Random) -> str:
         raise UserError(
-            "data=english has no replies of its own: name a policy that can chat (policy.path), and compare it with another "
+            "data=english has no reference replies: name a policy that can chat (policy.path), and compare it with another "
             "(eval.against=FOLDER)"
         )
 

@@ -133,7 +133,7 @@ def _by_frequency(dropped: Sequence[Dropped]) -> list[tuple[str, int]]:
 
 def _nothing_left(path: str, dropped: Sequence[Dropped]) -> str:
     if not dropped:
-        return f"{path}: holds no rows; each row needs 'prompt', 'chosen' and 'rejected', or 'prompt' alone"
+        return f"{path}: contains no rows; each row needs 'prompt', 'chosen' and 'rejected', or 'prompt' alone"
     reason, count = _by_frequency(dropped)[0]
     first = next(row.where for row in dropped if row.reason == reason)
     faults = f"{len(dropped)} dropped, {count} of them: {reason} (first: {first})"

@@ -57,7 +57,7 @@ def _is_there(path: Path) -> bool:
 
 def _missing(path: Path) -> UserError:
     if not os.path.isdir(path.parent):
-        return UserError(f"{path}: no such file, nor is there a folder {path.parent}")
+        return UserError(f"{path}: no such file, and no folder {path.parent}")
     near = _nearest(path)
     hint = f"did you mean {path.parent / near}?" if near else f"give {FORMS}"
     return UserError(f"{path}: no such file; {hint}")
@@ -107,7 +107,9 @@ def _hub(name: str, split: str, subset: str | None) -> Iterator[Row]:
     try:
         data = datasets.load_dataset(name, subset, split=split)
     except Exception as error:  # network libraries raise many types; how to fix it is the same
-        failed = f"no such path here, and split {split!r} did not load from the hub ({first_line(error)})"
+        failed = (
+            f"no such path on this machine, and split {split!r} could not be loaded from the hub ({first_line(error)})"
+        )
         raise UserError(f"{name}: {failed}; check name and network, or give {FORMS}") from error
     yield from _rows_of_dataset(name, data)
 

@@ -73,7 +73,7 @@ def rendered_notes(source: "Source", chats: Sequence["ChatFormat"]) -> list[str]
     place = next((place for place in source.places.values() if place in found), next(iter(found)))
     text = found[place] if len(found[place]) <= SHOWN else f"{found[place][:SHOWN]}..."
     return [
-        f"rows already written in a chat template: {len(found)} (the first: {place}, {text!r}); the models' own template is "
+        f"rows already rendered with a chat template: {len(found)} (the first: {place}, {text!r}); the models' own template is "
         "applied on top. Store plain texts or messages; or set policy.template=plain reward.template=plain to read them unchanged"
     ]
 

@@ -108,7 +108,7 @@ def _unjudged(row: Row, key: str, given: list[Message], listed: str) -> tuple[li
     if not reply and not given:
         raise Unfit(f"neither 'prompt' nor 'chosen' and 'rejected' (keys: {listed})")
     if not reply and any(holds_reply(name) and isinstance(row[name], str | list | dict) for name in row):
-        raise Unfit(f"replies in a form that is not known (keys: {listed})")
+        raise Unfit(f"replies in an unknown form (keys: {listed})")
     if not reply:
         return given, ()
     check_wanted(row, "a reply")
@@ -136,7 +136,7 @@ def _side(row: Row, key: str, given: list[Message]) -> tuple[list[Message], str]
     if not context or context[0]["role"] == "assistant":  # only the reply, or the turns after the prompt
         return given + context, reply
     if any(turn not in context for turn in given):
-        raise Unfit(f"the conversation in {key!r} does not hold 'prompt'")
+        raise Unfit(f"the conversation in {key!r} does not contain 'prompt'")
     return context, reply
 
 
@@ -161,7 +161,7 @@ def _check_said(row: Row, key: str, prompt: list[Message]) -> None:
         value = row.get(name) if name != key else None
         within = isinstance(value, str) and plain(value).strip() in said
         if isinstance(value, str | list | dict) and value and not within:
-            raise Unfit(f"the column {name!r} is not part of {key!r}: put it in, or leave it out")
+            raise Unfit(f"the text of {name!r} is not part of {key!r}: add it there, or remove the column")
 
 
 def _check_replies(replies: tuple[str, ...]) -> None:

@@ -65,13 +65,13 @@ def _resolved(folder: Path, subset: str | None) -> tuple[dict[str, list[Path]], 
         return {}, False
     elsewhere = [pattern for part in patterns.values() for pattern in part if "://" in pattern]
     if elsewhere:
-        raise UserError(f"{folder}/README.md: names files that are not here ({elsewhere[0]}); download them")
+        raise UserError(f"{folder}/README.md: names files that are not on this machine ({elsewhere[0]}); download them")
     found = DataFilesDict.from_patterns(patterns, base_path=base)
     splits = {str(split): [_as_given(file, folder) for file in files if _kind(file)] for split, files in found.items()}
     splits = {split: files for split, files in splits.items() if files}
     if named and not splits:
         raise UserError(
-            f"{folder}/README.md: none of the data files that it names is there; give a file, or fetch them"
+            f"{folder}/README.md: none of the data files that it names exists; give a file, or download them"
         )
     return splits, named
 
@@ -94,7 +94,7 @@ def _configuration(folder: Path, subset: str | None) -> dict[str, Any]:
         name = subset or known.get_default_config_name()
     except Exception as error:  # errors of YAML and datasets: any of them means a bad header
         raise UserError(
-            f"{readme}: its head cannot be read ({first_line(error)}); correct it, or give a file"
+            f"{readme}: its header cannot be read ({first_line(error)}); correct it, or give a file"
         ) from error
     if name in known:
         return dict(known[name])

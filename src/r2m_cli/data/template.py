@@ -93,7 +93,7 @@ class ChatFormat:
         shown = self._decode(self.conversation_ids(PROBE, REPLY))
         why = "its tokenizer has no chat template" if self.choice.form is None else f"form {self.choice.form}"
         asked = PROBE[0]["content"]
-        return f"the {self.name} reads {asked!r} answered {REPLY!r} as {shown!r} ({why}; {self.key} changes it)"
+        return f"the {self.name} reads {asked!r} answered with {REPLY!r} as {shown!r} ({why}; {self.key} changes it)"
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer, and the record of the form if needed, into a model's folder."""

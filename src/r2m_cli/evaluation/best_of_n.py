@@ -65,7 +65,9 @@ def curve(
     if not usable.any():
         raise UserError("eval.best_of: the reward model's scores are not finite; try engine.dtype=fp32")
     if not usable.all():
-        measures.notes.append(f"best of n: {int((~usable).sum())} prompts have scores that are not finite: left out")
+        measures.notes.append(
+            f"best of n: {int((~usable).sum())} prompts have scores that are not finite and are left out"
+        )
     scores = {name: values[usable] for name, values in scores.items()}
     units = units_of(prompt for prompt, kept in zip(prompts, usable) if kept)
     lines = []

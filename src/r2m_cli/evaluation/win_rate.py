@@ -114,7 +114,7 @@ def measure(
     sides = [(i, other) for i, other in enumerate(others) if other is not None]
     if len(sides) < len(others):
         measures.notes.append(
-            f"win rate: {len(others) - len(sides)} of {len(others)} prompts have no chosen reply: left out"
+            f"win rate: {len(others) - len(sides)} of {len(others)} prompts have no chosen reply and are left out"
         )
     comparisons = [
         Comparison(batch.prompts[i], batch.responses[i], other.response, (batch.finished[i], other.finished))

@@ -134,7 +134,7 @@ class NoCache:
 DECODERS: tuple[type[Decoder], ...] = (SharedPrefill, OwnCache, NoCache)  # the fastest first
 NOTES = {
     OwnCache: "samples without a shared prompt cache, slower",
-    NoCache: "samples without a cache, much slower: every token reads its whole text again",
+    NoCache: "samples without a cache, much slower: every new token reads the complete text again",
 }
 
 

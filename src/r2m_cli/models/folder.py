@@ -60,7 +60,7 @@ def check_folder(folder: Path, where: str) -> None:
     if quantised:
         method = quantised.get("quant_method") if isinstance(quantised, dict) else None
         raise UserError(
-            f"{where}: its weights are quantised (quantization_config{f': {method}' if method else ''} in config.json), and r2m "
+            f"{where}: its weights are quantised (quantization_config{f': {method}' if method else ''} in config.json), but r2m "
             "reads only unquantised ones; name the model that it was quantised from"
         )
     for name in ("config.json", GENERATION):

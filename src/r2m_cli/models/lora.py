@@ -43,7 +43,7 @@ def with_lora(model: nn.Module, rank: int, task: str, seed: int = 0) -> PeftMode
             key, full = KEYS[task]
             reason = str(error).strip().splitlines()[0]
             raise UserError(
-                f"{key}: this model takes no LoRA adapters ({reason}); train all its weights with {full}"
+                f"{key}: this model does not support LoRA adapters ({reason}); train all its weights with {full}"
             ) from error
 
 

@@ -66,7 +66,7 @@ class RewardFunction:
     def _numbers(self, values: Any, responses: Sequence[str]) -> list[float]:
         if isinstance(values, str | bytes) or not (hasattr(values, "__len__") and hasattr(values, "__iter__")):
             raise FunctionFailed(
-                f"reward.function={self.name}: returned {type(values).__name__}; return a list with a float for each response"
+                f"reward.function={self.name}: returned {type(values).__name__}; return a list with one float per response"
             )
         if len(values) != len(responses):
             raise FunctionFailed(

@@ -183,6 +183,6 @@ def _renamed(missing: set[str], unused: list[str]) -> str:
     by = next((name for mark, name in WRAPPERS.items() if mark in prefix), "a wrapper")
     stripped = f"name.replace({prefix!r}, '')" if prefix == FSDP else f"name.removeprefix({prefix!r})"
     return (
-        f"{by} has put {prefix!r} before them; save the model that is inside the wrapper, or rename them: "
+        f"{by} has put {prefix!r} before them; save the model inside the wrapper, or rename them: "
         f"{{{stripped}: tensor for name, tensor in state_dict.items()}}"
     )

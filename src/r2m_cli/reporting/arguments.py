@@ -1,4 +1,4 @@
-"""The command line of `r2m report`: bare run folders beside Hydra's overrides."""
+"""The command line of `r2m report`: run folders as bare arguments, in addition to Hydra's overrides."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from r2m_cli.config.schema import ReportConfig
 
 KEYS = {field.name for field in fields(ReportConfig)}
-# Hydra's flags with a value of their own, which is no folder of runs.
+# Hydra's flags that take a value; the value is not a run folder.
 WITH_VALUE = {
     "-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir", "-i", "--info",
     "-sc", "--shell-completion", "--shell_completion", "--experimental-rerun",
@@ -14,11 +14,11 @@ WITH_VALUE = {
 
 
 def split(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """(what Hydra gets, the run folders) of the arguments behind `r2m report`.
+    """Split the arguments after `r2m report` into (arguments for Hydra, run folders).
 
-    An argument is an override if it begins with a key of the report, with `hydra` or one of Hydra's signs; else a folder if it
-    has no `=`, if it exists, or if a slash stands before its `=`: `multirun/method=rloo/seed=0,world=0`. The rest is left to
-    Hydra, which names the key that does not exist.
+    An argument is an override if it begins with a key of the report, with `hydra` or with one of Hydra's signs. Otherwise it is
+    a folder if it has no `=`, if it exists, or if a slash comes before its `=`: `multirun/method=rloo/seed=0,world=0`. The rest
+    is left to Hydra, which reports the unknown key.
     """
     overrides: list[str] = []
     folders: list[str] = []

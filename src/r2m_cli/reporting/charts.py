@@ -1,7 +1,7 @@
-"""The charts of the page as plotly figures, without colours: page.js paints them for light, dark and paper.
+"""The page's charts as plotly figures, without colours: page.js adds them for the light, dark and print themes.
 
-A trace says in its `meta` what it is: `series` (the label's place), `part` (line, band, lost, peak, end, bar), and for bars
-`stage` (the stage's place).
+A trace's `meta` describes it: `series` (index of the label), `part` (line, band, lost, peak, end, bar), and for bars `stage`
+(index of the stage).
 """
 
 import html
@@ -17,15 +17,15 @@ from r2m_cli.reporting.groups import COLOURS, Group
 
 DASHES = ("solid", "dash", "dot", "dashdot")
 STAGES = [name.removeprefix("time/") for name in CATALOGUE if name.startswith("time/")]
-OTHER = "other"  # what a step takes beyond its stages
-DIGITS = 5  # behind the point, of the numbers in the page
+OTHER = "other"  # the time of a step outside its stages
+DIGITS = 5  # decimals of the numbers in the page
 
 Trace = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Chart:
-    """One chart: its texts for the page, and plotly's traces and layout."""
+    """One chart: its texts on the page, and plotly's traces and layout."""
 
     key: str
     title: str
@@ -36,11 +36,11 @@ class Chart:
 
 
 def charts(groups: list[Group], conclusions: list[Conclusion], truth: str) -> list[Chart]:
-    """Every chart for which something was measured: truth first, then what the policy was rewarded by, then the rest.
+    """All charts with measurements: the truth first, then the rewards that the policy was trained on, then the rest.
 
     Args:
-        conclusions: of each group.
-        truth: "gold", or "reward" where no run knows the truth.
+        conclusions: one per group.
+        truth: "gold", or "reward" if no run knows the truth.
     """
     titles = {
         "gold": ("Gold: the true reward", "gold"),
@@ -78,12 +78,12 @@ def _against_steps(key: str, title: str, unit: str, groups: list[Group], conclus
 
 
 def _curve(place: int, label: str, mean: pd.Series, spread: pd.Series, unit: str) -> list[Trace]:
-    """The line of a label with its values under the pointer, and a dot at its end."""
+    """The line of a label, with hover texts and a dot at its end."""
     sd = "" if spread.empty else " ± %{customdata:.2f}"
     line: Trace = {
         "type": "scatter",
         "mode": "lines",
-        "name": html.escape(label),  # plotly reads a little HTML in its texts
+        "name": html.escape(label),  # plotly interprets some HTML in its texts
         "x": [int(step) for step in mean.index],
         "y": _numbers(mean),
         "line": {"width": 2.2, "dash": dashes(place)},
@@ -111,7 +111,7 @@ def _area(place: int, part: str, lower: pd.Series, upper: pd.Series) -> Trace:
 
 
 def _lost(place: int, gold: pd.Series) -> Trace:
-    """What over-optimisation cost: from gold's peak on, the area between the peak and gold."""
+    """The cost of over-optimisation: from gold's peak on, the area between the peak's level and gold."""
     after = gold[gold.index >= gold.idxmax()]
     return _area(place, "lost", after, after * 0 + gold.max())
 
@@ -148,26 +148,22 @@ def _against_kl(groups: list[Group], conclusions: list[Conclusion], truth: str) 
             traces.append(_mark(place, "peak", *both.loc[conclusion.peak]))
     name = "Gold" if truth == "gold" else "Live reward"
     layout = {"xaxis": _axis("KL to the reference, nats per response"), "yaxis": _axis(truth), "hovermode": "closest"}
-    return Chart(
-        f"{truth}_kl", f"{name} against KL", "what a nat of drift buys; time runs along the line", traces, layout
-    )
+    return Chart(f"{truth}_kl", f"{name} against KL", "gain per nat of drift; time runs along the line", traces, layout)
 
 
 def _gap(groups: list[Group]) -> Chart:
-    """Live reward minus proxy: all that there is to look at where the truth is not known."""
+    """Live reward minus proxy: the only sign of over-optimisation if the truth is not known."""
     traces: list[Trace] = []
     for place, group in enumerate(groups):
         gap = (group.mean("reward") - group.mean("reward_frozen")).dropna()
-        if len(gap) and gap.abs().max() > 1e-9:  # 0 where the reward model does not learn
+        if len(gap) and gap.abs().max() > 1e-9:  # 0 if the reward model does not learn
             traces += _curve(place, group.name, gap, pd.Series(dtype=float), "score")
     layout = {"xaxis": _axis("step"), "yaxis": _axis("score"), "hovermode": "x unified"}
-    return Chart(
-        "gap", "Live reward minus proxy", "how far the reward model has moved from where it began", traces, layout
-    )
+    return Chart("gap", "Live reward minus proxy", "how far the reward model has moved from its start", traces, layout)
 
 
 def _time(groups: list[Group]) -> Chart:
-    """A bar per label: mean seconds of each stage in a step, over all steps and runs."""
+    """One bar per label: mean seconds per step of each stage, over all steps and runs."""
     seconds = [_seconds(group) for group in groups]
     stages = [stage for stage in (*STAGES, OTHER) if any(stage in bar for bar in seconds)]
     traces: list[Trace] = [
@@ -192,34 +188,34 @@ def _time(groups: list[Group]) -> Chart:
         "yaxis": {"automargin": True, "autorange": "reversed"},
         "hovermode": "closest",
     }
-    note = "mean over all steps, those without an evaluation too"
+    note = "mean over all steps, including those without evaluation"
     return Chart("time", "Time per stage", note, traces, layout, [stage.replace("_", " ") for stage in stages])
 
 
 def _seconds(group: Group) -> dict[str, float]:
-    """Mean seconds a step of every stage that was timed, and of the rest of the step."""
+    """Mean seconds per step of every timed stage, and of the rest of the step."""
     timed = [run.metrics[run.metrics.index > 0] for run in group.runs if run.has("step_time")]
     if not timed:
         return {}
     rows = pd.concat(timed)
     means = {stage: rows[f"time/{stage}"].sum() / len(rows) for stage in STAGES if f"time/{stage}" in rows}
     rest = float(rows["step_time"].mean()) - sum(means.values())
-    # Stages are those of the slowest rank each, so their sum may pass the step's own time.
+    # Each stage's time is that of its slowest rank, so the sum may exceed the step's own time.
     return {stage: float(mean) for stage, mean in means.items() if mean > 0} | ({OTHER: rest} if rest > 0 else {})
 
 
 def dashes(place: int) -> str:
-    """Another kind of line each time the colours are used up."""
+    """The line style: the next one each time all colours have been used."""
     return DASHES[place // len(COLOURS) % len(DASHES)]
 
 
 def wrapped(label: str, width: int = 18) -> str:
-    """The label over several lines, for an axis."""
+    """The label broken into several lines, for an axis."""
     return "<br>".join(html.escape(line) for line in textwrap.wrap(label, width)) or html.escape(label)
 
 
 def _source(key: str, groups: list[Group]) -> str:
-    """Where a curve comes from."""
+    """What a curve was measured on, as a subtitle."""
     measured = any(run.has(f"eval/{key}") for group in groups for run in group.runs)
     return "on the fixed evaluation prompts" if measured else "on the rollouts, mean over 5 % of the steps"
 
@@ -229,6 +225,6 @@ def _axis(title: str) -> dict[str, Any]:
 
 
 def _numbers(values: Any) -> list[float | None]:
-    """Python's numbers, short; None (a gap) for what is not finite."""
+    """Rounded Python numbers; None (a gap) for values that are not finite."""
     rounded = [round(float(value), DIGITS) for value in values]
     return [value if abs(value) < float("inf") else None for value in rounded]

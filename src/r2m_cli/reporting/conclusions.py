@@ -1,4 +1,4 @@
-"""What the curves say in words: per label whether the reward model was gamed; what differs; what the runs warned of."""
+"""The curves in words: for each label whether the reward model was gamed; how the settings differ; the runs' warnings."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -21,11 +21,11 @@ HEADLINES: dict[Kind, str] = {
     "short": "Too short to say",
     "unknown": "No gold",
 }
-POINTS = 5  # of a curve, at least, for a verdict
-# In standard deviations of a point's noise. Gold's peak is picked as the largest of many noisy points, so even a flat curve
-# lies below it at the end: by about two of them among twenty points. Four make a fall; points that nobody picked need fewer.
+POINTS = 5  # smallest number of points of a curve for a verdict
+# In standard deviations of a point's noise. Gold's peak is the largest of many noisy points, so even a flat curve ends below
+# its peak: by about two standard deviations among twenty points. Four count as a fall; points that are not picked need fewer.
 FALL, CHANGE = 4.0, 3.0
-SMALL = 0.05  # and never less than this share of the curve's range
+SMALL = 0.05  # but at least this share of the curve's range
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Conclusion:
     kind: Kind
     text: str  # one or two sentences with the numbers
     peak: int | None = None  # step of gold's peak, of the mean over the runs; None: no gold
-    lost: float | None = None  # gold's peak minus its end, where that is more than noise
+    lost: float | None = None  # gold's peak minus its end, if that is more than noise
 
     @property
     def headline(self) -> str:
@@ -48,8 +48,8 @@ def conclusion(group: Group) -> Conclusion:
     """Judge the mean curves of a label's runs.
 
     Over-optimised: gold ends below its peak by more than its noise, while the proxy (the initial, frozen reward model) or the
-    live reward rose from that step on. The noise is the larger of what the curve itself shows (`noise`) and what a mean over
-    so many evaluation prompts must have (`sampling_error`).
+    live reward rose after that step. The noise is the larger of two estimates: from the curve itself (`noise`), and from the
+    number of evaluation prompts in a point's mean (`sampling_error`).
     """
     gold = group.mean("gold")
     if gold.empty:
@@ -58,7 +58,7 @@ def conclusion(group: Group) -> Conclusion:
     start, top, last = gold.iloc[0], gold.max(), gold.iloc[-1]
     course = f"gold went from {fixed(start)} to {fixed(last)} in {end} steps"
     if len(gold) < POINTS:
-        text = f"{course}; {len(gold)} measurements cannot tell noise from a fall."
+        text = f"{course}; {len(gold)} measurements are too few to distinguish a fall from noise."
         return Conclusion(group.name, "short", _sentence(text, group), peak)
     threshold = _threshold(gold, FALL, sampling_error(group))
     if top - last > threshold:
@@ -68,15 +68,15 @@ def conclusion(group: Group) -> Conclusion:
         return Conclusion(group.name, kind, _sentence(text, group, peak), peak, lost=float(top - last))
     most = "" if peak == end else f" (highest: {fixed(top)}, step {peak})"
     if last - start > threshold:
-        text = f"{course}{most} and did not fall from its peak beyond its noise ({fixed(threshold)}): no over-optimisation."
+        text = f"{course}{most} and did not fall from its peak by more than its noise ({fixed(threshold)}): no over-optimisation."
         return Conclusion(group.name, "held", _sentence(text, group), peak)
     text = f"{course}{most}: no gain and no loss beyond its noise ({fixed(threshold)})."
     return Conclusion(group.name, "flat", _sentence(text, group), peak)
 
 
 def noise(curve: pd.Series) -> float:
-    """Standard deviation of a curve's noise from point to point: robust, from its second differences, which a straight
-    course does not have. 0 for a curve of fewer than three points."""
+    """Standard deviation of the noise of a curve's points: a robust estimate from second differences, which are 0 for a straight
+    line. 0 for a curve of fewer than three points."""
     bends = curve.diff().diff().dropna().abs()
     return 1.4826 * float(bends.median()) / 6**0.5 if len(bends) else 0.0
 
@@ -84,7 +84,7 @@ def noise(curve: pd.Series) -> float:
 def sampling_error(group: Group) -> float:
     """Standard error of a point of the gold curve, which is a mean over eval.prompts responses in each run.
 
-    The spread of single responses is that of the last logged samples. 0 where either is not known.
+    The spread of single responses is that of the last logged samples. 0 if either number is not known.
     """
     errors = []
     for run in group.runs:
@@ -97,12 +97,12 @@ def sampling_error(group: Group) -> float:
 
 
 def _threshold(curve: pd.Series, times: float, least: float = 0.0) -> float:
-    """How much a curve must change for it to be no noise; a point's noise is at least `least`."""
+    """The smallest change of a curve that is more than noise; a point's noise is at least `least`."""
     return max(times * max(noise(curve), least), SMALL * float(curve.max() - curve.min()))
 
 
 def _beside_the_fall(group: Group, peak: int) -> tuple[Kind, str]:
-    """What proxy and live reward did since gold's peak."""
+    """How proxy and live reward changed since gold's peak."""
     words, rose = [], False
     learns = not _same(group.mean("reward"), group.mean("reward_frozen"))
     for name, word in (("reward_frozen", "the proxy"), ("reward", "the live reward")):
@@ -117,7 +117,7 @@ def _beside_the_fall(group: Group, peak: int) -> tuple[Kind, str]:
     said = " and ".join(words)
     if rose:
         return "gamed", f" while {said}"
-    return "fell", f" while {said}: no reward was won by it, so this is no over-optimisation" if said else ""
+    return "fell", f" while {said}: no reward rose, so this is not over-optimisation" if said else ""
 
 
 def _same(one: pd.Series, other: pd.Series) -> bool:
@@ -125,7 +125,7 @@ def _same(one: pd.Series, other: pd.Series) -> bool:
 
 
 def _sentence(text: str, group: Group, peak: int | None = None) -> str:
-    """The text with a capital, and for several runs what of it holds for each."""
+    """The text with a capital; for several runs, also in how many of them gold ends lower."""
     text = text[0].upper() + text[1:]
     if len(group.runs) == 1:
         return text
@@ -138,7 +138,7 @@ def _sentence(text: str, group: Group, peak: int | None = None) -> str:
 
 
 def _without_gold(group: Group) -> str:
-    """What can be said where the truth is not known: live reward, proxy, and the gap between them."""
+    """The text if the truth is not known: live reward, proxy, and the gap between them."""
     live, frozen, kl = (group.mean(name) for name in ("reward", "reward_frozen", "kl"))
     text = "the true reward is not known here, and over-optimisation cannot be seen without it."
     if live.empty:
@@ -164,11 +164,11 @@ def lede(conclusions: list[Conclusion]) -> str:
         by_kind.setdefault(one.kind, []).append(one.name + lost)
     phrases: dict[Kind, str] = {
         "gamed": "the reward model was gamed in {}: gold fell while the reward rose",
-        "fell": "in {} gold fell without any reward being won",
+        "fell": "in {} gold fell although no reward rose",
         "held": "{} kept what gold gained",
         "flat": "in {} gold did not change beyond its noise",
         "short": "{} ended too early to say",
-        "unknown": "of {} the true reward is not known, and over-optimisation cannot be seen without it",
+        "unknown": "in {} the true reward is not known, and over-optimisation cannot be seen without it",
     }
     parts = [text.format(_listed(by_kind[kind], len(conclusions))) for kind, text in phrases.items() if kind in by_kind]
     said = "; ".join(parts)
@@ -176,7 +176,7 @@ def lede(conclusions: list[Conclusion]) -> str:
 
 
 def _listed(names: list[str], total: int) -> str:
-    """The names as part of a sentence; of more than three, which would drown it, the first and how many there are."""
+    """The names as part of a sentence; if there are more than three, only their number and the worst one."""
     if len(names) > 3:
         worst = f", most in {names[0]}" if names[0].endswith(")") else ""
         return f"{len(names)} of {total} settings{worst}"
@@ -184,9 +184,9 @@ def _listed(names: list[str], total: int) -> str:
 
 
 def differences(groups: list[Group]) -> list[tuple[str, list[str]]]:
-    """(key, its value in every group) of each configuration key in which groups differ, seeds and places of files aside.
+    """(key, its value in every group) of each configuration key in which groups differ, except seeds and paths of files.
 
-    A group whose own runs differ has all their values, with a slash between them; "-": the key does not exist there.
+    If the runs of a group differ, its cell has all their values, separated by slashes; "-": the key does not exist there.
     """
     cells = [[{k: plain(v) for k, v in flatten(run.config)} for run in group.runs] for group in groups]
     keys = dict.fromkeys(key for group in cells for run in group for key in run if not IGNORED.match(key))
@@ -196,14 +196,14 @@ def differences(groups: list[Group]) -> list[tuple[str, list[str]]]:
 
 @dataclass(frozen=True)
 class Said:
-    """One line of the runs' warnings.log, and who said it."""
+    """One line of the runs' warnings.log, and the runs that logged it."""
 
     text: str
-    by: list[tuple[int, str]]  # group's place, "label" or "label (2 of 3 runs)"
+    by: list[tuple[int, str]]  # group's index, "label" or "label (2 of 3 runs)"
 
 
 def warnings(groups: list[Group]) -> list[Said]:
-    """Every distinct line of warnings.log: warnings and notes, in the order in which the runs give them."""
+    """Every distinct line of warnings.log (warnings and notes), in the order in which the runs logged them."""
     found: dict[str, dict[int, int]] = {}
     for place, group in enumerate(groups):
         for run in group.runs:

@@ -1,4 +1,4 @@
-"""Runs of one name together: the curves of their means, and how they are told apart wherever they are drawn."""
+"""Groups of runs with one name: their mean curves, and the colours that distinguish groups in all charts."""
 
 from dataclasses import dataclass
 
@@ -7,13 +7,13 @@ import pandas as pd  # type: ignore[import-untyped, unused-ignore]
 from r2m_cli.errors import UserError
 from r2m_cli.reporting.runs import Run
 
-# Okabe and Ito's colours, told apart by colour-blind readers; yellow left out, it vanishes on white
+# Okabe and Ito's colours, which colour-blind readers can distinguish; without yellow, which is hard to see on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
 @dataclass(frozen=True)
 class Group:
-    """All runs of one name: repetitions that differ in their seeds."""
+    """All runs of one name: repetitions with different seeds."""
 
     name: str
     runs: list[Run]
@@ -42,7 +42,7 @@ def grouped(runs: list[Run]) -> list[Group]:
 
 
 def truth_of(groups: list[Group]) -> str:
-    """What is closest to the truth in these runs: "gold" where any run has it, else the live "reward".
+    """The metric closest to the truth in these runs: "gold" if any run has it, else the live "reward".
 
     Raises:
         UserError: no run has either.

@@ -1,4 +1,4 @@
-"""The lines of a run's files; what is no row is left out and named, as a resumed run does it."""
+"""The lines of a run's files; invalid lines are skipped and reported, as when a run is resumed."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 def read_lines(path: Path, parse: Callable[[bytes], T], what: str) -> list[T]:
-    """See `jsonl.parsed`; a line on stderr names those that are not `what`."""
+    """See `jsonl.parsed`; a line on stderr reports those that are not `what`."""
     rows, bad = parsed(path, parse)
     if bad:
         tell(left_out(path, bad, what))
@@ -28,7 +28,7 @@ def by_step(path: Path) -> dict[int, list[Row]]:
 
 
 def transcript(prompt: Any) -> str:
-    """A prompt as text: a lone message as it is, a conversation with the roles before the messages."""
+    """A prompt as text: a single message unchanged, a conversation with the role before each message."""
     if isinstance(prompt, str):
         return prompt
     if len(prompt) == 1:
@@ -44,5 +44,5 @@ def _sample(line: bytes) -> tuple[int, Row]:
 
 
 def _text(text: str) -> str:
-    """With a question mark for half of a surrogate pair, which no file could hold."""
+    """The text with a question mark for half of a surrogate pair, which cannot be written to a file."""
     return text.encode("utf-8", "replace").decode("utf-8")

@@ -1,4 +1,4 @@
-"""The page of a report: one HTML file that holds all it needs and asks no network for anything."""
+"""The page of a report: one self-contained HTML file that makes no network requests."""
 
 import secrets
 from datetime import datetime
@@ -18,12 +18,12 @@ from r2m_cli.reporting.groups import COLOURS, grouped, truth_of
 from r2m_cli.reporting.runs import Run
 from r2m_cli.reporting.samples import samples_of
 
-# The colours of the labels on a dark page: as on a light one, but for those that would be lost on black.
+# The labels' colours on a dark page: as on a light one, except those that would be hard to see on black.
 ON_DARK = {"#0072B2": "#4C9FD8", "#56B4E9": "#9AD4F7", "#000000": "#F2F2F2"}
 
 
 def write(text: str, path: Path) -> Path:
-    """Write a page to `path`, all of it or nothing; gives the path back."""
+    """Write a page to `path` atomically; returns the path."""
     replace_text(path, text)
     return path
 
@@ -31,11 +31,11 @@ def write(text: str, path: Path) -> Path:
 def render(runs: list[Run]) -> str:
     """The page of `runs` as text.
 
-    All that comes from runs is escaped: as HTML by jinja, as JSON in a script element by its `tojson`. Beyond that the page
-    forbids itself every script but its own two, which carry a nonce, and every request.
+    All text from runs is escaped: as HTML by jinja, as JSON in a script element by jinja's `tojson`. In addition, the page's
+    content security policy forbids all requests, and all scripts except its own two, which carry a nonce.
 
     Raises:
-        UserError: the runs hold neither gold nor reward, or a samples.jsonl is broken.
+        UserError: the runs hold neither gold nor reward, or a samples.jsonl is damaged.
     """
     groups = grouped(runs)
     truth = truth_of(groups)
@@ -71,19 +71,19 @@ def render(runs: list[Run]) -> str:
 
 
 def _numbers(runs: list[Run]) -> list[tuple[str, list[str], list[list[str]]]]:
-    """(title, headings, rows) of the tables of numbers, the means over seeds first where there are any."""
+    """(title, headings, rows) of the tables of numbers, the means over seeds first if there are any."""
     parts = table.parts(table.summarise(runs))
     return [(title or "Every run", *table.texts(part)) for title, part in reversed(parts)]
 
 
 def _look(place: int) -> dict[str, str]:
-    """How the label at `place` is drawn."""
+    """Colour and line style of the label at index `place`."""
     colour = COLOURS[place % len(COLOURS)]
     return {"light": colour, "dark": ON_DARK.get(colour, colour), "dash": dashes(place)}
 
 
 def _own(name: str) -> Markup:
-    """A file of the template, to be put into the page as it is."""
+    """A file of the template, inserted into the page unescaped."""
     return Markup(files("r2m_cli.reporting").joinpath("template", name).read_text(encoding="utf-8"))
 
 

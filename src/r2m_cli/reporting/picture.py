@@ -18,7 +18,7 @@ DASHES: tuple[Dashes, ...] = ("-", "--", ":", "-.")
 WIDTH = 14.0  # inches
 STYLE: dict[Any, Any] = {
     "font.size": 9,
-    "axes.unicode_minus": False,  # the minus of the tables
+    "axes.unicode_minus": False,  # the same minus sign as in the tables
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
@@ -33,7 +33,7 @@ STYLE: dict[Any, Any] = {
     "ytick.color": "0.35",
     "lines.linewidth": 1.8,
     "legend.frameon": False,
-    "text.parse_math": False,  # a dollar in the name of a run is a dollar
+    "text.parse_math": False,  # a dollar sign in a run's name is not maths
 }
 
 
@@ -45,12 +45,12 @@ class Look(NamedTuple):
 
 
 def draw(runs: list[Run], path: Path, dpi: int = 200) -> Path:
-    """Write the figure of `runs` to `path`; gives the path back.
+    """Write the figure of `runs` to `path`; returns the path.
 
-    Four panels: gold, the proxy (the initial, frozen reward model), KL against steps; gold against KL. A line
-    per label; where several runs (seeds) share a label, their mean over the steps that all of them reached,
-    with a band of one standard deviation. A star marks gold's peak, a dot the end. Without gold the live
-    reward takes its place, without a star: the peak of a moving reward means nothing.
+    Four panels: gold, the proxy (the initial, frozen reward model) and KL against steps; gold against KL. One line
+    per label; if several runs (seeds) share a label, their mean over the steps that all of them reached, with a
+    band of one standard deviation. A star marks gold's peak, a dot the end. Without gold, the live reward is drawn
+    instead, without a star: the peak of a changing reward has no meaning.
 
     Raises:
         UserError: the runs hold neither gold nor reward, or the file's kind is unknown.
@@ -74,7 +74,7 @@ def draw(runs: list[Run], path: Path, dpi: int = 200) -> Path:
         _legend(figure, looks, truth, groups)
         try:
             figure.savefig(path, dpi=dpi)
-        except ValueError as error:  # matplotlib names the kinds that it can write
+        except ValueError as error:  # the error names the file types that matplotlib can write
             raise UserError(f"out: {path}: {error}") from error
         finally:
             plt.close(figure)
@@ -143,7 +143,7 @@ def _legend(figure: Figure, looks: dict[str, Look], truth: str, groups: list[Gro
         handles.append(Line2D([], [], color="0.8", linewidth=7, label=f"mean ± sd, {seeds} seeds"))
     if not any(run.has(f"eval/{truth}") for group in groups for run in group.runs):
         handles.append(Line2D([], [], linestyle="", label="rollouts, mean over 5% of the steps"))
-    widths = [0.7 + 0.07 * len(str(handle.get_label())) for handle in handles]  # inches: handle, letters
+    widths = [0.7 + 0.07 * len(str(handle.get_label())) for handle in handles]  # inches: handle, characters
     columns = len(handles) if sum(widths) < WIDTH else max(1, int(WIDTH / max(widths)))
     figure.set_figheight(3.4 + 0.2 * -(-len(handles) // columns))  # the panels keep their height
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=9)

@@ -1,4 +1,4 @@
-"""The names of runs in tables, legends and pages: what tells them apart, and no seed."""
+"""The names of runs in tables, legends and pages: the settings that distinguish them, without seeds."""
 
 import re
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ from typing import Any
 
 from r2m_cli.files.jobs import parsed, read_job
 
-# What makes two runs repetitions of one another, or says nothing about the method: never part of a label.
+# Keys in which repetitions of a run differ, or that do not concern the method: never part of a label.
 IGNORED = re.compile(r"(seed|data\.seed|resume|run|output|sweep|train\.stop_at|(checkpoint|logger|hydra)\..*)$")
 FITTED = re.compile(r"[^' ]*/(policy|reward)-[0-9a-f]{12}\b")
 SEED_IN_NAME = re.compile(r"(^|(?<=/)|[,_\-./])((seed|world)[=_-]?|s)\d+(?=$|[,_\-/])")
@@ -16,39 +16,39 @@ LONG_PATH = re.compile(r"(?<==).*/(?=[^/]+$)")
 
 
 def names_of(paths: list[Path], configs: list[dict[str, Any]]) -> list[str]:
-    """A job of a sweep is named by its overrides, another run by its folder below what all runs share; without the seeds, and
-    without what all of them have. Where that has no word in it (a date, a job number), by what differs between the
-    configurations.
+    """A job of a sweep is named by its overrides, any other run by its path below the common parent folder; seeds and parts that
+    all names share are left out. If no word remains (only a date or a job number), the differences between the configurations
+    are the name.
     """
     depth = len(_common_parent(paths).parts) if len(set(paths)) > 1 else None
     named = bare([_parts(path, depth) for path in paths])
     if all(re.search("[A-Za-z]", name) for name in named):
         return named
     differences = _differences(configs)
-    shared = _common_parent(paths).name  # all there is when only the seeds differ
+    shared = _common_parent(paths).name  # the only name left if just the seeds differ
     return [text or name or shared for text, name in zip(differences, named, strict=True)]
 
 
 def job_names(jobs: list[Path]) -> list[str]:
-    """The names of all jobs of a sweep, by their overrides alone, whether they have finished or not."""
+    """The names of all jobs of a sweep, from their overrides alone, whether they have finished or not."""
     return bare([_parts(job, None) for job in jobs])
 
 
 def _parts(path: Path, depth: int | None) -> list[str]:
-    """What may name a run: the folders below the first `depth` ones (None: its own), a sweep's job by its overrides."""
+    """Parts of a run's possible name: the folders below the first `depth` ones (None: only its own), or a job's overrides."""
     job = read_job(path)
     if job is None or job.overrides is None:
         name = path.name if depth is None else "/".join(path.parts[depth:])
-        name = name.encode("utf-8", "replace").decode("utf-8")  # a folder's name need not be text
+        name = name.encode("utf-8", "replace").decode("utf-8")  # a folder's name may not be valid text
         return [part.strip() for part in SEED_IN_NAME.sub("", name).strip("/,_-.").split(",")]
     above = [] if depth is None or len(path.parts) - depth < 2 else ["/".join(path.parts[depth:-1])]
     return above + [f"{key}={value}" for key, value in map(parsed, job.overrides) if not IGNORED.match(key)]
 
 
 def bare(parts: list[list[str]]) -> list[str]:
-    """Short names of parts like `debug=quick`, `method=rloo`, `ppo.lr=0.00012345678`: what all of them share is left out, a
-    method goes by its bare name, long numbers are rounded and paths shortened to their last part as long as different names
-    stay different.
+    """Short names from parts like `debug=quick`, `method=rloo`, `ppo.lr=0.00012345678`. Common parts are left out, a method is
+    written without its key, and long numbers are rounded and paths shortened to their last part if different names stay
+    different.
     """
     telling = [
         [part for part in some if part.startswith("method=") or any(part not in others for others in parts)]
@@ -74,7 +74,7 @@ def _common_parent(paths: list[Path]) -> Path:
 
 
 def _differences(configs: list[dict[str, Any]]) -> list[str]:
-    """Per configuration the values of the fewest keys that still tell apart what all keys tell apart."""
+    """For each configuration, the values of the smallest set of keys that distinguishes as many configurations as all keys."""
     flat = [{key: plain(value) for key, value in flatten(c) if not IGNORED.match(key)} for c in configs]
     keys = [key for key in dict.fromkeys(k for f in flat for k in f) if len({f.get(key) for f in flat}) > 1]
 
@@ -89,7 +89,7 @@ def _differences(configs: list[dict[str, Any]]) -> list[str]:
 
 
 def plain(value: Any) -> str:
-    """A value as text; the place in the cache of a model that was fitted for the run says nothing that others do not."""
+    """A value as text. The cache path of a model fitted for the run is left out: other keys already determine it."""
     return FITTED.sub("fitted", str(value))
 
 

@@ -1,4 +1,4 @@
-"""Finished or running runs, read from their folders."""
+"""Read finished or running runs from their folders."""
 
 import math
 from collections.abc import Iterable
@@ -23,7 +23,7 @@ from r2m_cli.monitor.catalogue import RENAMED
 from r2m_cli.reporting.lines import Row, by_step, read_lines
 from r2m_cli.reporting.run_names import names_of
 
-LARGEST = 1e100  # a larger number is no measurement, and its square is no float
+LARGEST = 1e100  # a larger number cannot be a measurement, and its square may overflow
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class Run:
     name: str
     config: dict[str, Any]  # nested, as in config.yaml
     metrics: pd.DataFrame  # index: step, 0 is before training; columns: the catalogue's names; NaN: not measured
-    summary: dict[str, Any]  # {} while the run goes on
+    summary: dict[str, Any]  # {} while the run is going
 
     @property
     def seed(self) -> Any:
-        """The run's seed, None if its config has none."""
+        """The run's seed, or None if its config has none."""
         return self.config.get("seed")
 
     def has(self, name: str) -> bool:
@@ -51,8 +51,8 @@ class Run:
         return by_step(self.path / SAMPLES)
 
     def curve(self, name: str) -> pd.Series:
-        """Metric against step: `eval/<name>` as measured on the fixed prompts where there is one, else the
-        rollouts' own, smoothed by a centred mean over a twentieth of the run. Empty if neither was measured.
+        """Metric against step: `eval/<name>`, measured on the fixed prompts, if there is one; otherwise the rollouts' metric,
+        smoothed by a centred mean over a twentieth of the run. Empty if neither was measured.
         """
         if self.has(f"eval/{name}"):
             return self.metrics[f"eval/{name}"].dropna()
@@ -64,12 +64,12 @@ class Run:
 
 
 def load_runs(folders: Iterable[str | Path]) -> list[Run]:
-    """Every run in `folders`: each a run folder, or one with run folders anywhere below (a multirun).
+    """Load every run in `folders`: each is a run folder, or has run folders anywhere below it (a multirun).
 
-    Of several runs those that have no step yet are left out, and named on stderr.
+    If there are several runs, those without a step yet are left out and reported on stderr.
 
     Raises:
-        UserError: no folder given, or one that is missing, holds no run, or holds a broken one.
+        UserError: no folder is given, or one is missing, holds no run, or holds a damaged one.
     """
     paths = list(dict.fromkeys(path for folder in folders for path in _run_folders(Path(folder))))
     waiting = [path for path in paths if _is_empty(path / METRICS)]
@@ -77,7 +77,7 @@ def load_runs(folders: Iterable[str | Path]) -> list[Run]:
         tell(f"left out, no step yet: {', '.join(map(str, waiting))}")
         paths = [path for path in paths if path not in waiting]
     if not paths:
-        raise UserError("runs: no run folder is given; for instance r2m report outputs/vanilla outputs/r2m")
+        raise UserError("runs: no run folder is given; for example: r2m report outputs/vanilla outputs/r2m")
     configs = [_read_config(path / CONFIG) for path in paths]
     names = names_of(paths, configs)
     return [
@@ -98,7 +98,7 @@ def _run_folders(folder: Path) -> list[Path]:
 
 
 def _place(run: Path) -> tuple[str, int, str]:
-    """Where a run stands among others: a sweep's by its job, behind the folder of the sweep."""
+    """Sort key of a run: a sweep's jobs come in the order of their numbers, at the position of the sweep's folder."""
     job = read_job(run)
     if job is None:
         return str(run), 0, ""
@@ -128,14 +128,14 @@ def read_metrics(path: Path) -> pd.DataFrame:
 
 
 def finite(value: Any) -> float:
-    """A number of a run's file as a float; NaN for everything else, what no float can hold included."""
+    """A number of a run's file as a float; NaN for everything else, including numbers too large for a float."""
     if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > LARGEST:
         return math.nan
     return float(value)
 
 
 def _read_summary(path: Path) -> dict[str, Any]:
-    return {} if _is_empty(path) else read_json(path)  # empty: a power cut
+    return {} if _is_empty(path) else read_json(path)  # an empty file is left after a power cut
 
 
 def _is_empty(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Responses to look at: from the start of a run, from gold's peak, from its end."""
+"""Sample responses for the page: from the start of a run, from gold's peak, and from the end."""
 
 import math
 from dataclasses import dataclass
@@ -10,22 +10,22 @@ from r2m_cli.reporting.runs import Run, finite
 from r2m_cli.text import fixed
 
 PROMPTS = 3  # shown per run
-OTHERS = 3  # further responses to a prompt, folded away
+OTHERS = 3  # further responses to a prompt, collapsed on the page
 SCORES = {"reward": "live", "reward_frozen": "proxy", "gold": "gold", "kl": "KL"}
 
 
 @dataclass(frozen=True)
 class Response:
-    """A response and what was measured of it."""
+    """A response and its scores."""
 
     text: str
     finished: bool  # False: cut off at the length limit
-    scores: list[tuple[str, str]]  # (word, number) of those in SCORES that there are
+    scores: list[tuple[str, str]]  # (word, number) for each score in SCORES that was measured
 
 
 @dataclass(frozen=True)
 class Cell:
-    """The responses to one prompt at one step, the one that the live reward likes best first."""
+    """The responses to one prompt at one step, the one with the highest live reward first."""
 
     prompt: str
     best: Response
@@ -38,14 +38,14 @@ class Column:
 
     title: str
     step: int
-    note: str  # where the samples are from another step than the one meant
+    note: str  # set if the samples are from another step than the intended one
 
 
 @dataclass(frozen=True)
 class Samples:
-    """What one run of a label said, moment by moment."""
+    """Responses of one run of a label, moment by moment."""
 
-    place: int  # of the label among the groups
+    place: int  # index of the label among the groups
     name: str
     seed: Any
     columns: list[Column]
@@ -55,11 +55,11 @@ class Samples:
 def samples_of(place: int, group: Group, peak: int | None) -> Samples | None:
     """Samples of the group's first run, from the logged steps nearest to its start, gold's peak and its end.
 
-    Prompts that were asked at several of these steps come first; where too few were, each column shows prompts of its own.
-    None if the run logged no samples.
+    Prompts that occur at several of these steps come first; if there are too few, each column shows its own prompts. None if
+    the run logged no samples.
 
     Args:
-        peak: step of gold's peak, None where gold is not known.
+        peak: step of gold's peak, None if gold is not known.
     """
     run = group.runs[0]
     by_step = run.samples
@@ -71,7 +71,7 @@ def samples_of(place: int, group: Group, peak: int | None) -> Samples | None:
 
 
 def _columns(steps: list[int], run: Run, peak: int | None) -> list[Column]:
-    """Start, gold's peak and end, as far as they are different steps; without gold the middle stands for the peak."""
+    """Start, gold's peak and end, if they are different steps; without gold, the middle step replaces the peak."""
     first, *between, last = steps if len(steps) > 1 else [*steps, *steps]
     middle, word = (peak, "Gold's peak") if peak is not None else (steps[len(steps) // 2], "Middle")
     columns = [Column("Start", first, "")]
@@ -106,7 +106,7 @@ def _rows(asked: list[dict[str, list[Row]]]) -> list[tuple[str | None, list[Cell
             for prompts, column in zip(own, asked)
         ]
         if any(cells):
-            # A lone column has nothing to share its prompts with: they head the row all the same.
+            # A single column has no other to share prompts with, but they are row headings all the same.
             alone = cells[0].prompt if len(cells) == 1 and cells[0] else None
             rows.append((alone, cells))
     return rows

@@ -1,4 +1,4 @@
-"""The table of a report: what each run reached, in numbers."""
+"""The table of a report: each run's results in numbers."""
 
 from pathlib import Path
 
@@ -31,8 +31,8 @@ MAIN = ("run", "seed", "gold_peak", "gold_end", "gold_drop", "proxy_end", "kl_en
 def summarise(runs: list[Run]) -> pd.DataFrame:
     """One row per run, columns as in HEADINGS.
 
-    `gold_drop` is the peak minus the end; `proxy` the initial, frozen reward model; KL in nats; length in
-    tokens; `seconds` those of summary.json, the wall time of the whole run. Curves as `Run.curve` gives them; NaN: not measured.
+    `gold_drop` is the peak minus the end; `proxy` is the initial, frozen reward model's score; KL is in nats; length is in
+    tokens; `seconds` is the total wall time of the run from summary.json. Curves are those of `Run.curve`; NaN: not measured.
     """
     return pd.DataFrame([_row(run) for run in runs], columns=list(HEADINGS))
 
@@ -60,7 +60,7 @@ def _row(run: Run) -> dict[str, object]:
 
 
 def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
-    """`summarise`'s rows with one label's runs merged into "mean ± std" texts; `seed` becomes the count."""
+    """The rows of `summarise`, with the runs of each label merged into "mean ± std" texts; `seed` becomes their number."""
     merged = []
     for label, rows in table.groupby("run", sort=False):
         numbers = rows.drop(columns=["run", "seed"]).astype(float)
@@ -80,7 +80,7 @@ def _number(column: object, value: object) -> str:
 
 
 def texts(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells as text, columns without any value left out."""
+    """Headings and cells as text, without empty columns."""
     shown = table.dropna(axis="columns", how="all")
     rows = [[_number(name, row[name]) for name in shown.columns] for row in shown.to_dict("records")]
     return [HEADINGS[name] for name in shown.columns], rows
@@ -95,7 +95,7 @@ def markdown(table: pd.DataFrame) -> str:
 
 
 def show(table: pd.DataFrame, console: Console | None = None) -> None:
-    """Print the table to the terminal (or `console`); with seeds also the means, the main columns of them."""
+    """Print the table to the terminal (or `console`); with several seeds also the means, only their main columns."""
     console = console or Console()
     for title, part in parts(table):
         heads, rows = texts(part[[*MAIN]] if title else part)
@@ -107,19 +107,21 @@ def show(table: pd.DataFrame, console: Console | None = None) -> None:
             else:
                 shown.add_column(head.replace(" ", "\n", 1), justify="right", no_wrap=True)
         for cells in rows:
-            shown.add_row(*(escape(cell.replace(" ± ", "±")) for cell in cells))  # a folder's [brackets] are no markup
+            shown.add_row(
+                *(escape(cell.replace(" ± ", "±")) for cell in cells)
+            )  # [brackets] in a folder's name are not markup
         console.print(shown)
 
 
 def write(table: pd.DataFrame, path: Path) -> None:
-    """Write the table beside `path`: .csv (a row per run, full precision), .md (and the means over seeds)."""
+    """Write the table next to `path`: as .csv (one row per run, full precision) and .md (with the means over seeds)."""
     table.to_csv(path.with_suffix(".csv"), index=False)
     pages = [(f"{title}:\n\n" if title else "") + markdown(part) for title, part in parts(table)]
     path.with_suffix(".md").write_text("\n".join(pages), encoding="utf-8")
 
 
 def parts(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """(title, rows): the table itself, without a title, and the means over the seeds where runs share a label."""
+    """(title, rows): the table itself, without a title, and the means over the seeds if runs share a label."""
     found = [("", table)]
     if table["run"].duplicated().any():
         found.append(("Mean ± standard deviation over the seeds", over_seeds(table)))

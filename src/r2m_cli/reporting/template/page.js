@@ -41,7 +41,7 @@
       plot_bgcolor: "rgba(0,0,0,0)",
       dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom", // a finger scrolls the page
       autosize: true,
-      uirevision: "kept", // a zoom outlives the legend's clicks
+      uirevision: "kept", // clicks in the legend keep the zoom
     };
   }
 

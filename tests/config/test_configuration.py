@@ -241,7 +241,7 @@ def command(*arguments: str, cwd: Path, **environment: str) -> "subprocess.Compl
         (["analyze", "a", "b"], "runs=[A,B]"),
         (["train", "-m", "seed=0,1", "--cfg", "job"], "leave out -m"),
         (["train", "--resolve"], "--cfg job"),
-        (["train", "policy.path=/nowhere/policy"], "where it has moved, policy.path=FOLDER"),
+        (["train", "policy.path=/nowhere/policy"], "if it has moved, set policy.path=FOLDER"),
         (["train", "policy.path=nowhere"], "policy.path=nowhere"),
         (["train", "+experiment=hh_rlhf"], "CUDA GPU"),
     ],

@@ -100,7 +100,7 @@ PLAIN = [{"prompt": f"hi {i}", "chosen": "a", "rejected": "b"} for i in range(3)
 def test_rendered_rows_are_counted_and_named(row: dict[str, Any], shown: str, tmp_path: Path) -> None:
     read = source(tmp_path, *PLAIN, row)
     (note,) = [note for note in renderable(read, [chat("plain"), chat(None)]).notes if "chat template" in note]
-    assert note.startswith("rows already written in a chat template: 1 (the first: ")
+    assert note.startswith("rows already rendered with a chat template: 1 (the first: ")
     assert f"x.jsonl:4, {shown!r}"[:-1] in note
     assert "policy.template=plain reward.template=plain" in note
     assert renderable(read, [chat("plain")]).notes == read.notes

@@ -133,9 +133,9 @@ def test_subsets_that_a_readme_names(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("readme", "what"), [
-    ("---\nconfigs: 3\n---\n", "README.md: its head cannot be read"),
-    ("---\nconfigs: [\n---\n", "README.md: its head cannot be read"),
-    ("---\nconfigs:\n- {config_name: a, data_files: nothing/*}\n---\n", "none of the data files that it names is there"),
+    ("---\nconfigs: 3\n---\n", "README.md: its header cannot be read"),
+    ("---\nconfigs: [\n---\n", "README.md: its header cannot be read"),
+    ("---\nconfigs:\n- {config_name: a, data_files: nothing/*}\n---\n", "none of the data files that it names exists"),
     ("---\nconfigs:\n- {config_name: a, data_files: 'https://x.org/y.jsonl'}\n---\n", "files that are not on this machine"),
 ])  # fmt: skip
 def test_a_readme_that_cannot_be_followed(readme: str, what: str, folder: Path) -> None:

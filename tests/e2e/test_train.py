@@ -352,7 +352,7 @@ def test_a_failing_judge_ends_the_run_with_a_checkpoint(
         judge = (f"judge.url={address}", "judge.timeout=2")
         failed = r2m("train", *QUICK, *every_other, *judge, "hydra.run.dir=run", code=2).stderr
     assert "step 2: asked" in failed
-    assert f"go on with resume={tmp_path}/run, where judge" in failed
+    assert f"continue with resume={tmp_path}/run; judge" in failed
     assert "Traceback" not in failed
 
 

@@ -96,7 +96,7 @@ def test_rows_in_a_chat_template_are_said_by_every_word(r2m: Run, tmp_path: Path
     r2m("sft", *QUICK, "output=base")
     r2m("reward", *QUICK, "output=rm")
     models = ("policy.path=base", "reward.path=rm")
-    note = r"rows already written in a chat template: 2 \(the first: \S*x\.jsonl:9, "
+    note = r"rows already rendered with a chat template: 2 \(the first: \S*x\.jsonl:9, "
     assert re.search(note, r2m("sft", *data, "policy.base=base", "output=sft").stdout)
     assert re.search(note, r2m("reward", *data, "reward.base=rm", "output=again").stdout)
     r2m("train", *data, *models, "hydra.run.dir=run", "train.steps=1", "ppo.prompts_per_step=1")

@@ -130,7 +130,7 @@ def test_the_first_sentence_counts_where_names_would_drown_it(tmp_path):
     folders = [make_run(tmp_path / name, golds=[1, 2, 3, 2.4, end]) for name, end in zip("abcd", (1.8, 1.7, 1.6, 1.5))]
     conclusions = [conclusion(group) for group in groups_of(*folders, make_run(tmp_path / "e", with_gold=False))]
     assert lede(conclusions) == (
-        "The reward model was gamed in 4 of 5 settings, most in d (-1.50): gold fell while the reward rose; of e the true "
+        "The reward model was gamed in 4 of 5 settings, most in d (-1.50): gold fell while the reward rose; in e the true "
         "reward is not known, and over-optimisation cannot be seen without it."
     )
 

@@ -207,7 +207,7 @@ def fitting(prompts: list[Prompt], chat: ChatFormat, limit: int) -> list[Prompt]
 
 
 class PromptStream:
-    """The prompts, shuffled anew for every pass; the prompts of a step depend only on (seed, step)."""
+    """The prompts, reshuffled for every pass; the prompts of a step depend only on (seed, step)."""
 
     def __init__(self, prompts: list[Prompt], seed: int):
         self.prompts = prompts

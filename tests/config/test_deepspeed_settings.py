@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from r2m_cli.config.schema import EngineConfig
-from r2m_cli.distributed.settings import check_settings, merged
+from r2m_cli.distributed.settings import check_settings, deepspeed_config, merged
 from r2m_cli.errors import UserError
 
 ZERO = EngineConfig(kind="zero", stage=2)
@@ -23,8 +23,6 @@ def test_sections_are_merged_key_by_key_and_the_users_value_counts():
 
 
 def test_they_reach_the_large_modules_alone():
-    from r2m_cli.distributed.zero import deepspeed_config
-
     config = replace(ZERO, deepspeed={"zero_optimization": {"overlap_comm": False, "reduce_bucket_size": 1000}})
     settings = deepspeed_config(config, max_grad_norm=1.0)
     assert settings["zero_optimization"] == {"stage": 2, "overlap_comm": False, "reduce_bucket_size": 1000}

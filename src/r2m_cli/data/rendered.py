@@ -4,11 +4,13 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from r2m_cli.conversation import Prompt
 from r2m_cli.data.chat_template import PROBE
 
 if TYPE_CHECKING:
-    from r2m_cli.data.source import Source
     from r2m_cli.data.template import ChatFormat
+
+Row = tuple[str, Prompt, Sequence[str]]  # its position, its prompt, its replies
 
 _BAR = "[|｜]"  # DeepSeek's are full-width
 _BEGIN = rf"(?:<s>|<bos>|<{_BAR}(?:begin_of_text|startoftext|begin▁of▁sentence){_BAR}>|\[gMASK\]<sop>)?\s*"
@@ -55,34 +57,25 @@ def is_reply(text: str) -> bool:
     return bool(end) and not _ENDS.fullmatch(text) and not (text.endswith("</s>") and "<s>" in text[1:])
 
 
-def rendered_notes(source: "Source", chats: Sequence["ChatFormat"]) -> list[str]:
+def rendered_notes(rows: Iterable[Row], chats: Sequence["ChatFormat"]) -> list[str]:
     """A note for the user on rows that are already rendered; none if there are none, or if no model uses a template.
 
     Args:
+        rows: a file's, in its order as far as that is known.
         chats: the formats of all models that will read the prompts.
     """
-    if source.world is not None or all(chat.prompt_text(PROBE) == PROBE[0]["content"] for chat in chats):
+    if all(chat.prompt_text(PROBE) == PROBE[0]["content"] for chat in chats):
         return []
     found: dict[str, str] = {}  # place -> the text
-    for place, prompt, replies in _rows(source):
+    for place, prompt, replies in rows:
         texts = [turn["content"] for turn in prompt if is_prompt(turn["content"])] + [r for r in replies if is_reply(r)]
         if texts:
             found.setdefault(place, texts[0])
     if not found:
         return []
-    place = next((place for place in source.places.values() if place in found), next(iter(found)))
+    place = next(iter(found))
     text = found[place] if len(found[place]) <= SHOWN else f"{found[place][:SHOWN]}..."
     return [
         f"rows already rendered with a chat template: {len(found)} (the first: {place}, {text!r}); the models' own template is "
         "applied on top. Store plain texts or messages; or set policy.template=plain reward.template=plain to read them unchanged"
     ]
-
-
-def _rows(source: "Source") -> Iterable[tuple[str, Sequence[dict[str, str]], tuple[str, ...]]]:
-    """Position, prompt and replies of all rows."""
-    for prompt in (*source.prompts, *source.eval_prompts):
-        yield source.place(prompt), prompt, ()
-    for pair in (*source.pairs, *source.heldout_pairs):
-        yield pair.where, pair.prompt, (pair.chosen, pair.rejected)
-    for prompt, reply in (*source.demonstrations, *source.references):
-        yield source.place(prompt), prompt, (reply,)

@@ -44,6 +44,16 @@ class Source:
         """Position of the first row with a prompt, "file:line" or "file:row N"; in a world, the prompt's text."""
         return self.places.get(_identity(prompt), f"prompt {prompt[-1]['content'][:40]!r}")
 
+    def rows(self) -> list[tuple[str, Prompt, tuple[str, ...]]]:
+        """Position, prompt and replies of all rows of a file, in its order."""
+        rows: list[tuple[str, Prompt, tuple[str, ...]]] = []
+        rows += [(self.place(prompt), prompt, ()) for prompt in (*self.prompts, *self.eval_prompts)]
+        pairs = (*self.pairs, *self.heldout_pairs)
+        rows += [(pair.where, pair.prompt, (pair.chosen, pair.rejected)) for pair in pairs]
+        rows += [(self.place(p), p, (reply,)) for p, reply in (*self.demonstrations, *self.references)]
+        order = {place: i for i, place in enumerate(self.places.values())}
+        return sorted(rows, key=lambda row: order.get(row[0], len(order)))
+
 
 def user_prompt(text: str) -> Prompt:
     """A one-message conversation."""
@@ -140,7 +150,9 @@ def renderable(source: Source, chats: Sequence[ChatFormat]) -> Source:
     Raises:
         UserError: all prompts of the training or the evaluation part are refused.
     """
-    source = replace(source, notes=[*source.notes, *rendered_notes(source, chats)])
+    source = replace(
+        source, notes=[*source.notes, *(rendered_notes(source.rows(), chats) if source.world is None else [])]
+    )
     refused: dict[tuple[tuple[str, str], ...], Dropped] = {}
     for chat in chats if source.world is None else ():
         accepted: set[tuple[str, ...]] = set()

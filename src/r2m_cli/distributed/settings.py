@@ -35,6 +35,30 @@ def merged(settings: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
+def deepspeed_config(config: EngineConfig, max_grad_norm: float, small: bool = False) -> dict[str, Any]:
+    """DeepSpeed's configuration for a module; a `small` one uses fp32 and at most stage 1, and ignores `engine.deepspeed`."""
+    stage = min(config.stage, 1) if small else config.stage
+    zero_config: dict[str, Any] = {"stage": stage}
+    if stage == 3:
+        # Shard small parameters too: by default they stay complete on every rank.
+        zero_config |= {"stage3_param_persistence_threshold": 0}
+    if config.offload_optimizer and stage > 0 and not small:
+        zero_config["offload_optimizer"] = {"device": "cpu"}
+    settings = {
+        # Micro-batches are complete groups. The loop counts them, not DeepSpeed, which accumulates until `step`.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        "zero_optimization": zero_config,
+        "bf16": {"enabled": config.dtype == "bf16" and not small},
+        "gradient_clipping": max_grad_norm,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+    }
+    return settings if small else merged(settings, config.deepspeed)
+
+
 def check_settings(config: EngineConfig) -> None:
     """Check `engine.deepspeed` against DeepSpeed's own configuration. Imports DeepSpeed, which takes seconds, only if needed.
 
@@ -56,7 +80,6 @@ def check_settings(config: EngineConfig) -> None:
         from deepspeed.runtime.config import DeepSpeedConfig
         from pydantic import ValidationError
 
-        from r2m_cli.distributed.zero import deepspeed_config
     finally:
         logging.disable(logging.NOTSET)
     known = {value for name, value in vars(constants).items() if name.isupper() and isinstance(value, str)}

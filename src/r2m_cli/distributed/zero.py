@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from r2m_cli.config.schema import EngineConfig
-from r2m_cli.distributed.settings import merged
+from r2m_cli.distributed.settings import deepspeed_config
 
 try:
     import deepspeed
@@ -36,30 +36,6 @@ def start_process_group(config: EngineConfig, device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", timeout=limit, verbose=False)
-
-
-def deepspeed_config(config: EngineConfig, max_grad_norm: float, small: bool = False) -> dict[str, Any]:
-    """DeepSpeed's configuration for a module; a `small` one uses fp32 and at most stage 1, and ignores `engine.deepspeed`."""
-    stage = min(config.stage, 1) if small else config.stage
-    zero_config: dict[str, Any] = {"stage": stage}
-    if stage == 3:
-        # Shard small parameters too: by default they stay complete on every rank.
-        zero_config |= {"stage3_param_persistence_threshold": 0}
-    if config.offload_optimizer and stage > 0 and not small:
-        zero_config["offload_optimizer"] = {"device": "cpu"}
-    settings = {
-        # Micro-batches are complete groups. The loop counts them, not DeepSpeed, which accumulates until `step`.
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "managed_gradient_accumulation": False,
-        "zero_optimization": zero_config,
-        "bf16": {"enabled": config.dtype == "bf16" and not small},
-        "gradient_clipping": max_grad_norm,
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": 10**9,
-    }
-    return settings if small else merged(settings, config.deepspeed)
 
 
 class ZeroEngine:

@@ -11,7 +11,8 @@ from packs import rows_of
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from r2m_cli.models.generate import inverse_cdf, sample, uniform_rows
+from r2m_cli.models.draws import inverse_cdf
+from r2m_cli.models.generate import sample, uniform_rows
 from r2m_cli.models.policy import Policy
 from r2m_cli.models.sequences import Sequences
 from r2m_cli.models.states import width

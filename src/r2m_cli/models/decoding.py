@@ -42,11 +42,7 @@ class SharedPrefill:
     """Prompts are padded on the left and read once; their cache is repeated K times, and finished rows are dropped from it."""
 
     def __init__(self, body: Any, prompts: list[list[int]], group_size: int, pad_id: int):
-        device = next(body.parameters()).device
-        longest = max(map(len, prompts))
-        tokens = torch.tensor([[pad_id] * (longest - len(p)) + p for p in prompts], device=device)
-        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
-        positions = (mask.cumsum(1) - 1).clamp_min(0)
+        tokens, mask, positions = left_padded(prompts, pad_id, next(body.parameters()).device)
         output = body(input_ids=tokens, attention_mask=mask, position_ids=positions, use_cache=True)
         self._body, self._cache = body, output.past_key_values
         self._cache.batch_repeat_interleave(group_size)
@@ -67,6 +63,14 @@ class SharedPrefill:
             past_key_values=self._cache, use_cache=True,
         )  # fmt: skip
         self.states = output.last_hidden_state[:, -1]
+
+
+def left_padded(prompts: list[list[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens, mask (1 on a prompt's own tokens) and positions, [n, P] each, of prompts that all end in the last column."""
+    longest = max(map(len, prompts))
+    tokens = torch.tensor([[pad_id] * (longest - len(p)) + p for p in prompts], device=device)
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
+    return tokens, mask, (mask.cumsum(1) - 1).clamp_min(0)
 
 
 class OwnCache:
@@ -160,6 +164,13 @@ def choose(lm: Any) -> type[Decoder] | None:
         if not _agrees(NoCache, model, alone):
             return None
         return next((decoder for decoder in DECODERS[:-1] if _agrees(decoder, model, alone)), NoCache)
+
+
+@torch.no_grad()
+def agrees(decoder: type[Decoder], lm: Any) -> bool:
+    """Whether this decoder gives the states of every text alone; windows are narrow, as in `choose`."""
+    with narrowed(lm):
+        return _agrees(decoder, body(lm), _alone(body(lm)))
 
 
 # Prompts of two lengths with two texts each: the tokens after them, one at a time; one text ends early.

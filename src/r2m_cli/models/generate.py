@@ -5,7 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from r2m_cli.console import say
 from r2m_cli.models.body import body
+from r2m_cli.models.draws import inverse_cdf
+from r2m_cli.models.graphs import CannotCapture
 from r2m_cli.models.policy import Policy
 from r2m_cli.seeds import Stream, draw_seed
 
@@ -33,6 +36,12 @@ def sample(
     Returns:
         n * K lists of new token ids, the end token included if the response has one; a group's K are adjacent.
     """  # fmt: skip
+    if policy.static_sampler is not None:
+        try:
+            return policy.static_sampler.sample(policy, prompts, group_size, uniforms, temperature, eos_ids, pad_id)
+        except CannotCapture as reason:
+            say(f"note: decoding with the policy cannot be captured as a CUDA graph ({reason}): it samples more slowly")
+            policy.static_sampler = None
     device = next(policy.parameters()).device
     rows = list(range(len(prompts) * group_size))  # the responses that are still being written
     responses: list[list[int]] = [[] for _ in rows]
@@ -50,13 +59,6 @@ def sample(
         rows = [row for row, goes in zip(rows, going.tolist()) if goes]
         decoder.read(drawn, going)
     return responses
-
-
-def inverse_cdf(logits: Tensor, uniforms: Tensor) -> Tensor:
-    """One draw per row: the first token whose cumulative probability reaches the uniform. [B, V], [B] -> [B]."""
-    cumulative = logits.softmax(dim=1).cumsum(dim=1)
-    target = (uniforms * cumulative[:, -1])[:, None]  # the sum is 1 up to rounding
-    return torch.searchsorted(cumulative, target).squeeze(1).clamp_max(logits.shape[1] - 1)
 
 
 def end_ids(lm: Any) -> set[int]:

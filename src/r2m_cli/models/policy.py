@@ -7,12 +7,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from r2m_cli.console import say
 from r2m_cli.errors import UserError
 from r2m_cli.models.body import body, checkpointed_layers, checkpointing
-from r2m_cli.models.decoding import Decoder, choose
+from r2m_cli.models.decoding import Decoder, SharedPrefill, agrees, choose
+from r2m_cli.models.graphs import CudaGraphs
 from r2m_cli.models.sequences import Sequences
 from r2m_cli.models.sharing import why_not
 from r2m_cli.models.states import Features, States
+from r2m_cli.models.static_decoding import StaticDecoder
+from r2m_cli.models.static_sampling import KEPT, StaticSampler
 
 LOGITS = 2**26  # numbers of one chunk of logits: 256 MB in fp32
 
@@ -74,6 +78,20 @@ class Policy(nn.Module):
                 "alone, or attends to later tokens; use another architecture"
             )
         return chosen
+
+    @cached_property
+    def static_sampler(self) -> StaticSampler | None:
+        """What samples without asking the host at every token; None on a CPU, and for a model that cannot be read so.
+
+        Found by trying, at the first sample: on the device and in the dtype that are used.
+        """
+        device = next(self.parameters()).device
+        if device.type != "cuda" or self.decoder is not SharedPrefill:
+            return None
+        if not agrees(StaticDecoder, self.lm):
+            say(f"note: a {self.lm.config.model_type} model cannot decode at fixed shapes: it samples more slowly")
+            return None
+        return StaticSampler(CudaGraphs, KEPT * torch.cuda.get_device_properties(device).total_memory)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The LM head, and the scaling or capping that some architectures apply to its output. [..., D_p] -> [..., V]."""

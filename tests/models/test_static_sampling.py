@@ -8,17 +8,18 @@ import torch
 from families import small_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from recorded import Recorded
+from recorded import Recorded, Recorder
 from torch import nn
 
 from r2m_cli.models.decoding import agrees
 from r2m_cli.models.generate import sample, uniform_rows
 from r2m_cli.models.graphs import CannotCapture
 from r2m_cli.models.policy import Policy
+from r2m_cli.models.shared_attention import attend
 from r2m_cli.models.static_decoding import BLOCK, StaticDecoder
 from r2m_cli.models.static_sampling import CHECK, StaticSampler, bucket
 
-VOCABULARY, PAD, WIDTH = 29, 0, 30
+VOCABULARY, PAD, WIDTH = 29, 0, 20
 ENDS = {2, 3}
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [8], [4, 5, 9]]  # longer and shorter than the windows
 GEMMA2 = {"sliding_window": 4, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}
@@ -54,13 +55,15 @@ def draws(rows: int, step: int = 1, width: int = WIDTH) -> torch.Tensor:
     return uniform_rows(0, 0, step, list(range(rows)), width)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "padded"])
-@pytest.mark.parametrize("family", FAMILIES)
+# padded: the attention is transformers' own
+@pytest.mark.parametrize(
+    ("family", "attention"), [*((family, "sdpa") for family in FAMILIES), ("llama", "padded"), ("gemma2", "padded")]
+)
 def test_the_samples_are_those_of_the_plain_loop(family, attention):
     """Uneven prompts, K of 1 and 4, rows that end early and buffers that shrink, greedy too; a rollout after a rollout."""
     model, graphs = policy(family, attention), Graphs()
     lengths = set()
-    for group_size, temperature, step in [(4, 0.7, 1), (4, 0.7, 2), (1, 1.0, 3), (4, 0.0, 4), (4, 0.7, 5)]:
+    for group_size, temperature, step in [(4, 0.7, 1), (1, 1.0, 3), (4, 0.0, 4), (4, 0.7, 5)]:
         uniforms = draws(len(PROMPTS) * group_size, step)
         expected = sample(model, PROMPTS, group_size, uniforms, temperature, ENDS, PAD)
         assert graphs.sampler.sample(model, PROMPTS, group_size, uniforms, temperature, ENDS, PAD) == expected
@@ -158,7 +161,7 @@ def test_buffers_that_are_too_large_to_stay_are_freed():
     for memory, kept in [(0, 1), (one - 1, 1), (one, 1), (2 * one, 2)]:
         graphs = Graphs(memory)
         for temperature in (1.0, 0.5, 1.0, 0.5):
-            graphs.sampler.sample(model, [[5], [6]], 2, draws(4), temperature, set(), PAD)
+            graphs.sampler.sample(model, [[5], [6]], 2, draws(4, width=4), temperature, set(), PAD)
         assert len(graphs.made) == (2 if kept == 2 else 4)
 
 
@@ -205,6 +208,32 @@ def test_any_prompts_any_ends(prompts, group_size, width, step, temperature, end
     model, uniforms = policy("llama"), draws(len(prompts) * group_size, step, width)
     got = StaticSampler(Plain, 0.0).sample(model, prompts, group_size, uniforms, temperature, ends, PAD)
     assert got == sample(model, prompts, group_size, uniforms, temperature, ends, PAD)
+
+
+def test_no_step_makes_keys_or_values_once_per_query_head():
+    """4 query heads share 2 key heads: a copy of the keys for every query head would be as large as this."""
+    model = policy("qwen3")
+    assert not model.unshared
+    decoder = StaticDecoder(model.lm.model, PROMPTS, 4, PAD)
+    rows, heads = 12, model.lm.config.num_attention_heads
+    with torch.no_grad(), Recorder() as recorder:
+        decoder.forward()
+    made = [result for *_, result in recorder.calls if isinstance(result, torch.Tensor)]
+    assert max(tensor.numel() for tensor in made) < rows * heads * decoder.columns * model.lm.config.head_dim
+
+
+def test_one_token_attends_as_transformers_own_attention_does():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 4, 1, 8), torch.randn(3, 2, 11, 8), torch.randn(3, 2, 11, 6)
+    mask = torch.rand(3, 1, 1, 11) < 0.5
+    mask[..., 0] = True
+    module = torch.nn.Module()
+    module.num_key_value_groups = 2
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        q, k.repeat_interleave(2, 1), v.repeat_interleave(2, 1), mask, scale=0.3
+    ).transpose(1, 2)
+    for bias in (mask, torch.zeros(3, 1, 1, 11).masked_fill(~mask, -1e9)):
+        torch.testing.assert_close(attend(module, q, k, v, bias, scaling=0.3)[0], expected)
 
 
 def test_bucket():

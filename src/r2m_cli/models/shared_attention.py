@@ -117,6 +117,9 @@ def attend(
     Raises NotImplementedError for features that packed rows do not support; `sharing.why_not` then uses padded rows instead.
     """
     if shared_attention is None:
+        one_token = query.shape[2] == 1 and not dropout and not _unknown(kwargs, "softcap")
+        if one_token and attention_mask is not None and attention_mask.shape[1] == 1:
+            return _attend_one(query, key, value, attention_mask, scaling)
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, sliding_window=sliding_window,
             **kwargs,
@@ -135,6 +138,14 @@ def attend(
         outputs.append(_sdpa(q_own, keys, values, own_mask, scaling, causal=False))
     joined = torch.cat([states.flatten(0, 1) for states in outputs])
     return joined.index_select(0, lay.back)[None], None
+
+
+def _attend_one(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None) -> tuple[Tensor, None]:
+    """`attend` for one new token per row, without repeating keys and values: the H / H_kv heads that share a key head take
+    the place of as many queries. mask: [B, 1, 1, S], the same for all heads."""
+    shared = query.reshape(len(query), key.shape[1], -1, query.shape[3])
+    output = F.scaled_dot_product_attention(shared, key, value, attn_mask=mask, scale=scaling)
+    return output.reshape(len(query), 1, -1, value.shape[3]), None
 
 
 def attend_flex(
@@ -174,9 +185,13 @@ def _flex(device: str) -> Callable[..., Tensor]:
 
 
 def _refuse_unknown(module: Any, dropout: float, options: dict[str, Any], *more: str) -> None:
-    unknown = [name for name in ("s_aux", "position_bias", *more) if options.get(name) is not None]
+    unknown = _unknown(options, *more)
     if unknown or dropout or not getattr(module, "is_causal", True):
         raise NotImplementedError(f"attention with {', '.join(unknown) or 'dropout, or in both directions'}")
+
+
+def _unknown(options: dict[str, Any], *more: str) -> list[str]:
+    return [name for name in ("s_aux", "position_bias", *more) if options.get(name) is not None]
 
 
 def _take(states: Tensor, at: Tensor) -> Tensor:

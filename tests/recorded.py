@@ -35,8 +35,6 @@ class Recorder(TorchDispatchMode):
 class Recorded:
     """A `Capture` that does on the CPU what CUDA graphs do on a GPU."""
 
-    made: list["Recorded"]
-
     def __init__(self) -> None:
         self.warm_ups = self.records = self.replays = 0
 

@@ -17,7 +17,7 @@ from r2m_cli.models.graphs import CannotCapture
 from r2m_cli.models.policy import Policy
 from r2m_cli.models.shared_attention import attend
 from r2m_cli.models.static_decoding import BLOCK, StaticDecoder
-from r2m_cli.models.static_sampling import CHECK, StaticSampler, bucket
+from r2m_cli.models.static_sampling import CHECK, LOGITS, StaticSampler, bucket
 
 VOCABULARY, PAD, WIDTH = 29, 0, 20
 ENDS = {2, 3}
@@ -157,7 +157,8 @@ class Plain:
 
 def test_buffers_that_are_too_large_to_stay_are_freed():
     model = policy("llama")
-    one = 2 * 2 * 4 * 2 * BLOCK * 4 * 4  # layers, keys and values, rows, heads, columns, head size, bytes
+    buffers = 2 * 2 * 4 * 2 * BLOCK * 4 * 4  # layers, keys and values, rows, heads, columns, head size, bytes
+    one = buffers + LOGITS * 4 * VOCABULARY * 4
     for memory, kept in [(0, 1), (one - 1, 1), (one, 1), (2 * one, 2)]:
         graphs = Graphs(memory)
         for temperature in (1.0, 0.5, 1.0, 0.5):
@@ -234,6 +235,19 @@ def test_one_token_attends_as_transformers_own_attention_does():
     ).transpose(1, 2)
     for bias in (mask, torch.zeros(3, 1, 1, 11).masked_fill(~mask, -1e9)):
         torch.testing.assert_close(attend(module, q, k, v, bias, scaling=0.3)[0], expected)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_cuda_graphs_draw_the_plain_loops_tokens(family, capsys):
+    model = Policy(copy.deepcopy(policy(family).lm)).to("cuda")
+    assert model.static_sampler is not None
+    for step in (1, 2):
+        drawn = sample(model, PROMPTS, 4, draws(12, step), 1.0, ENDS, PAD)
+        sampler, model.static_sampler = model.static_sampler, None
+        assert sampler is not None, capsys.readouterr().out  # it fell back
+        assert drawn == sample(model, PROMPTS, 4, draws(12, step), 1.0, ENDS, PAD)
+        model.static_sampler = sampler
 
 
 def test_bucket():

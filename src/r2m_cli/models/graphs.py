@@ -48,7 +48,7 @@ class CudaGraphs:
 
     def record(self, step: Callable[[], None]) -> Callable[[], None]:
         """As in `Capture`."""
-        graph = torch.cuda.CUDAGraph()
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
             # Other threads (NCCL's watchdog) may do what this one may not.
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
@@ -56,6 +56,7 @@ class CudaGraphs:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
+            torch.cuda.set_stream(current)  # a failed capture leaves its own behind
             raise CannotCapture(_first_line(error)) from error
         return graph.replay
 

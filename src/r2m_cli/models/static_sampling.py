@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 CHECK = 8  # tokens after which it is asked which rows still run
 WORTH = 4  # tokens that must be left for a graph to be recorded, which costs about two steps
 KEPT = 0.05  # of the device's memory, for buffers that stay between two calls with the graphs that use them
+LOGITS = 4  # fp32 tables of the logits' size that a graph's memory holds: logits, tempered, their softmax, its sums
 NONE = -1  # in place of a token, behind the end of a response
 
 
@@ -77,7 +78,7 @@ class StaticSampler:
             loop.decoder.begin(prompts)
         responses = loop.run(policy, uniforms)
         self._loops[shape] = loop
-        while self._loops and sum(kept.decoder.bytes for kept in self._loops.values()) > self._memory:
+        while self._loops and sum(kept.bytes for kept in self._loops.values()) > self._memory:
             self._loops.pop(next(iter(self._loops)))  # the one whose last use is longest ago
         return responses
 
@@ -97,8 +98,14 @@ class _Loop:
         self.tokens = torch.zeros(total, shape.new_tokens, dtype=torch.long, device=device)
         self.going = torch.zeros(total, dtype=torch.bool, device=device)
         self.count = torch.zeros(1, dtype=torch.long, device=device)  # tokens drawn
+        self._logits = 0  # bytes of the largest table of logits
         self._warm: set[int] = set()
         self._graphs: dict[int, Callable[[], None]] = {}
+
+    @property
+    def bytes(self) -> int:
+        """What it holds between two calls, about: keys, values and the graphs' own memory."""
+        return self.decoder.bytes + LOGITS * self._logits
 
     def run(self, policy: "Policy", uniforms: Tensor) -> list[list[int]]:
         """Sample, the decoder having read the prompts."""
@@ -133,6 +140,7 @@ class _Loop:
         """Draw each running row's next token from its states [rows, D]; one that has ended gets none."""
         rows = len(states)
         logits = policy.logits(states).float()
+        self._logits = max(self._logits, logits.nbytes)
         if self.temperature > 0:
             uniforms = self.uniforms[:rows].index_select(1, self.count).squeeze(1)
             drawn = inverse_cdf(logits / self.temperature, uniforms)
@@ -156,11 +164,10 @@ class _Loop:
         self._graphs.get(rows, step)()
 
     def _shrink(self, running: Tensor, size: int) -> None:
-        """Go on with `size` rows: the running ones, and copies of the first of them that draw nothing."""
+        """Go on with `size` rows: the running ones, and copies of the first of them that nobody looks at."""
         kept = torch.cat([running, running[:1].expand(size - len(running))])
         for buffer in (self.uniforms, self.tokens, self.going):
             buffer[:size].copy_(buffer[kept])
-        self.going[len(running) : size] = False
         self.decoder.shrink(kept)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -12,14 +12,21 @@ from r2m_cli.models.draws import inverse_cdf
 from r2m_cli.models.graphs import Capture
 from r2m_cli.models.static_decoding import StaticDecoder, columns_for
 
-if TYPE_CHECKING:
-    from r2m_cli.models.policy import Policy
-
 CHECK = 8  # tokens after which it is asked which rows still run
 WORTH = 4  # tokens that must be left for a graph to be recorded, which costs about two steps
 KEPT = 0.05  # of the device's memory, for buffers that stay between two calls with the graphs that use them
 LOGITS = 4  # fp32 tables of the logits' size that a graph's memory holds: logits, tempered, their softmax, its sums
 NONE = -1  # in place of a token, behind the end of a response
+
+
+class Sampled(Protocol):
+    """What is needed of a policy."""
+
+    lm: Any
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., D_p] -> [..., V]."""
+        ...
 
 
 class Shape(NamedTuple):
@@ -53,7 +60,7 @@ class StaticSampler:
     @torch.no_grad()
     def sample(
         self,
-        policy: "Policy",
+        policy: Sampled,
         prompts: list[list[int]],
         group_size: int,
         uniforms: Tensor,
@@ -107,7 +114,7 @@ class _Loop:
         """What it holds between two calls, about: keys, values and the graphs' own memory."""
         return self.decoder.bytes + LOGITS * self._logits
 
-    def run(self, policy: "Policy", uniforms: Tensor) -> list[list[int]]:
+    def run(self, policy: Sampled, uniforms: Tensor) -> list[list[int]]:
         """Sample, the decoder having read the prompts."""
         decoder, (total, width) = self.decoder, uniforms.shape
         self.uniforms.copy_(uniforms)
@@ -132,11 +139,11 @@ class _Loop:
         written[rows] = self.tokens[: len(rows)]
         return [[token for token in row if token != NONE] for row in written.tolist()]
 
-    def _step(self, policy: "Policy") -> None:
+    def _step(self, policy: Sampled) -> None:
         """Read the running rows' tokens and draw the next ones: what is captured."""
         self._draw(policy, self.decoder.forward())
 
-    def _draw(self, policy: "Policy", states: Tensor) -> None:
+    def _draw(self, policy: Sampled, states: Tensor) -> None:
         """Draw each running row's next token from its states [rows, D]; one that has ended gets none."""
         rows = len(states)
         logits = policy.logits(states).float()

@@ -8,6 +8,8 @@ from pathlib import Path
 from statistics import median
 from time import perf_counter
 
+import torch
+
 HERE = Path(__file__).parent
 Entry = dict[str, float]
 Results = dict[str, Entry]
@@ -24,10 +26,18 @@ def spread(values: Sequence[float]) -> Entry:
 
 
 def seconds(function: Callable[[], object]) -> float:
-    """Wall seconds of one call."""
+    """Wall seconds of one call, with all the work that it gave to a GPU."""
+    wait()
     begun = perf_counter()
     function()
+    wait()
     return perf_counter() - begun
+
+
+def wait() -> None:
+    """Until a GPU, where there is one, has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 class Worker:

@@ -67,9 +67,20 @@ def policy_folder(layers: int = LAYERS) -> Path:
     return build_once(f"speed-{policy.name}-{layers}-layers", build, "cutting the benchmark's small model")
 
 
+def folders(models: int | str) -> tuple[Path, Path]:
+    """Policy and reward model: so many layers of SmolLM2-135M, or policy/ and reward/ of a folder."""
+    if str(models).isdigit():
+        policy = policy_folder(int(models))
+        return policy, reward_folder(policy)
+    return Path(models) / "policy", Path(models) / "reward"
+
+
 def prompts(tokenizer: Any, tokens: int, count: int, seed: int = 0) -> list[str]:
     """User messages that are exactly `tokens` long once the chat template stands around them."""
-    words = [w[1:] for w in sorted(tokenizer.get_vocab()) if w.startswith("Ġ") and w[1:].isalpha() and w[1:].islower()]
+    vocabulary = sorted(tokenizer.get_vocab())
+    # A byte-level vocabulary marks where a word begins; one of whole words does not.
+    begins = [w[1:] for w in vocabulary if w.startswith("Ġ")] or vocabulary
+    words = [w for w in begins if w.isalpha() and w.islower()]
     rng = random.Random(seed)
 
     def length(text: str) -> int:

@@ -57,6 +57,12 @@ def forward_work(lm: torch.nn.Module, work: Workload, last_tokens: bool, head: b
     return float(work.prompts * total)
 
 
+def share(function: Callable[[], object], operations: float, rate: Callable[[], float]) -> float:
+    """What a call of so many operations reaches of the rate, measured before and after it."""
+    before, taken, after = rate(), seconds(function), rate()
+    return operations / taken / ((before + after) / 2)
+
+
 def stages(work: Workload, models: int | str, overrides: list[str]) -> dict[str, tuple[Callable[[], object], float]]:
     """The teacher-forced stages of a step: what makes each anew, and the operations that it takes."""
     actors, source, config = actors_of(work, models, overrides)
@@ -64,7 +70,7 @@ def stages(work: Workload, models: int | str, overrides: list[str]) -> dict[str,
     prompts = source.prompts[: work.prompts]
     batch = rollout(actors, prompts, range(work.prompts), work.group_size, config.rollout, 0, Stream.ROLLOUT, 1)
     (packs,) = pack(batch, config.rollout.tokens_per_batch)
-    policy, reward = actors.policy.module, actors.reward
+    policy, reward = actors.policy, actors.reward
 
     @torch.no_grad()
     def forward() -> None:
@@ -72,14 +78,14 @@ def stages(work: Workload, models: int | str, overrides: list[str]) -> dict[str,
             policy(p.sequences, temperature)
 
     def both() -> None:
-        policy.zero_grad(set_to_none=True)
+        policy.module.zero_grad(set_to_none=True)
         for p in packs:
-            policy(p.sequences, temperature).logp.sum().backward()
+            policy.backward(policy(p.sequences, temperature).logp.sum())
 
     def embed() -> None:
         reward.embed(batch.prompt_of, batch.responses, actors.device)
 
-    once = forward_work(policy.lm, work, last_tokens=False, head=True)
+    once = forward_work(policy.module.lm, work, last_tokens=False, head=True)
     return {
         "policy_forward": (forward, once),
         "reward_forward": (embed, forward_work(reward.backbone.classifier, work, last_tokens=True, head=False)),
@@ -93,15 +99,14 @@ def run(quick: bool) -> Results:
     results: Results = {}
     shape = max(SHAPES, key=lambda shape: matmul_rate(shape, 0.5))
 
-    def share(function: Callable[[], object], operations: float) -> float:
-        before, taken, after = matmul_rate(shape, 1.0), seconds(function), matmul_rate(shape, 1.0)
-        return operations / taken / ((before + after) / 2)
+    def rate() -> float:
+        return matmul_rate(shape, 1.0)
 
     for name, work in WORKLOADS.items():
         work = replace(work, prompts=max(work.prompts, 4 if name == "chat" else 1))
         for stage, (function, operations) in stages(work, QUICK_LAYERS if quick else LAYERS, []).items():
             function()
-            shares = [share(function, operations) for _ in range(2 if quick else 9)]
+            shares = [share(function, operations, rate) for _ in range(2 if quick else 9)]
             entry = spread(shares)
             print(f"  {name} {stage}: {entry['median']} of the matrix-multiply rate", flush=True)
             results[f"matmul_fraction.{name}.{stage}"] = entry

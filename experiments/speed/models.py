@@ -1,5 +1,6 @@
 """What both tools work on: the same models, prompts of an exact length, and how a worker takes turns with the driver."""
 
+import os
 import random
 import sys
 from dataclasses import dataclass
@@ -99,12 +100,12 @@ def prompts(tokenizer: Any, tokens: int, count: int, seed: int = 0) -> list[str]
 class Turns:
     """A worker's side: it does one step whenever the driver says so, and answers with the seconds that it took.
 
-    Answers go to the standard output that the process began with; what the tools print goes to standard error.
+    Answers go to a pipe of their own, whose number is in R2M_SPEED_ANSWERS: the tools print what they like. Without one, as
+    in a worker that is started by hand, they go to the standard output.
     """
 
     def __init__(self) -> None:
-        self._answers = sys.stdout
-        sys.stdout = sys.stderr
+        self._answers = os.fdopen(int(os.environ.get("R2M_SPEED_ANSWERS", "1")), "w")
         self._begun = 0.0
 
     def wait(self) -> None:

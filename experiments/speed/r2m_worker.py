@@ -72,15 +72,15 @@ class Reading:
     @classmethod
     def timed(cls) -> None:
         """From now on."""
-        read = RewardModel.read
+        live = RewardModel.live_scores
 
-        def timed_read(self, *args, phase, **kwargs):  # type: ignore[no-untyped-def]
+        def timed_scores(self, *args, phase, **kwargs):  # type: ignore[no-untyped-def]
             begun = perf_counter()
-            score = read(self, *args, phase=phase, **kwargs)
+            score = live(self, *args, phase=phase, **kwargs)
             cls.seconds += (phase == ANNOTATED) * (perf_counter() - begun)
             return score
 
-        RewardModel.read = timed_read  # type: ignore[method-assign]
+        RewardModel.live_scores = timed_scores  # type: ignore[method-assign]
 
     @classmethod
     def taken(cls) -> float:

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable
 from time import perf_counter
 
-import torch
 from common import wait
 from decoding import ways
 from flops import stages

@@ -50,7 +50,7 @@ gpu-bundle: $(STAMP) ## what a GPU machine without a network lacks, in .gpu-bund
 	$(BIN)/python experiments/gpu/bundle.py $(GPU_PYTHON_VERSION)
 
 gpu-check: ## is r2m right on this machine's GPU, and how fast: under eight minutes (GPU_CHECK="--parts decode,rates")
-	$(if $(wildcard .gpu-bundle),python3,$(BIN)/python) experiments/gpu/check.py $(GPU_CHECK)
+	$(if $(wildcard $(STAMP)),$(BIN)/python,python3) experiments/gpu/check.py $(GPU_CHECK)
 
 lint: $(STAMP) ## style and formatting (ruff), and which room may import which (import-linter)
 	$(BIN)/lint-imports --no-logo

@@ -46,9 +46,13 @@ def main() -> None:
 
 def unpack(bundle: Path = BUNDLE) -> list[str]:
     """The folders that PYTHONPATH must name on the GPU machine: the wheels, installed on the first call, the copied packages,
-    and r2m itself as it is in this repository. None where there is no bundle."""
+    and r2m itself as it is in this repository.
+
+    Raises:
+        SystemExit: there is no bundle, or one for another Python.
+    """
     if not bundle.is_dir():
-        return []
+        raise SystemExit(f"r2m is not installed here and there is no {bundle}: see experiments/gpu/README.md")
     site, partial = bundle / "site", bundle / "site.partial"
     if not site.is_dir():
         shutil.rmtree(partial, ignore_errors=True)
@@ -64,7 +68,10 @@ def unpack(bundle: Path = BUNDLE) -> list[str]:
             "--target",
             str(partial),
         ]
-        subprocess.run([*command, *wheels], check=True)
+        if subprocess.run([*command, *wheels]).returncode:
+            raise SystemExit(
+                f"{bundle}: is it for another Python than this one, {sys.version.split()[0]}? Build it again for that"
+            )
         partial.rename(site)
     package = bundle / "r2m" / "r2m_cli"
     shutil.rmtree(package, ignore_errors=True)

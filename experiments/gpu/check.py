@@ -11,6 +11,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -47,7 +48,7 @@ Record = dict[str, Any]  # of a part: seconds, failed (why, empty if it did not)
 
 def main() -> None:
     asked = arguments()
-    paths = [*unpack(), str(SPEED), str(HERE)]
+    paths = [*([] if find_spec("r2m_cli") else unpack()), str(SPEED), str(HERE)]
     sys.path[:0] = paths
     import torch
 

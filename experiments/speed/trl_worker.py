@@ -12,7 +12,7 @@ import tempfile
 import torch
 from datasets import Dataset
 from models import BETA, EPOCHS, LR, TEMPERATURE, Turns, folders, one_thread, prompts, workload
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoTokenizer, TrainerCallback
 from trl import RLOOConfig, RLOOTrainer
 
 from r2m_cli.monitor.observer import peak_memory
@@ -50,7 +50,7 @@ def main() -> None:
     one_thread()
     folder, reward = folders(sys.argv[2])
     cuda = torch.cuda.is_available()
-    dtype = torch.bfloat16 if cuda else torch.float32
+    dtype = "bfloat16" if cuda else "float32"
     tokenizer = AutoTokenizer.from_pretrained(folder)
     rows = [[{"role": "user", "content": text}] for text in prompts(tokenizer, work.prompt_tokens, 32)]
     sequences = work.prompts * work.group_size
@@ -61,18 +61,17 @@ def main() -> None:
         output_dir=tempfile.mkdtemp(), use_cpu=not cuda, bf16=cuda, report_to=[], save_strategy="no", logging_steps=10**6,
         per_device_train_batch_size=micro, gradient_accumulation_steps=sequences // micro, max_steps=10**6,
         num_generations=work.group_size, num_iterations=EPOCHS, max_completion_length=work.response_tokens, beta=BETA,
-        temperature=TEMPERATURE, learning_rate=LR, disable_tqdm=True,
+        temperature=TEMPERATURE, learning_rate=LR, disable_tqdm=True, model_init_kwargs={"dtype": dtype},
         generation_kwargs={"min_new_tokens": work.response_tokens}, **options,
     )  # fmt: skip
     assert config.gradient_checkpointing == (kind != "best")
-    policy = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     Checked.lengths = (work.prompt_tokens, work.response_tokens)
     trainer = Checked(
-        policy, [str(reward)], args=config, train_dataset=Dataset.from_dict({"prompt": rows}),
+        str(folder), [str(reward)], args=config, train_dataset=Dataset.from_dict({"prompt": rows}),
         processing_class=tokenizer, callbacks=[Boundary(turns)],
     )  # fmt: skip
     every = (trainer.model, trainer.ref_model, *trainer.reward_funcs)
-    assert {p.dtype for model in every for p in model.parameters()} == {dtype}
+    assert {p.dtype for model in every for p in model.parameters()} == {getattr(torch, dtype)}
     trainer.train()
 
 

@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEMO := outputs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all trajectories bench bench-quick lint types docs site wheel-check clean
+.PHONY: help install demo test test-all trajectories bench bench-quick gpu-bundle gpu-check lint types docs site wheel-check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -45,6 +45,12 @@ bench: $(STAMP) ## speed against TRL, R2M's cost, every stage: about an hour, on
 bench-quick: $(STAMP) ## the same on smaller models with fewer rounds: a look, not evidence
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[bench]"
 	$(BIN)/python experiments/speed/bench.py --quick
+
+gpu-bundle: $(STAMP) ## what a GPU machine without a network lacks, in .gpu-bundle/ (GPU_PYTHON_VERSION=3.12)
+	$(BIN)/python experiments/gpu/bundle.py $(GPU_PYTHON_VERSION)
+
+gpu-check: ## is r2m right on this machine's GPU, and how fast: under eight minutes (GPU_CHECK="--parts decode,rates")
+	$(if $(wildcard $(STAMP)),$(BIN)/python,python3) experiments/gpu/check.py $(GPU_CHECK)
 
 lint: $(STAMP) ## style and formatting (ruff), and which room may import which (import-linter)
 	$(BIN)/lint-imports --no-logo

@@ -1,5 +1,6 @@
 """What both tools work on: the same models, prompts of an exact length, and how a worker takes turns with the driver."""
 
+import os
 import random
 import sys
 from dataclasses import dataclass
@@ -67,9 +68,20 @@ def policy_folder(layers: int = LAYERS) -> Path:
     return build_once(f"speed-{policy.name}-{layers}-layers", build, "cutting the benchmark's small model")
 
 
+def folders(models: int | str) -> tuple[Path, Path]:
+    """Policy and reward model: so many layers of SmolLM2-135M, or policy/ and reward/ of a folder."""
+    if str(models).isdigit():
+        policy = policy_folder(int(models))
+        return policy, reward_folder(policy)
+    return Path(models) / "policy", Path(models) / "reward"
+
+
 def prompts(tokenizer: Any, tokens: int, count: int, seed: int = 0) -> list[str]:
     """User messages that are exactly `tokens` long once the chat template stands around them."""
-    words = [w[1:] for w in sorted(tokenizer.get_vocab()) if w.startswith("Ġ") and w[1:].isalpha() and w[1:].islower()]
+    vocabulary = sorted(tokenizer.get_vocab())
+    # A byte-level vocabulary marks where a word begins; one of whole words does not.
+    begins = [w[1:] for w in vocabulary if w.startswith("Ġ")] or vocabulary
+    words = [w for w in begins if w.isalpha() and w.islower()]
     rng = random.Random(seed)
 
     def length(text: str) -> int:
@@ -88,12 +100,12 @@ def prompts(tokenizer: Any, tokens: int, count: int, seed: int = 0) -> list[str]
 class Turns:
     """A worker's side: it does one step whenever the driver says so, and answers with the seconds that it took.
 
-    Answers go to the standard output that the process began with; what the tools print goes to standard error.
+    Answers go to a pipe of their own, whose number is in R2M_SPEED_ANSWERS: the tools print what they like. Without one, as
+    in a worker that is started by hand, they go to the standard output.
     """
 
     def __init__(self) -> None:
-        self._answers = sys.stdout
-        sys.stdout = sys.stderr
+        self._answers = os.fdopen(int(os.environ.get("R2M_SPEED_ANSWERS", "1")), "w")
         self._begun = 0.0
 
     def wait(self) -> None:

@@ -1,12 +1,16 @@
 """One process of r2m's own training loop that makes an RL step whenever a driver asks for one.
 
-    python experiments/speed/r2m_worker.py chat|summarise|N,P,R,K LAYERS [key=value ...]
+    python experiments/speed/r2m_worker.py chat|summarise|N,P,R,K MODELS [key=value ...]
+
+MODELS is a number of layers of SmolLM2-135M, or a folder with policy/ and reward/. With engine=zero the process is the only
+rank.
 
 Answers with the seconds of the step, then those of each stage (rollout, annotate, policy_step, reward_step), then those
 that went into code which only runs with feedback, then the peak memory of the process in bytes.
 """
 
 import json
+import os
 import sys
 import tempfile
 from dataclasses import dataclass, field
@@ -22,15 +26,14 @@ from models import (
     TEMPERATURE,
     Turns,
     Workload,
+    folders,
     one_thread,
-    policy_folder,
     prompts,
-    reward_folder,
     workload,
 )
 from transformers import AutoTokenizer
 
-from r2m_cli.build import build_actors
+from r2m_cli.build import build_actors, local_device
 from r2m_cli.checkpoints.state import LoopState
 from r2m_cli.config.check import typed, validate
 from r2m_cli.config.schema import Config
@@ -69,15 +72,15 @@ class Reading:
     @classmethod
     def timed(cls) -> None:
         """From now on."""
-        read = RewardModel.read
+        live = RewardModel.live_scores
 
-        def timed_read(self, *args, phase, **kwargs):  # type: ignore[no-untyped-def]
+        def timed_scores(self, *args, phase, **kwargs):  # type: ignore[no-untyped-def]
             begun = perf_counter()
-            score = read(self, *args, phase=phase, **kwargs)
+            score = live(self, *args, phase=phase, **kwargs)
             cls.seconds += (phase == ANNOTATED) * (perf_counter() - begun)
             return score
 
-        RewardModel.read = timed_read  # type: ignore[method-assign]
+        RewardModel.live_scores = timed_scores  # type: ignore[method-assign]
 
     @classmethod
     def taken(cls) -> float:
@@ -104,11 +107,17 @@ def configured(work: Workload, policy: Path, reward: Path, texts: list[str], ove
     return config
 
 
-def actors_of(work: Workload, layers: int, overrides: list[str]) -> tuple[Actors, Source, Config]:
+def actors_of(work: Workload, models: int | str, overrides: list[str]) -> tuple[Actors, Source, Config]:
     """Models, prompts and configuration of one workload; no token ends a response before its time."""
-    folder = policy_folder(layers)
-    texts = prompts(AutoTokenizer.from_pretrained(folder), work.prompt_tokens, 32)
-    config = configured(work, folder, reward_folder(folder), texts, overrides)
+    policy, reward = folders(models)
+    texts = prompts(AutoTokenizer.from_pretrained(policy), work.prompt_tokens, 32)
+    config = configured(work, policy, reward, texts, overrides)
+    if config.engine.kind == "zero":
+        from r2m_cli.distributed.zero import start_process_group
+
+        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29599"}
+        os.environ.update(alone)
+        start_process_group(config.engine, local_device(config))
     source = load_source(config.data, 1)
     actors = build_actors(config, source)
     assert not actors.policy.module.unshared
@@ -120,7 +129,7 @@ def main() -> None:
     turns, work = Turns(), workload(sys.argv[1])
     one_thread()
     Reading.timed()
-    actors, source, config = actors_of(work, int(sys.argv[2]), sys.argv[3:])
+    actors, source, config = actors_of(work, sys.argv[2], sys.argv[3:])
     turns.wait()
     observer = TakingTurns(None, 0, turns=turns, work=work)
     stream, folder = PromptStream(source.prompts, config.seed), Path(tempfile.mkdtemp())

@@ -20,7 +20,7 @@ def loading_in_shards(config: EngineConfig) -> Iterator[None]:
     """`from_pretrained` gives shards inside this block: one rank reads the files, and none holds more than a layer whole. Collective."""
     from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
-    from r2m_cli.distributed.zero import deepspeed_config
+    from r2m_cli.distributed.settings import deepspeed_config
 
     asked = HfDeepSpeedConfig(deepspeed_config(config, 0.0))  # transformers looks for it as long as it is referred to
     try:

@@ -12,15 +12,17 @@ from r2m_cli.console import say
 from r2m_cli.data.forms import BUILT_IN
 from r2m_cli.data.source import Source, identity_of
 from r2m_cli.distributed.engine import DTYPES, make_engine, place_frozen, resolve_device
+from r2m_cli.distributed.shards import all_finite, gathered
 from r2m_cli.errors import UserError
 from r2m_cli.files.cache import cache_dir, digest_of, key_of
 from r2m_cli.models.actors import Actors, function_alone
 from r2m_cli.models.classifier_check import check_reward
+from r2m_cli.models.context import context_length, why_no_longer
 from r2m_cli.models.critic import Critic
 from r2m_cli.models.ensemble import Calibration, Ensemble, calibration_of
 from r2m_cli.models.formats import policy_format, reward_format
 from r2m_cli.models.generate import end_ids
-from r2m_cli.models.loading import context_length, load_causal_lm, load_reward_model, token_limit, why_no_longer
+from r2m_cli.models.loading import load_causal_lm, load_reward_model, token_limit
 from r2m_cli.models.lora import BaseOfLora, with_lora
 from r2m_cli.models.policy import Policy
 from r2m_cli.models.reward_backbone import RewardBackbone, find_head, frozen_head
@@ -108,7 +110,7 @@ def build_actors(config: Config, source: Source, policy_path: str | None = None)
     assert config.policy.path is not None, "prepare() fills it"
     device, dtype, engine = local_device(config), DTYPES[config.engine.dtype], config.engine
     say(f"loading policy {policy_path or config.policy.path}")
-    lm = load_causal_lm(policy_path or config.policy.path, "policy.path", dtype)
+    lm = load_causal_lm(policy_path or config.policy.path, "policy.path", dtype, device, engine)
     chat = policy_format(config.policy, config.policy.path, "policy.path", end_ids(lm))
     check_context(config, f"policy.path={config.policy.path}", context_length(lm.config), why_no_longer(lm.config))
     training, trainer = config.task == "train", config.ppo
@@ -119,7 +121,7 @@ def build_actors(config: Config, source: Source, policy_path: str | None = None)
         lm, engine.gradient_checkpointing, engine.attention, features_of(config, "policy", lora is not None)
     )
     feedback_size = width(lm, config.feedback.features)
-    if not all(bool(p.isfinite().all()) for p in policy.parameters()):
+    if not all_finite(policy):
         raise UserError(
             f"policy.path={policy_path or config.policy.path}: its weights hold numbers that are not finite"
         )
@@ -128,7 +130,7 @@ def build_actors(config: Config, source: Source, policy_path: str | None = None)
             f"policy.path={config.policy.path}: a {lm.config.model_type} model changes its logits after the LM head in a way "
             "that r2m does not support; use another architecture"
         )
-    _ = policy.decoder  # must be chosen before the parameters are sharded
+    _ = policy.decoder  # must be chosen before an engine has the model
     decay, norm = trainer.weight_decay, trainer.max_grad_norm
     policy_engine = make_engine(policy, engine, device, weight_decay=decay, max_grad_norm=norm)
     reference: torch.nn.Module | None = None
@@ -136,12 +138,13 @@ def build_actors(config: Config, source: Source, policy_path: str | None = None)
         if lora is not None:
             reference = BaseOfLora(policy_engine, lora)
         else:
-            base = load_causal_lm(config.policy.path, "policy.path", dtype)
-            frozen = Policy(base, attention=engine.attention, features=features_of(config, "reference"))
+            base = load_causal_lm(config.policy.path, "policy.path", dtype, device, engine)
+            like = policy if policy_path in (None, config.policy.path) else None
+            frozen = Policy(base, attention=engine.attention, features=features_of(config, "reference"), like=like)
             reference = place_frozen(frozen, engine, device)
     critic = None
     if training and ESTIMATORS[trainer.algorithm].critic:
-        body = load_causal_lm(config.policy.path, "policy.path", dtype)
+        body = load_causal_lm(config.policy.path, "policy.path", dtype, device, engine)
         values = Critic(body, engine.gradient_checkpointing, engine.attention)
         critic = make_engine(values, engine, device, weight_decay=decay, max_grad_norm=norm)
     alone = without_reward_model(config)
@@ -171,19 +174,26 @@ def build_reward(config: Config, feedback_size: int, device: torch.device, key: 
     say(f"loading reward model {config.reward.path}")
     chat = reward_format(config.reward, config.reward.path, key)
     dtype = DTYPES[config.engine.dtype]
-    classifier = load_reward_model(config.reward.path, key, dtype, chat.pad_id)
-    head = find_head(classifier)
-    initial = frozen_head(head).to(device)  # copied before the backbone, and the head with it, is sharded
-    feedback, f = None, config.feedback
-    if f.kind != "none":
-        module: torch.nn.Module = HeadOnly(head)
+    classifier = load_reward_model(
+        config.reward.path, key, dtype, chat.pad_id, device=device, engine=config.engine
+    )  # fmt: skip
+    head, f = find_head(classifier), config.feedback
+    module: torch.nn.Module | None = None
+    with gathered(list(head.parameters())):
+        initial = frozen_head(head).to(device)
         if FEEDBACKS[f.kind].states is not None:
             seed = draw_seed(Stream.ADAPTER, config.seed)
             size = width(classifier, f.features) if f.source == "reward" else feedback_size
             module = FeedbackHead(head, size, f.dim, seed, f.heads, f.query == "learned")
+        elif f.kind != "none":
+            module = HeadOnly(head)
+    feedback = None
+    if module is not None:
         feedback = make_engine(module, config.engine, device, weight_decay=0.0, max_grad_norm=0.0, small=True)
     max_tokens, limited_by = token_limit(classifier, chat.tokenizer, config.reward.max_tokens)
-    backbone = RewardBackbone(classifier, config.engine.attention, features_of(config, "reward"), chat.boundary)
+    backbone = RewardBackbone(
+        classifier.requires_grad_(False), config.engine.attention, features_of(config, "reward"), chat.boundary
+    )
     check_reward(backbone, chat, f"{key}={config.reward.path}")
     return RewardModel(
         backbone=place_frozen(backbone, config.engine, device),

@@ -71,7 +71,7 @@ def train(run: Training, state: LoopState) -> None:
         observer.row(0, measured(run, 0, pairs=True))
 
     for step in range(state.step + 1, config.train.steps + 1):
-        timer = Timer(observer.stage)
+        timer = Timer(observer.stage, run.actors.device)
         annotated, values = train_step(run, state, step, timer)
         ended = why_it_ends(step, values, config)
         if config.eval.every and (step % config.eval.every == 0 or ended):

@@ -14,9 +14,9 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerFast
 from r2m_cli.data.template import ChatFormat
 from r2m_cli.errors import UserError
 from r2m_cli.models.body import body
+from r2m_cli.models.context import context_length, why_no_longer
 from r2m_cli.models.decoding import READS, NoCache, OwnCache, SharedPrefill, choose
 from r2m_cli.models.generate import end_ids, sample, uniform_rows
-from r2m_cli.models.loading import context_length, why_no_longer
 from r2m_cli.models.lora import with_lora
 from r2m_cli.models.policy import Policy
 from r2m_cli.models.sequences import Sequences

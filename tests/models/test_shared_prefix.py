@@ -25,6 +25,7 @@ from r2m_cli.models.policy import Policy
 from r2m_cli.models.reward_backbone import RewardBackbone, common_prefix, find_head, frozen_head
 from r2m_cli.models.reward_model import RewardModel
 from r2m_cli.models.sequences import Sequences, SharedPrefix
+from r2m_cli.models.shared_attention import NAMES
 
 VOCABULARY = 29
 
@@ -95,7 +96,7 @@ def test_log_probabilities_states_and_gradients_equal_those_of_padded_rows(famil
 def test_flex_attention_gives_the_same_numbers(family):
     """It can also cap scores, as Gemma 2 wants it."""
     sequences = groups(PROMPTS, RESPONSES)
-    policy = Policy(copy.deepcopy(built(family)), attention="flex")
+    policy = Policy(copy.deepcopy(built(family)).requires_grad_(False), attention="flex")
     assert not policy.unshared
     assert policy.lm.config._attn_implementation.endswith("flex")
     shared = policy(sequences, 0.7)
@@ -105,6 +106,27 @@ def test_flex_attention_gives_the_same_numbers(family):
     torch.testing.assert_close(shared.logp, padded.logp, atol=1e-4, rtol=1e-4)
     for mine, oracle in zip(rows_of(shared.states), rows_of(padded.states), strict=True):
         torch.testing.assert_close(mine, oracle, atol=1e-4, rtol=1e-4)
+
+
+def test_where_flex_has_no_backward_a_model_that_trains_uses_sdpa_and_says_why(capsys):
+    policy = Policy(copy.deepcopy(built("llama")), attention="flex")
+    assert not policy.unshared
+    assert policy.lm.config._attn_implementation == NAMES["sdpa"]
+    said = capsys.readouterr().out
+    assert "engine.attention=flex cannot be used" in said
+    assert "does not support backward on CPU" in said
+    assert said.rstrip().endswith("sdpa instead")
+    policy(groups(PROMPTS, RESPONSES), 0.7).logp.sum().backward()
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "padded"])
+def test_a_reference_takes_over_what_its_policy_found_out(attention):
+    policy = Policy(copy.deepcopy(built("llama")), attention=attention)
+    reference = Policy(copy.deepcopy(built("llama")), attention=attention, like=policy)
+    assert reference.unshared == policy.unshared
+    assert reference.lm.config._attn_implementation == policy.lm.config._attn_implementation
+    sequences = groups(PROMPTS, RESPONSES)
+    assert torch.equal(reference(sequences, 0.7).logp, policy(sequences, 0.7).logp)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -253,6 +275,24 @@ def test_the_lm_head_in_chunks_gives_the_same_numbers(monkeypatch, size):
     for mine, whole in zip(*results, strict=True):
         torch.testing.assert_close(mine, whole, atol=1e-5, rtol=1e-5)
     assert max(rows[1:]) == min(size, rows[0])
+
+
+def test_log_probabilities_and_entropies_of_a_bf16_model_are_fp32():
+    """From the same logits in double precision they differ as fp32 does, not as bf16 does, whose steps are a thousand times as wide."""
+    sequences, policy = groups(PROMPTS, RESPONSES), Policy(copy.deepcopy(built("llama")).to(torch.bfloat16))
+    seen = []
+    policy.lm.lm_head.register_forward_hook(lambda module, args, logits: seen.append(logits))
+    output = policy(sequences, 0.7, with_entropy=True)
+    (logits,) = seen
+    assert logits.dtype == torch.bfloat16
+    assert output.logp.dtype == output.entropy.dtype == torch.float32
+    exact = (logits.double() / 0.7).log_softmax(dim=1)
+    logp = exact.gather(1, sequences.response_tokens[2][:, None]).squeeze(1)
+    mask = sequences.response_mask
+    torch.testing.assert_close(output.logp[mask].double(), logp, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(output.entropy[mask].double(), -(exact.exp() * exact).sum(dim=1), atol=1e-5, rtol=1e-5)
+    whole = Policy(copy.deepcopy(built("llama")))(sequences, 0.7)
+    assert (output.logp - whole.logp).abs().max() < 0.1  # what bf16 weights and states cost
 
 
 # --- models that cannot ------------------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def _policies(config: Config, run: Path, device: torch.device, results: Results)
     """Yield (step, the policy after it), one at a time; the last policy is the one in the run's policy/."""
     assert config.policy.path is not None, "the run's own"
     dtype, last = DTYPES[config.engine.dtype], config.train.steps
-    lm = load_causal_lm(config.policy.path, "policy.path", dtype).to(device)  # type: ignore[arg-type]
+    lm = load_causal_lm(config.policy.path, "policy.path", dtype, device)
     yield 0, lm
     found = [(int(folder.name.removeprefix("step_")), folder) for folder in checkpoints(run)]
     between = [(step, folder) for step, folder in found if step < last]
@@ -74,4 +74,4 @@ def _policies(config: Config, run: Path, device: torch.device, results: Results)
         results.notes.append(
             f"{len(between)} checkpoints before the last step; for more, set checkpoint.every and checkpoint.keep"
         )
-    yield last, load_causal_lm(str(run / POLICY), "run", dtype).to(device)  # type: ignore[arg-type]
+    yield last, load_causal_lm(str(run / POLICY), "run", dtype, device)

@@ -18,8 +18,8 @@ from r2m_cli.data.truncation import cut_notes, told_apart
 from r2m_cli.errors import UserError
 from r2m_cli.evaluation.policy import text_scores
 from r2m_cli.files.run_folder import POLICY
+from r2m_cli.models.context import context_length
 from r2m_cli.models.layers import pooled_states
-from r2m_cli.models.loading import context_length
 from r2m_cli.models.reward_model import RewardModel
 from r2m_cli.stages.label_pairs import known_pairs
 from r2m_cli.stages.packing import rows_per_forward

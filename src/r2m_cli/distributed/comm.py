@@ -61,17 +61,20 @@ def barrier() -> None:
 
 
 class MetricSums:
-    """Metrics as (sum, count), so that a mean over ranks with unequal counts is the mean over the global batch."""
+    """Metrics as (sum, count), so that a mean over ranks with unequal counts is the mean over the global batch.
+
+    A sum stays on the device of its values until `means`: adding to it waits for nothing.
+    """
 
     def __init__(self) -> None:
-        self._sums: dict[str, tuple[Tensor, float]] = {}
+        self._sums: dict[str, tuple[Tensor | float, float]] = {}
 
     def add(self, name: str, values: Tensor | float, count: float | None = None) -> None:
         """Add the sum of `values` to a metric; `count` defaults to their number."""
         tensor = torch.as_tensor(values, dtype=torch.float64).detach()
-        total, seen = self._sums.get(name, (torch.zeros((), dtype=torch.float64), 0.0))
+        total, seen = self._sums.get(name, (0.0, 0.0))
         number = float(tensor.numel()) if count is None else count
-        self._sums[name] = (total + tensor.sum().cpu(), seen + number)
+        self._sums[name] = (total + tensor.sum(), seen + number)
 
     def update(self, other: "MetricSums") -> None:
         """Add the metrics of another collection, replacing those of the same name."""
@@ -82,6 +85,6 @@ class MetricSums:
         names = sorted(self._sums)
         if not names:
             return {}
-        packed = torch.stack([torch.stack([self._sums[n][0], torch.tensor(self._sums[n][1])]) for n in names])
+        packed = torch.tensor([list(map(float, self._sums[name])) for name in names], dtype=torch.float64)
         packed = sum(gather(packed), torch.zeros_like(packed))
         return {name: float(total / count) for name, (total, count) in zip(names, packed) if count}

@@ -24,9 +24,10 @@ from r2m_cli.judges.judge import Comparison, Judge, gold_judge, score_judge
 from r2m_cli.judges.openai_judge import OpenAIJudge
 from r2m_cli.maths.statistics import length_controlled_win_rate, win_rate
 from r2m_cli.models.actors import Actors
+from r2m_cli.models.context import context_length
 from r2m_cli.models.formats import policy_format
 from r2m_cli.models.generate import end_ids
-from r2m_cli.models.loading import context_length, load_causal_lm
+from r2m_cli.models.loading import load_causal_lm
 from r2m_cli.models.policy import Policy
 from r2m_cli.models.reward_model import RewardModel
 from r2m_cli.models.tokenizers import check_known
@@ -160,7 +161,7 @@ def measure(
 def _sampled(config: Config, source: Source, actors: Actors, prompts: list[Prompt]) -> Rollout:
     """The other policy's responses to the same prompts, from the same draws, through its own tokenizer and template."""
     name, key = config.eval.against, "eval.against"
-    lm = load_causal_lm(name, key, DTYPES[config.engine.dtype])
+    lm = load_causal_lm(name, key, DTYPES[config.engine.dtype], actors.device)
     chat = policy_format(PolicyConfig(), name, key, end_ids(lm))
     check_known(source, chat)
     limit = context_length(lm.config)

@@ -212,7 +212,8 @@ def _check_hub(key: str, name: str) -> None:
 def _check_context(config: Config, named: dict[str, str]) -> None:
     """Check that the context of the policy that is fitted or loaded is long enough for the run's prompts and responses."""
     from r2m_cli.build import check_context
-    from r2m_cli.models.loading import FRESH_CONTEXT, context_length, load_config, why_no_longer
+    from r2m_cli.models.context import context_length, why_no_longer
+    from r2m_cli.models.loading import FRESH_CONTEXT, load_config
 
     for key in ("policy.path", "policy.base"):
         if key in named:

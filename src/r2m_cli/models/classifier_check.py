@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from r2m_cli.data.template import ChatFormat
+from r2m_cli.distributed.shards import layer_by_layer
 from r2m_cli.errors import UserError
 from r2m_cli.models.reward_backbone import RewardBackbone, find_head, frozen_head, segments
 from r2m_cli.models.sequences import pad
@@ -34,7 +35,6 @@ def check_reward(backbone: RewardBackbone, chat: ChatFormat, named: str) -> None
     """
     device = next(backbone.parameters()).device
     rows = [chat.conversation_ids(ASKED, reply) for reply in REPLIES]
-    head = frozen_head(find_head(backbone.classifier)).to(device)
 
     def read(part: list[list[int]]) -> Tensor:
         tokens, lengths = pad(part, chat.pad_id)
@@ -42,8 +42,10 @@ def check_reward(backbone: RewardBackbone, chat: ChatFormat, named: str) -> None
         return rte.float()
 
     try:
-        own = torch.cat([_own_logits(backbone, row, chat.pad_id, device) for row in rows])
-        alone, batch = torch.cat([read([row]) for row in rows]), read(rows)
+        with layer_by_layer(backbone):
+            head = frozen_head(find_head(backbone.classifier)).to(device)
+            own = torch.cat([_own_logits(backbone, row, chat.pad_id, device) for row in rows])
+            alone, batch = torch.cat([read([row]) for row in rows]), read(rows)
     except Exception as error:  # an unknown architecture can raise anything
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise UserError(f"{named}: r2m cannot read texts with it ({reason}); use another reward model") from error

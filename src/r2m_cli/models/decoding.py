@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from r2m_cli.console import say
+from r2m_cli.distributed.shards import layer_by_layer
 from r2m_cli.models.body import body
 from r2m_cli.models.sequences import Padded
 from r2m_cli.models.windows import narrowed
@@ -150,7 +151,7 @@ def choose(lm: Any) -> type[Decoder] | None:
     as in training, give other states than the texts alone, or if the model attends to later tokens.
     """
     model = body(lm)
-    with narrowed(lm):
+    with narrowed(lm), layer_by_layer(lm):
         try:
             begun = perf_counter()
             alone = _alone(model)

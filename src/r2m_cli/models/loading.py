@@ -3,6 +3,7 @@
 import inspect
 import os
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,20 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from r2m_cli.config.schema import ModelConfig
+from r2m_cli.config.schema import EngineConfig, ModelConfig
 from r2m_cli.config.values import fresh_size
 from r2m_cli.data.truncation import MAX_TOKENS, POSITIONS, TOKENIZER
+from r2m_cli.distributed.shards import in_shards, layer_by_layer, loading_in_shards
 from r2m_cli.errors import UserError
 from r2m_cli.models import smollm2
 from r2m_cli.models.boundary import foreign
+from r2m_cli.models.context import context_length
 from r2m_cli.models.folder import check_folder
 from r2m_cli.models.tokenizers import read_tokenizer
 from r2m_cli.models.weights import check_keys, check_size, stored
 from r2m_cli.text import from_home
 
+CPU = torch.device("cpu")
 FRESH_CONTEXT = 512  # tokens that a fresh small Llama reads
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 transformers_logging.set_verbosity_error()
@@ -75,14 +79,20 @@ def vocabulary(name: str, key: str) -> int | None:
     return getattr(load_config(name, key).get_text_config(), "vocab_size", None)
 
 
-def load_causal_lm(name: str, key: str, dtype: torch.dtype) -> PreTrainedModel:
+def load_causal_lm(
+    name: str, key: str, dtype: torch.dtype, device: torch.device = CPU, engine: EngineConfig | None = None
+) -> PreTrainedModel:
     """A causal language model in evaluation mode (no dropout: the ratio of the first epoch must be 1).
+
+    Args:
+        device: where the weights go as they are read, and where the model is tried.
+        engine: what trains or keeps it: with ZeRO stage 3 it is in shards from the start, and the call is collective.
 
     Raises:
         UserError: not loadable, or weights are missing or unused (a reward model has no LM head).
     """
     check_kind(name, key, scorer=False)  # with tied embeddings no weight of an LM head would be missing
-    return _load(AutoModelForCausalLM, name, key, load_config(name, key), dtype)
+    return _load(AutoModelForCausalLM, name, key, load_config(name, key), dtype, device, engine)
 
 
 def check_kind(name: str, key: str, scorer: bool) -> None:
@@ -97,11 +107,20 @@ def check_kind(name: str, key: str, scorer: bool) -> None:
         )
 
 
-def load_reward_model(name: str, key: str, dtype: torch.dtype, pad_id: int, new_head: bool = False) -> PreTrainedModel:
+def load_reward_model(
+    name: str,
+    key: str,
+    dtype: torch.dtype,
+    pad_id: int,
+    new_head: bool = False,
+    device: torch.device = CPU,
+    engine: EngineConfig | None = None,
+) -> PreTrainedModel:
     """A sequence classifier with one output, in evaluation mode.
 
     Args:
         new_head: the head may be missing from the weights (a language model that is to become a reward model).
+        device, engine: as of `load_causal_lm`.
 
     Raises:
         UserError: not loadable, weights are missing or unused, or a trained scoring head is needed and missing.
@@ -109,14 +128,26 @@ def load_reward_model(name: str, key: str, dtype: torch.dtype, pad_id: int, new_
     config = load_config(name, key)
     config.num_labels = 1
     config.pad_token_id = pad_id  # transformers refuses batches without one; the RTE is picked by the mask
-    return _load(AutoModelForSequenceClassification, name, key, config, dtype, new_head)
+    return _load(AutoModelForSequenceClassification, name, key, config, dtype, device, engine, new_head)
 
 
 def _load(
-    kind: Any, name: str, key: str, config: PretrainedConfig, dtype: torch.dtype, new_head: bool = False
+    kind: Any,
+    name: str,
+    key: str,
+    config: PretrainedConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    engine: EngineConfig | None,
+    new_head: bool = False,
 ) -> PreTrainedModel:
     """Load a model with an Auto class, and check that all its weights come from its files and that it runs."""
     source, where = resolve(name, key), f"{key}={name}"
+    read = partial(
+        kind.from_pretrained, source, config=config, dtype=dtype, trust_remote_code=False, output_loading_info=True,
+        ignore_mismatched_sizes=True,
+    )  # fmt: skip
+    shards = engine if engine is not None and in_shards(engine) else None
     with foreign(where, f"cannot be loaded {_place(source)}"):
         # config.json may ask for kernels that are not installed; engine.attention chooses among those that are.
         if config._attn_implementation not in (None, "eager", "sdpa"):
@@ -124,14 +155,17 @@ def _load(
         if Path(source).is_dir():
             with torch.device("meta"):
                 check_size(kind.from_config(config, trust_remote_code=False), stored(Path(source)), where)
-        model, info = kind.from_pretrained(
-            source, config=config, dtype=dtype, trust_remote_code=False, output_loading_info=True,
-            ignore_mismatched_sizes=True,
-        )  # fmt: skip
+        model, info = read(device_map={"": torch.device("meta") if shards else device})
     if getattr(model, "_hf_peft_config_loaded", False):
         raise UserError(f"{where}: transformers has added an adapter to it (adapter_config.json); name a merged model")
     check_keys(model, info, where, name, new_head)
-    _check_runs(model.eval(), where)
+    if (
+        shards
+    ):  # transformers' own loading in shards believes its files: they have just been checked, without their data
+        with foreign(where, f"cannot be loaded {_place(source)}"), loading_in_shards(shards):
+            model, _ = read()
+    with layer_by_layer(model):
+        _check_runs(model.eval(), where)
     return model  # type: ignore[no-any-return]
 
 
@@ -204,34 +238,3 @@ def load_config(name: str, key: str) -> PretrainedConfig:
     source = resolve(name, key)
     with foreign(f"{key}={name}", f"cannot be loaded {_place(source)}"):
         return AutoConfig.from_pretrained(source, trust_remote_code=False)  # type: ignore[no-any-return]
-
-
-def context_length(config: PretrainedConfig) -> int | None:
-    """Number of tokens that a model can read, if its configuration has it.
-
-    With longrope, only as many as it reads without switching its rotary factors: beyond that, the factors of every text
-    depend on the longest text of the batch.
-    """
-    text = config.get_text_config()
-    positions: int | None = getattr(text, "max_position_embeddings", None)
-    steady = _steady_length(text)
-    if positions is None or positions < 1:  # XLNet's is -1: any length
-        return steady
-    return positions if steady is None else min(positions, steady)
-
-
-def why_no_longer(config: PretrainedConfig) -> str:
-    """Why `context_length` is less than a model's number of positions, for messages; empty if it is not."""
-    text = config.get_text_config()
-    shorter = (context_length(config) or 0) < (getattr(text, "max_position_embeddings", None) or 0)
-    return " (beyond that, longrope makes a text's results depend on the longest text of its batch)" if shorter else ""
-
-
-def _steady_length(text: PretrainedConfig) -> int | None:
-    ropes = getattr(text, "rope_parameters", None) or {}
-    kinds = [
-        ropes,
-        *(rope for rope in ropes.values() if isinstance(rope, dict)),
-    ]  # one for all layers, or one per layer type
-    switches = [rope.get("original_max_position_embeddings") for rope in kinds if rope.get("rope_type") == "longrope"]
-    return min((int(switch) for switch in switches if switch), default=None)

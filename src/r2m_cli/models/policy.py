@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from r2m_cli.console import say
+from r2m_cli.distributed.shards import layer_by_layer
 from r2m_cli.errors import UserError
 from r2m_cli.models.body import body, checkpointed_layers, checkpointing
 from r2m_cli.models.decoding import Decoder, SharedPrefill, agrees, choose
@@ -41,12 +42,25 @@ class Policy(nn.Module):
     lm: Any  # transformers' PreTrainedModel
 
     def __init__(
-        self, lm: nn.Module, gradient_checkpointing: bool = False, attention: str = "sdpa", features: str = "states"
+        self,
+        lm: nn.Module,
+        gradient_checkpointing: bool = False,
+        attention: str = "sdpa",
+        features: str = "states",
+        like: "Policy | None" = None,
     ):
+        """
+        Args:
+            like: a policy of the same model, on the same device, whose attention this one takes over without trying it again.
+        """  # fmt: skip
         super().__init__()
         self.lm = lm.eval()
         self.features = Features(lm, features)
-        self.unshared = why_not(self.lm, lambda layout: layout.run(body(self.lm)), attention)
+        if like is None:
+            self.unshared = why_not(self.lm, lambda layout: layout.run(body(self.lm)), attention)
+        else:
+            self.unshared = like.unshared
+            self.lm.set_attn_implementation(like.lm.config._attn_implementation)
         self._checkpointed = checkpointed_layers(self.lm) if gradient_checkpointing else []
 
     def forward(self, sequences: Sequences, temperature: float, with_entropy: bool = False) -> PolicyOutput:
@@ -66,7 +80,7 @@ class Policy(nn.Module):
     def decoder(self) -> type[Decoder]:
         """How `sample` reads with this model: the fastest decoder with the same numbers as training, chosen by trials.
 
-        The first call must come before the parameters are sharded.
+        The first call must come before an engine has the model.
 
         Raises:
             UserError: no decoder does.
@@ -125,8 +139,10 @@ class Policy(nn.Module):
     @torch.no_grad()
     def agrees_with_its_model(self) -> bool:
         """Whether `logits` of the last-layer states equal the model's own: false for an architecture that scales them in an
-        unknown way. Call it before the parameters are sharded."""
+        unknown way. Call it before an engine has the model."""
         tokens = torch.tensor([[1, 2, 3]], device=next(self.parameters()).device)
-        states = body(self.lm)(input_ids=tokens, use_cache=False).last_hidden_state
-        own = self.lm(input_ids=tokens, use_cache=False).logits
-        return torch.allclose(self.logits(states).float(), own.float(), rtol=1e-2, atol=1e-2)
+        with layer_by_layer(self.lm):
+            states = body(self.lm)(input_ids=tokens, use_cache=False).last_hidden_state
+            own = self.lm(input_ids=tokens, use_cache=False).logits
+            given = self.logits(states)
+        return torch.allclose(given.float(), own.float(), rtol=1e-2, atol=1e-2)

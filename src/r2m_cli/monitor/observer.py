@@ -19,36 +19,58 @@ from r2m_cli.monitor.alerts import Watch
 from r2m_cli.monitor.catalogue import check_names
 from r2m_cli.monitor.sinks import Sinks
 
+Moment = Any  # seconds of perf_counter on a CPU, a torch.cuda.Event on a GPU
+
 
 class Timer:
     """Wall seconds of a step and of its stages: `with timer("rollout"):`, or `timer("rollout")(function)`.
 
     The time of a nested stage is subtracted from the stage around it; `began` is called with the name of each outermost stage.
+    On a GPU, which runs behind the program, a stage lasts until its work there is done: it is timed by events in the GPU's
+    stream, so that no stage has to wait for it.
     """
 
-    def __init__(self, began: Callable[[str], None] | None = None) -> None:
+    def __init__(self, began: Callable[[str], None] | None = None, device: torch.device | None = None) -> None:
         self._began = began
+        self._device = device if device is not None and device.type == "cuda" else None
         self._start = perf_counter()
-        self._stages: dict[str, float] = defaultdict(float)
+        self._spans: list[tuple[str, str | None, Moment, Moment]] = []  # stage, the one around it, start, end
         self._open: list[str] = []
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
         if self._began is not None and not self._open:
             self._began(stage)
+        around = self._open[-1] if self._open else None
         self._open.append(stage)
-        start = perf_counter()
+        start = self._now()
         yield
-        spent = perf_counter() - start
         self._open.pop()
-        self._stages[stage] += spent
-        if self._open:
-            self._stages[self._open[-1]] -= spent
+        self._spans.append((stage, around, start, self._now()))
+
+    def _now(self) -> Moment:
+        if self._device is None:
+            return perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    def _seconds(self) -> dict[str, float]:
+        """Of each stage. Waits for the device."""
+        if self._device is not None:
+            torch.cuda.synchronize(self._device)
+        stages: dict[str, float] = defaultdict(float)
+        for stage, around, start, end in self._spans:
+            spent = end - start if isinstance(end, float) else start.elapsed_time(end) / 1000
+            stages[stage] += spent
+            if around is not None:
+                stages[around] -= spent
+        return stages
 
     def metrics(self, tokens: int) -> dict[str, float]:
         """Cost of a step with `tokens` tokens so far: seconds per stage and in total, and memory; the largest over all ranks.
         Collective."""
-        mine = {f"time/{stage}": seconds for stage, seconds in self._stages.items()}
+        mine = {f"time/{stage}": seconds for stage, seconds in self._seconds().items()}
         mine |= {"step_time": perf_counter() - self._start, "perf/peak_memory_bytes": peak_memory()}
         every = comm.gather(mine)
         most = {name: max(rank[name] for rank in every) for name in mine}

@@ -44,7 +44,7 @@ def labelled_pairs(config: Config, source: Source, device: torch.device) -> tupl
 def _label(config: Config, world: World, device: torch.device) -> list[Pair]:
     """Two responses of the starting policy to each prompt, judged by the world's biased, noisy labellers."""
     assert config.policy.path is not None
-    policy = Policy(load_causal_lm(config.policy.path, "policy.path", torch.float32)).to(device)
+    policy = Policy(load_causal_lm(config.policy.path, "policy.path", torch.float32, device))
     chat = policy_format(config.policy, config.policy.path, "policy.path", end_ids(policy.lm))
     rng = random.Random(draw_seed(Stream.SPLIT_OR_LABELS, config.data.seed))
     wanted = config.data.pairs + config.eval.pairs

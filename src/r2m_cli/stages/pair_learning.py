@@ -15,7 +15,7 @@ from r2m_cli.distributed import comm
 from r2m_cli.judges.judge import Judge
 from r2m_cli.maths.reward_loss import bradley_terry
 from r2m_cli.models.actors import Actors
-from r2m_cli.models.loading import context_length
+from r2m_cli.models.context import context_length
 from r2m_cli.models.sequences import Sequences, pad
 from r2m_cli.models.states import LABELLED, States
 from r2m_cli.seeds import Stream, draw_seed

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+import torch
+
 from r2m_cli.batch import Trainable
 from r2m_cli.config.schema import PpoConfig
 from r2m_cli.distributed import comm
@@ -41,7 +43,7 @@ def policy_step(
 
     for epoch in range(config.epochs):
         for mini_batch in packs:
-            finite = True
+            finite = []  # read once per mini-batch: every look waits for the device
             for pack in mini_batch:
                 output = actors.policy(pack.sequences, temperature, with_entropy=config.entropy_bonus > 0)
                 part, width = pack.rows, output.logp.shape[1]
@@ -67,8 +69,8 @@ def policy_step(
                 metrics.add("clip_ratio/region_mean", loss.clipped)
                 if on_fresh_states is not None and epoch == config.epochs - 1:
                     on_fresh_states(pack, output.states)
-                finite &= bool(loss.total.isfinite().all())
-            if comm.max_over_ranks(float(not finite)):
+                finite.append(loss.total.isfinite().all())
+            if comm.max_over_ranks(float(not torch.stack(finite).all())):
                 raise FloatingPointError("the policy's loss is not a finite number")
             metrics.add("grad_norm", actors.policy.step(lr))
     return metrics

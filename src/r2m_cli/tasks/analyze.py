@@ -51,7 +51,7 @@ def of_models(config: Config, results: Results) -> None:
     source, device = load_source(config.data, config.eval.prompts, evaluating=True), local_device(config)
     say(f"loading policy {config.policy.path}")
     chat = policy_format(config.policy, config.policy.path, "policy.path")
-    lm = load_causal_lm(config.policy.path, "policy.path", DTYPES[config.engine.dtype]).to(device)  # type: ignore[arg-type]
+    lm = load_causal_lm(config.policy.path, "policy.path", DTYPES[config.engine.dtype], device)
     reward = build_reward(_frozen(config), 0, device)
     formats = [chat, *(member.format for member in reward.truncations)]
     source = renderable(source, formats)

@@ -68,6 +68,7 @@ def _fit(config: Config, run_dir: Path, kept: Unfinished) -> None:
             torch.manual_seed(seed)
             dtype = DTYPES[config.engine.dtype]
             classifier = load_reward_model(c.base, "reward.base", dtype, chat.pad_id, new_head=True)
+        classifier.to(device)  # type: ignore[arg-type]  # only now: a new head is drawn on the CPU, the same everywhere
     else:
         classifier = fresh_llama(c, tokenizer, chat.pad_id, seed, scorer=True)
         if c.pretrain_epochs:

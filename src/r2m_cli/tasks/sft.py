@@ -55,7 +55,7 @@ def _fit(config: Config, run_dir: Path, kept: Unfinished) -> None:
 
     if c.base is not None:
         say(f"loading policy.base={c.base}")
-        lm = load_causal_lm(c.base, "policy.base", DTYPES[config.engine.dtype])
+        lm = load_causal_lm(c.base, "policy.base", DTYPES[config.engine.dtype], local_device(config))
     else:
         lm = fresh_llama(c, chat.tokenizer, chat.pad_id, config.data.seed, scorer=False)
     require_room_for_fit(lm, run_dir)

@@ -25,7 +25,8 @@ class Rollout:
     response_lengths: Tensor  # [B] tokens, the end token included; at least 1
     group_size: int  # K
     seeds: list[int]  # B, for any other random draw of a response (the noise of feedback=noise)
-    sampler_logp: list[list[float]] | None = None  # B, each response token's under the sampler, tempered; None: old_logp's
+    # B, of each response token under the sampler, tempered; None where these are the trainer's own
+    sampler_logp: list[list[float]] | None = None
 
     @property
     def prompt_of(self) -> list[Prompt]:

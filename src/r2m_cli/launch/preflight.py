@@ -48,7 +48,7 @@ def _checks(config: Config) -> Iterator[Callable[[], object]]:
         from r2m_cli.distributed.settings import check_settings
 
         yield lambda: check_settings(config.engine)
-    if config.rollout.vllm:
+    if config.rollout.vllm and importlib.util.find_spec("vllm") is not None:
         yield lambda: _check_vllm(config)
     if reads_curves_only(config):
         return

@@ -1,6 +1,7 @@
 """The policy's weights, one after the other, for an engine that samples from a copy of its own."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -37,9 +38,8 @@ def weights_of(policy: Engine) -> Iterator[tuple[str, Tensor]]:
                     yield name, parameter.detach()
 
 
-def _merged(prefix: str, layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def _merged(prefix: str, layer: Any) -> Iterator[tuple[str, Tensor]]:
     """The parameters of a layer with its adapters folded in."""
-    assert isinstance(layer, LoraLayer)
     for name, parameter in layer.get_base_layer().named_parameters():
         if name == "weight":
             for adapter in layer.active_adapters:

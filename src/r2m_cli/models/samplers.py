@@ -12,7 +12,9 @@ class Drawn(NamedTuple):
     """B = n * K responses; a group's K are adjacent."""
 
     tokens: list[list[int]]  # B, the end token included where there is one
-    logp: list[list[float]] | None  # each token's log-probability as the sampler saw it; None: the trainer's own numbers
+    logp: (
+        list[list[float]] | None
+    )  # each token's log-probability as the sampler saw it; None: the trainer's own numbers
 
 
 class Sampler(Protocol):

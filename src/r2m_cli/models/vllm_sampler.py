@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import xxhash
+from pydantic import ValidationError
 from torch import Tensor
 
 from r2m_cli.config.schema import Config, RolloutConfig
@@ -28,11 +29,13 @@ from r2m_cli.seeds import Stream, draw_seed
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine runs in this process, where the weights are
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # it would send statistics of use to its makers
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # else it binds the trainer's threads to cores of its choice
+os.environ.setdefault(
+    "VLLM_CPU_OMP_THREADS_BIND", "nobind"
+)  # else it binds the trainer's threads to cores of its choice
 
 try:
     import vllm
-    from vllm import EngineArgs, LLM, SamplingParams
+    from vllm import LLM, EngineArgs, SamplingParams
 except ImportError as error:
     raise UserError(
         f"rollout.engine=vllm: the package vllm cannot be imported ({error}); pip install 'r2m[vllm]', or use "
@@ -92,7 +95,9 @@ class VllmSampler:
         else:
             settings |= {"enforce_eager": True, "kv_cache_memory_bytes": CPU_CACHE}
             # oneDNN repacks the weights when they are loaded, and the policy's would not fit in any more.
-            vllm._custom_ops._supports_onednn = False
+            from vllm import _custom_ops
+
+            _custom_ops._supports_onednn = False
         if r.batch_size is not None:
             settings["max_num_seqs"] = r.batch_size
         if dist.is_initialized():
@@ -106,11 +111,9 @@ class VllmSampler:
             try:
                 self._llm = LLM(**settings | r.vllm)
             except Exception as error:
-                lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-                reason = " ".join(lines) or type(error).__name__
                 raise UserError(
                     f"rollout.engine=vllm: vLLM {vllm.__version__} cannot start with policy.path={config.policy.path}: "
-                    f"{reason}; use rollout.engine=native, or change rollout.vllm"
+                    f"{_reason(error)}; use rollout.engine=native, or change rollout.vllm"
                 ) from error
         self._sleep()
 
@@ -151,6 +154,12 @@ class VllmSampler:
             self._llm.sleep(level=2)
 
 
+def _reason(error: Exception) -> str:
+    """What an error says, in one line."""
+    said = str(error.errors()[0]["msg"]) if isinstance(error, ValidationError) else str(error)
+    return " ".join(said.split()) or type(error).__name__
+
+
 def _load(model: Any, weights: Iterator[tuple[str, Tensor]]) -> None:
     """Copy the weights into vLLM's model. Raises UserError if one of its parameters is left as it was."""
     try:
@@ -170,7 +179,7 @@ def _load(model: Any, weights: Iterator[tuple[str, Tensor]]) -> None:
 
 def _seed(seed: int, prompt: list[int]) -> int:
     """The seed of a request. The prompt is mixed in: vLLM draws partly equal tokens from equal seeds on different prompts."""
-    return draw_seed(Stream.REQUEST, seed, xxhash.xxh64_intdigest(repr(prompt)) >> 1)
+    return draw_seed(Stream.REQUEST, seed, xxhash.xxh64_intdigest(repr(prompt).encode()) >> 1)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ it sleeps in between and holds neither weights nor cache, so that the memory is 
 
 import difflib
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -184,9 +185,10 @@ def _seed(seed: int, prompt: list[int]) -> int:
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Keep what vLLM changes of the process as it starts: random state, threads, and the variables of its environment."""
+    """Keep what vLLM changes of the process as it starts (random state, threads, environment variables), and its warnings
+    of packages that only its makers can change."""
     variables, set_threads, threads = dict(os.environ), torch.set_num_threads, torch.get_num_threads()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), warnings.catch_warnings(action="ignore"):
         try:
             yield
         finally:

@@ -13,7 +13,6 @@ from dataclasses import fields
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import xxhash
 from pydantic import ValidationError
 from torch import Tensor
@@ -101,7 +100,7 @@ class VllmSampler:
             _custom_ops._supports_onednn = False
         if r.batch_size is not None:
             settings["max_num_seqs"] = r.batch_size
-        if dist.is_initialized():
+        if config.engine.kind == "zero":
             settings["distributed_executor_backend"] = "external_launcher"
         settings |= {
             "model": folder, "dtype": DTYPES[config.engine.dtype], "load_format": "dummy", "skip_tokenizer_init": True,
@@ -113,7 +112,7 @@ class VllmSampler:
                 self._llm = LLM(**settings | r.vllm)
             except Exception as error:
                 raise UserError(
-                    f"rollout.engine=vllm: vLLM {vllm.__version__} cannot start with policy.path={config.policy.path}: "
+                    f"rollout.engine=vllm: vLLM {vllm.__version__} cannot start with policy.path={folder}: "
                     f"{_reason(error)}; use rollout.engine=native, or change rollout.vllm"
                 ) from error
         self._sleep()

@@ -36,7 +36,7 @@ test-all: $(STAMP) ## all tests, the long and the slow ones too (real language m
 	$(BIN)/python -m pytest tests
 
 test-vllm: build/vllm/.installed ## rollout.engine=vllm on a real vLLM for CPUs, in an environment of its own (3.5 GB)
-	build/vllm/bin/python -m pytest tests/vllm
+	build/vllm/bin/python -m pytest tests/with_vllm
 
 build/vllm/.installed: setup.cfg pyproject.toml constraints-vllm.txt
 	$(PYTHON) -m venv build/vllm

@@ -121,7 +121,6 @@ class VllmSampler:
         self, policy: Engine, chat: ChatFormat, prompts: list[list[int]], seeds: list[int], config: RolloutConfig
     ) -> Drawn:
         """Hand the weights over and draw. See `Sampler`. Raises UserError where a weight has no place in vLLM's model."""
-        self._wake_with(policy)
         group_size = len(seeds) // len(prompts)
         repeated = [prompt for prompt in prompts for _ in range(group_size)]
         parameters = [
@@ -132,8 +131,10 @@ class VllmSampler:
             for seed, prompt in zip(seeds, repeated)
         ]  # fmt: skip
         requests = [{"prompt_token_ids": prompt} for prompt in repeated]
-        outputs = [request.outputs[0] for request in self._llm.generate(requests, parameters, use_tqdm=False)]
-        self._sleep()
+        with _undisturbed():
+            self._wake_with(policy)
+            outputs = [request.outputs[0] for request in self._llm.generate(requests, parameters, use_tqdm=False)]
+            self._sleep()
         tokens = [list(output.token_ids) for output in outputs]
         if config.temperature == 0:  # of a distribution that is one token: nothing to compare with
             return Drawn(tokens, None)
@@ -184,10 +185,11 @@ def _seed(seed: int, prompt: list[int]) -> int:
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Keep what vLLM changes of the process as it starts (random state, threads, environment variables), and its warnings
-    of packages that only its makers can change."""
+    """Keep what vLLM changes of the process (random state, threads, environment variables), and leave out its warnings of
+    packages that only its makers can change."""
     variables, set_threads, threads = dict(os.environ), torch.set_num_threads, torch.get_num_threads()
-    with torch.random.fork_rng(), warnings.catch_warnings(action="ignore"):
+    gpus = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(gpus), warnings.catch_warnings(action="ignore"):
         try:
             yield
         finally:

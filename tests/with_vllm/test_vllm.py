@@ -47,7 +47,6 @@ SHAPE = {
 FAMILIES = {
     "llama": LlamaConfig(**SHAPE, tie_word_embeddings=False),
     "llama_tied": LlamaConfig(**SHAPE, tie_word_embeddings=True),
-    "llama_small_heads": LlamaConfig(**SHAPE | {"head_dim": 16}),
     "qwen2": Qwen2Config(**SHAPE),
     "qwen3": Qwen3Config(**SHAPE),
     "mistral_window": MistralConfig(**SHAPE, sliding_window=8),
@@ -202,6 +201,17 @@ def test_bad_settings_are_one_line(tmp_path, settings, said):
     build("llama").save_pretrained(tmp_path)
     with pytest.raises(UserError, match=said) as caught:
         VllmSampler(str(tmp_path), configured(vllm=settings), CPU)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_vllm_cannot_run_is_one_line(tmp_path):
+    """vLLM has no attention for heads of 16 on a CPU, and finds out when it samples."""
+    torch.manual_seed(0)
+    lm = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE | {"head_dim": 16}))
+    lm.save_pretrained(tmp_path)
+    sampler = VllmSampler(str(tmp_path), configured(), CPU)
+    with pytest.raises(UserError, match=r"cannot sample from this policy.*use rollout\.engine=native") as caught:
+        sampler(engine(lm), CHAT, PROMPTS, SEEDS, configured().rollout)
     assert "\n" not in str(caught.value)
 
 

@@ -120,7 +120,11 @@ class VllmSampler:
     def __call__(
         self, policy: Engine, chat: ChatFormat, prompts: list[list[int]], seeds: list[int], config: RolloutConfig
     ) -> Drawn:
-        """Hand the weights over and draw. See `Sampler`. Raises UserError where a weight has no place in vLLM's model."""
+        """Hand the weights over and draw. See `Sampler`.
+
+        Raises:
+            UserError: a weight has no place in vLLM's model, or vLLM cannot run it.
+        """
         group_size = len(seeds) // len(prompts)
         repeated = [prompt for prompt in prompts for _ in range(group_size)]
         parameters = [
@@ -133,7 +137,13 @@ class VllmSampler:
         requests = [{"prompt_token_ids": prompt} for prompt in repeated]
         with _undisturbed():
             self._wake_with(policy)
-            outputs = [request.outputs[0] for request in self._llm.generate(requests, parameters, use_tqdm=False)]
+            try:
+                outputs = [request.outputs[0] for request in self._llm.generate(requests, parameters, use_tqdm=False)]
+            except Exception as error:
+                raise UserError(
+                    f"rollout.engine=vllm: vLLM {vllm.__version__} cannot sample from this policy: {_reason(error)}; use "
+                    "rollout.engine=native"
+                ) from error
             self._sleep()
         tokens = [list(output.token_ids) for output in outputs]
         if config.temperature == 0:  # of a distribution that is one token: nothing to compare with

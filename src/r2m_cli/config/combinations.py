@@ -4,6 +4,7 @@ from r2m_cli.config.registry import ESTIMATORS, FEEDBACKS, has_own_models
 from r2m_cli.config.schema import Config
 from r2m_cli.errors import UserError
 
+VLLM_COLDEST = 0.01  # it takes any lower temperature above 0 for this one
 LEARNING = tuple(kind for kind, feedback in FEEDBACKS.items() if feedback.learns)
 
 
@@ -14,6 +15,7 @@ def check_combinations(config: Config) -> None:
         _starting_points,
         _templates,
         _ppo,
+        _rollout,
         _feedback,
         _reward,
         _judges,
@@ -89,10 +91,23 @@ def _ppo(c: Config) -> None:
         raise UserError(f"ppo.reward_clip={p.reward_clip}: must be above 0, or null for no clipping")
     if p.clip_low >= 1:
         raise UserError(f"ppo.clip_low={p.clip_low}: must be below 1 (the ratio is clipped to 1 - clip_low)")
-    if c.rollout.batch_size is not None and c.rollout.batch_size < 1:
-        raise UserError(f"rollout.batch_size={c.rollout.batch_size}: must be at least 1, or null for all at once")
-    if c.rollout.temperature <= 0:
-        raise UserError(f"rollout.temperature={c.rollout.temperature}: must be above 0 (1 samples the policy itself)")
+
+
+def _rollout(c: Config) -> None:
+    r = c.rollout
+    if r.batch_size is not None and r.batch_size < 1:
+        raise UserError(f"rollout.batch_size={r.batch_size}: must be at least 1, or null for all at once")
+    if r.temperature <= 0:
+        raise UserError(f"rollout.temperature={r.temperature}: must be above 0 (1 samples the policy itself)")
+    if r.is_cap is not None and not r.is_cap > 0:
+        raise UserError(f"rollout.is_cap={r.is_cap:g}: must be above 0 (2 is usual), or null for no correction")
+    if r.engine == "native" and r.vllm:
+        raise UserError("rollout.vllm: needs rollout.engine=vllm; r2m's own loop does not use vLLM")
+    if r.engine == "vllm" and r.temperature < VLLM_COLDEST:
+        raise UserError(
+            f"rollout.temperature={r.temperature:g}: vLLM samples no colder than {VLLM_COLDEST:g}; raise it, or use "
+            "rollout.engine=native"
+        )
 
 
 def _feedback(c: Config) -> None:

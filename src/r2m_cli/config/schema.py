@@ -221,6 +221,15 @@ class RolloutConfig:
     batch_size: int | None = None
     # tokens per forward and backward pass on a rank, in complete groups, each prompt counted once; limits the memory of training
     tokens_per_batch: int = 2048
+    # what writes the responses: native (r2m's own loop) | vllm (an engine in every rank, with a whole copy of the policy that
+    # gets its weights before each rollout; needs r2m[vllm]; experimental: it has not yet run on a GPU)
+    engine: str = "native"
+    # with engine=vllm, the most that an importance weight pi_old / pi_vllm is: a response (with ppo.ratio=token a token) counts
+    # by its weight, which corrects for vLLM's slightly different probabilities; null: no correction
+    is_cap: float | None = 2.0
+    # any of vLLM's engine arguments, put over r2m's last: rollout.vllm.gpu_memory_utilization=0.5 (the share of a GPU's memory
+    # that vLLM takes while it samples; 0.3 unless set)
+    vllm: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass

@@ -26,6 +26,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "ppo.lr_schedule": ("constant", "linear", "cosine"),
     "data.kind": (*WORLDS, "file"),
     "eval.judge": ("none", "reward", "gold", "openai"),
+    "rollout.engine": ("native", "vllm"),
     "engine.kind": ("single", "zero"),
     "engine.stage": (0, 1, 2, 3),
     "engine.device": ("auto", "cpu", "cuda"),

@@ -1,7 +1,7 @@
 """The interface through which the algorithm trains a module: plain torch here, DeepSpeed ZeRO in `zero.py`."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,6 +37,10 @@ class Engine(Protocol):
 
     def whole(self) -> AbstractContextManager[Any]:
         """Context with all parameters of the module on this rank, for generation and for reading weights."""
+        ...
+
+    def gathered(self, parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
+        """These parameters whole on this rank, for reading; collective."""
         ...
 
     def save(self, folder: Path, tag: str) -> None:
@@ -89,6 +93,9 @@ class SingleEngine:
     @contextmanager
     def whole(self) -> Iterator[Any]:
         yield self.module
+
+    def gathered(self, parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
+        return nullcontext()
 
     def save(self, folder: Path, tag: str) -> None:
         target = folder / tag

@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,9 @@ class ZeroEngine:
                 yield self.module
             finally:
                 offload._register_deepspeed_module(offload.module)
+
+    def gathered(self, parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
+        return zero.GatheredParameters(parameters) if self.stage == 3 else nullcontext()
 
     def save(self, folder: Path, tag: str) -> None:
         self.engine.save_checkpoint(str(folder), tag=tag, save_latest=False)

@@ -30,6 +30,7 @@ from r2m_cli.models.generate import end_ids
 from r2m_cli.models.loading import load_causal_lm
 from r2m_cli.models.policy import Policy
 from r2m_cli.models.reward_model import RewardModel
+from r2m_cli.models.samplers import native
 from r2m_cli.models.tokenizers import check_known
 from r2m_cli.seeds import Stream, draw_seed
 from r2m_cli.stages.accuracy import units_of
@@ -172,7 +173,7 @@ def _sampled(config: Config, source: Source, actors: Actors, prompts: list[Promp
             f"{config.rollout.max_new_tokens} needs {longest}; lower rollout.max_prompt_tokens or rollout.max_new_tokens"
         )
     engine = SingleEngine(Policy(lm), actors.device, weight_decay=0.0, max_grad_norm=0.0)
-    other = replace(actors, policy=engine, format=chat)
+    other = replace(actors, policy=engine, format=chat, sampler=native)
     return rollout(other, prompts, range(len(prompts)), 1, config.rollout, config.seed, Stream.EVAL, 0)
 
 

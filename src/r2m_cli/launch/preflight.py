@@ -16,6 +16,7 @@ from r2m_cli.text import from_home
 PACKAGES = {
     ("logger", "wandb"): ("wandb", "pip install wandb"),
     ("logger", "tensorboard"): ("tensorboard", "pip install 'r2m[tensorboard]'"),
+    ("rollout.engine", "vllm"): ("vllm", "pip install 'r2m[vllm]', or use rollout.engine=native"),
     ("engine", "zero"): ("deepspeed", "pip install deepspeed, or use engine=single"),
 }
 
@@ -47,6 +48,8 @@ def _checks(config: Config) -> Iterator[Callable[[], object]]:
         from r2m_cli.distributed.settings import check_settings
 
         yield lambda: check_settings(config.engine)
+    if config.rollout.vllm and importlib.util.find_spec("vllm") is not None:
+        yield lambda: _check_vllm(config)
     if reads_curves_only(config):
         return
     if config.task == "evaluate":
@@ -92,12 +95,19 @@ def _check_output(output: str) -> None:
 
 def _check_packages(config: Config) -> None:
     chosen = {("logger", kind) for kind in config.logger.kinds if config.task == "train"} | {
-        ("engine", config.engine.kind)
+        ("engine", config.engine.kind),
+        ("rollout.engine", config.rollout.engine),
     }
     for key, value in sorted(chosen & PACKAGES.keys()):
         package, install = PACKAGES[key, value]
         if importlib.util.find_spec(package) is None:
             raise UserError(f"{key}={value}: the package {package} is not installed; {install}")
+
+
+def _check_vllm(config: Config) -> None:
+    from r2m_cli.models.vllm_sampler import check_settings
+
+    check_settings(config.rollout)
 
 
 def _check_judge(config: Config) -> None:

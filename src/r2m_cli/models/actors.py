@@ -14,6 +14,7 @@ from r2m_cli.data.template import ChatFormat
 from r2m_cli.distributed.engine import Engine
 from r2m_cli.models.reward_function import function_of
 from r2m_cli.models.reward_model import RewardModel
+from r2m_cli.models.samplers import Sampler, native
 
 Gold = Callable[[Prompt, str, bool], float]  # prompt, response, finished -> true reward
 
@@ -30,6 +31,7 @@ class Actors:
     device: torch.device
     critic: Engine | None = None  # Critic; only with ppo.algorithm=ppo
     lora: Any = None  # peft's wrapper of the policy when only its adapters are trained
+    sampler: Sampler = native  # what writes the policy's responses
 
     @property
     def feedback_source(self) -> str:

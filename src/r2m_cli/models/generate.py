@@ -70,8 +70,9 @@ def end_ids(lm: Any) -> set[int]:
 
 def uniform_rows(seed: int, stream: Stream, step: int, indices: list[int], width: int) -> Tensor:
     """Draws in (0, 1], a row per sample, each from a generator seeded by (seed, stream, step, sample). [len, width]."""
-    rows = []
-    for index in indices:
-        generator = torch.Generator().manual_seed(draw_seed(stream, seed, step, index))
-        rows.append(1 - torch.rand(width, generator=generator))
-    return torch.stack(rows)
+    return uniforms_of([draw_seed(stream, seed, step, index) for index in indices], width)
+
+
+def uniforms_of(seeds: list[int], width: int) -> Tensor:
+    """Draws in (0, 1], a row per seed. [len, width]."""
+    return torch.stack([1 - torch.rand(width, generator=torch.Generator().manual_seed(seed)) for seed in seeds])

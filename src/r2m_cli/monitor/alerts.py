@@ -29,6 +29,11 @@ RULES: dict[str, tuple[Callable[[float], bool], str]] = {
         "reward.max_tokens if that is the limit (a note at the start says what the limit is), or lower rollout.max_prompt_tokens or "
         "rollout.max_new_tokens",
     ),
+    "rollout/logp_gap": (
+        lambda nats: nats > 0.2,
+        "vLLM's log-probabilities lie {number} nats per token from the trainer's: more than rounding explains, so vLLM computes "
+        "another policy than the one that is trained. Use rollout.engine=native, or try engine.dtype=fp32",
+    ),
     "ratio_mean": (
         lambda ratio: ratio > 10,
         "the importance ratio is {number} on average (1 means no change): the policy changes so much within a step that the "

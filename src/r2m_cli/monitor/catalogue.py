@@ -45,6 +45,10 @@ _ROWS: tuple[tuple[str, str, Reduction, str], ...] = (
     ("ratio_mean", "", "mean", "pi_theta / pi_old, per sequence or token (ppo.ratio); 1 at the start of a step"),
     ("completions/mean_length", "tokens", "mean", "response length, EOS included"),
     ("completions/clipped_ratio", "share", "mean", "responses that hit max_new_tokens without EOS"),
+    ("rollout/logp_gap", "nats", "mean", "distance of vLLM's log-probabilities from the trainer's, per response token "
+     "(rollout.engine=vllm)"),
+    ("rollout/ratio_max", "", "max", "largest importance weight pi_old / pi_vllm, of a response or token (ppo.ratio), before "
+     "rollout.is_cap (rollout.engine=vllm)"),
     # the policy step
     ("loss", "", "mean", "policy loss: clipped surrogate plus beta times policy/kl_loss, minus the entropy bonus"),
     ("policy/kl_loss", "nats", "mean", "KL term of the policy loss, before beta (ppo.kl_estimator); 0 with ppo.kl_in=reward"),

@@ -79,6 +79,7 @@ def balance(rollout: Rollout, together: int = 1) -> Rollout:
         responses=[every[r].responses[i] for r, i in rows],
         finished=[every[r].finished[i] for r, i in rows],
         seeds=[every[r].seeds[i] for r, i in rows],
+        sampler_logp=None if rollout.sampler_logp is None else [(every[r].sampler_logp or [])[i] for r, i in rows],
         group_size=k,
         **{name: tensor.to(rollout.tokens.device) for name, tensor in tensors.items()},
     )

@@ -6,7 +6,6 @@ from r2m_cli.batch import Rollout
 from r2m_cli.config.schema import RolloutConfig
 from r2m_cli.conversation import Prompt
 from r2m_cli.models.actors import Actors
-from r2m_cli.models.generate import sample, uniform_rows
 from r2m_cli.models.sequences import pad
 from r2m_cli.seeds import Stream, draw_seed
 
@@ -31,16 +30,8 @@ def rollout(
     """  # fmt: skip
     prompt_ids = [actors.format.prompt_ids(prompt) for prompt in prompts]
     samples = [number * group_size + j for number in group_ids for j in range(group_size)]
-    uniforms = uniform_rows(seed, stream, step, samples, config.max_new_tokens)
-    groups = max(1, (config.batch_size or len(samples)) // group_size)
-    drawn: list[list[int]] = []
-    with actors.policy.whole() as policy:
-        for start in range(0, len(prompts), groups):
-            part = prompt_ids[start : start + groups]
-            draws = uniforms[len(drawn) : len(drawn) + len(part) * group_size]
-            drawn += sample(
-                policy, part, group_size, draws, config.temperature, actors.format.eos_ids, actors.format.pad_id
-            )
+    seeds = [draw_seed(stream, seed, step, sample) for sample in samples]
+    drawn, logp = actors.sampler(actors.policy, actors.format, prompt_ids, seeds, config)
 
     ends = actors.format.eos_ids
     finished = [ids[-1] in ends for ids in drawn]
@@ -57,5 +48,6 @@ def rollout(
         prompt_lengths=prompt_lengths.to(actors.device),
         response_lengths=(lengths - prompt_lengths).to(actors.device),
         group_size=group_size,
-        seeds=[draw_seed(stream, seed, step, sample) for sample in samples],
+        seeds=seeds,
+        sampler_logp=logp,
     )

@@ -18,9 +18,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from r2m_cli.build import reward_cache
 from r2m_cli.config.schema import Config, RewardConfig
 from r2m_cli.data.gold_world import GoldWorld
+from r2m_cli.fitting.cached import reward_cache
 
 TAIL = " ".join(["axe", "saw", "drill", "hammer"] * 4)
 QUESTIONS = [

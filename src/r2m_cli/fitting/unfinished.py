@@ -18,12 +18,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from r2m_cli.build import policy_cache, reward_cache
 from r2m_cli.config.schema import Config
 from r2m_cli.distributed import comm
 from r2m_cli.distributed.engine import Engine
 from r2m_cli.errors import UserError
 from r2m_cli.files.cache import cache_dir, key_of
+from r2m_cli.fitting.cached import policy_cache, reward_cache
 from r2m_cli.monitor import stop
 
 EVERY = 120.0  # minimum seconds between two saves

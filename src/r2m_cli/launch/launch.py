@@ -119,7 +119,7 @@ def fit_once(config: Config) -> Path:
 
     Raises UserError, also if config.output exists and is not empty: no file of the user is overwritten.
     """
-    from r2m_cli.build import policy_cache, reward_cache
+    from r2m_cli.fitting.cached import policy_cache, reward_cache
 
     what = {"sft": "SFT policy", "reward": "reward model"}[config.task]
     output = None if config.output is None else new_folder(config.output)

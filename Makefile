@@ -1,4 +1,4 @@
-# r2m. `make` alone lists the targets. Needs Python 3.11 or newer, make and nothing else.
+# r2m. `make` alone lists the targets. Needs Python 3.11 or newer, make and a network.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The paper's dialogue setting on eight GPUs: Qwen2.5-3B-Instruct, the Skywork 8B reward model, HH-RLHF, DeepSpeed ZeRO.
+# HH-RLHF with the paper's models and settings on eight GPUs: Qwen2.5-3B-Instruct, the Skywork 8B reward model, DeepSpeed ZeRO.
 #
 #   examples/5_eight_gpus.sh [key=value ...]       with --cfg job it prints the configuration and runs nothing
 #

@@ -150,7 +150,7 @@ def test_accuracy_with_and_without_feedback_equals_an_independent_script(r2m: Ru
     assert "gold" in r2m("evaluate", "run=run", *other, "eval.judge=gold", code=2).stderr
     assert "ppo.lr" in r2m("evaluate", "run=run", *other, "ppo.lr=1", code=2).stderr
     few = r2m("evaluate", "run=run", *other[:2], "data.holdout=0.25", "eval.pairs=2", "hydra.run.dir=few")
-    assert "eval.pairs=2 of the " in few.stdout
+    assert "eval.pairs=2 of " in few.stdout
     assert figures_of(tmp_path / "few")["pairs/count"] == 2
     train = r2m("train", *QUICK, *other, "policy.path=run/policy", "reward.path=run/reward_model", code=2)
     assert "both need at least one" in train.stderr

@@ -110,7 +110,7 @@ def test_what_a_limit_cuts_is_said_by_every_command(r2m: Run, tmp_path: Path, mo
     lines = (tmp_path / "pairs.jsonl").read_text().splitlines()
     (tmp_path / "long.jsonl").write_text("\n".join(lines[::2]))
     too_short = r2m("reward", *given, *fit[:-1], "data.path=long.jsonl", "output=never", code=2).stderr
-    assert "pairs are equal once they are cut" in too_short
+    assert "are equal after truncation" in too_short
 
     said = r2m("sft", *given, "policy.base=" + policy.removeprefix("policy.path="), "policy.path=null",
                "rollout.max_new_tokens=5", "output=sft").stdout  # fmt: skip
@@ -122,7 +122,7 @@ def test_what_a_limit_cuts_is_said_by_every_command(r2m: Run, tmp_path: Path, mo
     assert "conversations of the held-out pairs are longer than reward.max_tokens=8" in said
     step = next(row for row in rows(tmp_path / "run") if "reward_model/cut_ratio" in row)
     assert 0 < step["reward_model/cut_ratio"] <= 1
-    assert "of the conversations are longer than the reward model reads" in said
+    assert "of the conversations are longer than the reward model's limit" in said
 
 
 @pytest.fixture

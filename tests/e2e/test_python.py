@@ -73,7 +73,7 @@ def test_a_second_run_in_one_process_is_the_first_again_and_that_of_the_command(
         (["policy.path=nowhere"], "policy.path=nowhere"),
         (["-m", "seed=0,1"], "-m: a function of r2m_cli takes key=value and runs once"),
         (["seed=0,1"], "seed=0,1: several values make a sweep"),
-        ("seed=1", "overrides='seed=1': give a list"),
+        ("seed=1", "overrides='seed=1': pass a list"),
     ],
 )
 def test_bad_input_raises_the_line_of_the_command(
@@ -106,7 +106,7 @@ def test_configuration_files_of_ones_own(tmp_path: Path) -> None:
 def test_a_run_that_ends_early_is_given_back_and_goes_on() -> None:
     run = r2m_cli.train([*NONE, "train.stop_at=1"], run_dir="run")
     assert list(run.metrics.index) == [0, 1]
-    with pytest.raises(r2m_cli.UserError, match=r"summary\.json: not there"):
+    with pytest.raises(r2m_cli.UserError, match=r"summary\.json: no such file"):
         _ = run.summary
     assert r2m_cli.train([f"resume={run.folder}"]).summary["steps"] == 2
 

@@ -303,7 +303,7 @@ def test_what_is_no_completion_is_one_line(server: Server, make: Callable[..., O
     server.answer = lambda text: (200, body)
     judge = make(workers=1)
     message = line_of(judge)
-    assert "no chat completion" in message
+    assert "not a chat completion" in message
     assert "judge.url" in message
     assert judge.asked == 2
     replies = iter([(200, body), completion("A"), completion("B")])

@@ -111,15 +111,19 @@ def explain_composition(error: Exception, overrides: Sequence[str] = (), word: s
     override = re.search(r"Could not override '([^']+)'", text)
     named = (override or key).group(1) if override or key else None  # type: ignore[union-attr]
     if named in APPENDED:
-        if typed := [text for text in overrides if text.startswith(f"+{named}=")]:
-            return f"{typed[0]}: the first line of its file must be `# @package _global_`"
-        return f"{named}=...: write +{named}=..., with a plus: it is added to the configuration"
+        if added := [text for text in overrides if text.startswith(f"+{named}=")]:
+            return f"{added[0]}: the first line of its file must be `# @package _global_`"
+        typed = next((text for text in overrides if text.startswith(f"{named}=")), f"{named}=...")
+        return f"{typed}: write +{typed}, with a plus: it is added to the configuration"
     if named is not None:
         full = re.search(r"full_key: (\S+)", text)
         file = re.search(r"In '([^']+)': ConfigKeyError", text)
         old = override is not None and what_became_of(override[1])
         unknown = old or unknown_key(full[1] if full else named, ReportConfig if word == "report" else Config)
         return f"{unknown} (in {file[1]}.yaml)" if file and "/" in file[1] else unknown
+    if twice := re.search(r"Multiple values for (\w+)\.", text):
+        typed = next((text for text in overrides if text.startswith(f"+{twice[1]}=")), f"+{twice[1]}=...")
+        return f"{typed}: write {typed[1:]}, without a plus: the group has a choice already"
     if wrong := re.search(
         r"merging override ([^=\s]+)=[\s\S]*(Value '.*' of type '\w+' could not be converted to \w+)", text
     ):

@@ -43,7 +43,7 @@ def page(word: str, what: str, composed: DictConfig, folder: str | None = None) 
             lines.append("")
             section = begins
         lines.append(_row(key.name, OmegaConf.select(composed, key.name), key.meaning))
-    lines += ["", "--cfg job prints the configuration, -m runs a sweep over comma-separated values, --config-dir DIR adds files of your own,",
+    lines += ["", "--cfg job prints the configuration, -m sweeps over comma-separated values, --config-dir DIR adds files of your own,",
               "--hydra-help lists the other options."]  # fmt: skip
     return "\n".join(lines) + "\n"
 

@@ -33,7 +33,7 @@ ESTIMATORS = {
 
 @dataclass(frozen=True)
 class Feedback:
-    """A feedback variant, `feedback.kind`: what the adapter gets instead of the policy's states, and whether it learns."""
+    """A feedback variant, `feedback.kind`: what the adapter gets, and whether it learns."""
 
     states: str | None  # a function like `models.states.own`; None: there is no adapter
     learns: bool = True  # adapter and head, or the head alone, are updated at every step

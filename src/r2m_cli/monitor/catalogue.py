@@ -55,9 +55,9 @@ _ROWS: tuple[tuple[str, str, Reduction, str], ...] = (
     ("grad_norm", "", "mean", "norm of the policy's gradient before clipping, mean over the step's updates"),
     ("learning_rate", "", "last", "policy's learning rate of this step"),
     ("num_tokens", "tokens", "sum", "prompt and response tokens since the run began; prompts count K times"),
+    # the reward step
     ("reward_model/cut_ratio", "share", "mean", "conversations that lose their beginning because they exceed the reward model's limit "
      "(reward.max_tokens, its positions, or its tokenizer's model_max_length)"),
-    # the reward step
     ("reward_model/loss", "", "mean", "GREBT: (1 - alpha) bt + alpha gre, mean over groups"),
     ("reward_model/bt", "nats", "mean", "Bradley-Terry part, -log sigmoid(winner - loser)"),
     ("reward_model/gre", "nats", "mean", "group reward entropy part; at most log K"),

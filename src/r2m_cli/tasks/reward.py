@@ -115,9 +115,7 @@ def _told_apart(truncation: Truncation, pairs: list[Pair], what: str) -> tuple[l
     """The pairs that the reward model can distinguish, and notes for the user. Raises UserError if there are none."""
     kept, notes = told_apart([truncation], pairs, what)
     if not kept:
-        raise UserError(
-            f"all {len(pairs)} {what} are equal after truncation: they are longer than {truncation.limit}; raise the limit"
-        )
+        raise UserError(f"all {len(pairs)} {what} are equal after truncation: they are longer than {truncation.limit}")
     return [pairs[i] for i in kept], notes
 
 

@@ -41,6 +41,7 @@ THRESHOLDS = [
     ("frac_reward_zero_std", 0.99, 1.0, "every group"),
     ("frac_reward_missing", 0.0, 0.005, "0.5%"),
     ("reward_model/cut_ratio", 0.0, 0.02, "2.0% of the conversations are longer than the reward model's limit"),
+    ("rollout/logp_gap", 0.2, 0.3, "0.3"),
     ("ratio_mean", 10.0, 53_000.0, "53000 on average"),
     ("kl", 100.0, 101.0, "101 nats"),
     ("kl", -1.0, -1.5, "-1.5 nats"),

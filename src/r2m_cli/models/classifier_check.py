@@ -36,7 +36,7 @@ def check_reward(backbone: RewardBackbone, chat: ChatFormat, named: str) -> None
     device = next(backbone.parameters()).device
     rows = [chat.conversation_ids(ASKED, reply) for reply in REPLIES]
 
-    def read(part: list[list[int]]) -> Tensor:
+    def scored(part: list[list[int]]) -> Tensor:
         tokens, lengths = pad(part, chat.pad_id)
         rte: Tensor = backbone(tokens.to(device), lengths.to(device))
         return rte.float()
@@ -45,7 +45,7 @@ def check_reward(backbone: RewardBackbone, chat: ChatFormat, named: str) -> None
         with layer_by_layer(backbone):
             head = frozen_head(find_head(backbone.classifier)).to(device)
             own = torch.cat([_own_logits(backbone, row, chat.pad_id, device) for row in rows])
-            alone, batch = torch.cat([read([row]) for row in rows]), read(rows)
+            alone, batch = torch.cat([scored([row]) for row in rows]), scored(rows)
     except Exception as error:  # an unknown architecture can raise anything
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise UserError(f"{named}: r2m cannot read texts with it ({reason}); use another reward model") from error

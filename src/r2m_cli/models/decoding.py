@@ -29,7 +29,7 @@ class Decoder(Protocol):
 
     def __init__(self, body: Any, prompts: list[list[int]], group_size: int, pad_id: int): ...
 
-    def read(self, tokens: Tensor, going: Tensor) -> None:
+    def advance(self, tokens: Tensor, going: Tensor) -> None:
         """Read the next token of each running row, and drop the rows that do not continue.
 
         Args:
@@ -51,7 +51,7 @@ class SharedPrefill:
         self._position = positions[:, -1].repeat_interleave(group_size)
         self.states = output.last_hidden_state[:, -1].repeat_interleave(group_size, dim=0)
 
-    def read(self, tokens: Tensor, going: Tensor) -> None:
+    def advance(self, tokens: Tensor, going: Tensor) -> None:
         """As in `Decoder`."""
         if not going.all():
             keep = going.nonzero().squeeze(1)
@@ -93,7 +93,7 @@ class OwnCache:
         self._all = torch.empty(0)  # [all rows, D]; those of finished rows are unused
         self._run([torch.tensor([rows[i] for i in block.tolist()], device=device) for block in self._blocks])
 
-    def read(self, tokens: Tensor, going: Tensor) -> None:
+    def advance(self, tokens: Tensor, going: Tensor) -> None:
         """As in `Decoder`."""
         last = tokens.new_zeros(len(self._all)).index_copy(0, self._running, tokens)
         self._running = self._running[going]
@@ -122,7 +122,7 @@ class NoCache:
         self._lengths = torch.tensor(lengths, device=device).repeat_interleave(group_size)
         self._run()
 
-    def read(self, tokens: Tensor, going: Tensor) -> None:
+    def advance(self, tokens: Tensor, going: Tensor) -> None:
         """As in `Decoder`."""
         lengths = self._lengths[going]
         wider = torch.nn.functional.pad(self._tokens[going], (0, 1), value=self._pad_id)
@@ -201,7 +201,7 @@ def _agrees(decoder: type[Decoder], body: Any, alone: list[Tensor]) -> bool:
                 tokens = torch.tensor([BEHIND[i][min(step, len(BEHIND[i]) - 1)] for i in running], device=device)
                 going = [step < len(BEHIND[i]) for i in running]
                 running = [i for i in running if step < len(BEHIND[i])]
-                tried.read(tokens, torch.tensor(going, device=device))
+                tried.advance(tokens, torch.tensor(going, device=device))
     except Exception:  # an unknown architecture can raise anything
         return False
     return bool(torch.cat(errors).mean() <= TOLERANCE.get(tried.states.dtype, HALF))

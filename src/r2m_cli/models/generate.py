@@ -57,7 +57,7 @@ def sample(
         if step + 1 == uniforms.shape[1] or not going.any():
             break
         rows = [row for row, goes in zip(rows, going.tolist()) if goes]
-        decoder.read(drawn, going)
+        decoder.advance(drawn, going)
     return responses
 
 

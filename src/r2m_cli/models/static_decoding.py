@@ -75,7 +75,7 @@ class StaticDecoder:
             buffer[: len(kept)].copy_(buffer[kept])
         self._run_first(len(kept))
 
-    def read(self, tokens: Tensor, going: Tensor) -> None:
+    def advance(self, tokens: Tensor, going: Tensor) -> None:
         """As in `Decoder`."""
         self.token[: self.rows].copy_(tokens)
         if not going.all():

@@ -11,7 +11,7 @@ from r2m_cli.text import number
 
 
 def reward_check(
-    actors: Actors, pairs: list[Pair], omega: float, budget: int, warm: bool = False
+    actors: Actors, pairs: list[Pair], weight: float, budget: int, warm: bool = False
 ) -> tuple[list[str], list[str]]:
     """Notes for the user with accuracy, its interval, and spread; and warnings if the rewards are flat, no better than chance,
     or worse with feedback than without.
@@ -19,14 +19,14 @@ def reward_check(
     Every rank scores the same pairs.
 
     Args:
-        omega: w(T), the weight with which the live reward is computed.
+        weight: w(T), the weight with which the live reward is computed.
         budget: tokens per forward.
         warm: adapter and head have been trained on labelled pairs, so they should be no worse than the text alone.
     """
-    frozen, live = score_pairs(actors, pairs, omega, budget)
+    frozen, live = score_pairs(actors, pairs, weight, budget)
     notes = [f"reward model on {len(pairs)} held-out pairs: {_describe(pairs, frozen)}"]
     if live is not None and actors.reward.has_adapter:
-        notes.append(f"with feedback, before any RL, at w = {omega:g}: {_describe(pairs, live)}")
+        notes.append(f"with feedback, before any RL, at w = {weight:g}: {_describe(pairs, live)}")
     missing = int((~frozen.isfinite()).sum())
     warnings = []
     if missing:

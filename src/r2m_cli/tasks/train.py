@@ -150,9 +150,9 @@ def before_training(
             raise UserError(f"feedback.warmup_pairs: {error}; lower {rate}, or check the reward model") from error
         notes.append("warm-up of adapter and head: " + ", ".join(f"{k} {number(v, 3)}" for k, v in values.items()))
     if labels.heldout:
-        omega = weight_at(config.train.steps, config)
+        weight = weight_at(config.train.steps, config)
         warm = config.feedback.warmup_pairs > 0
-        more, warnings = reward_check(actors, labels.heldout, omega, config.rollout.tokens_per_batch, warm)
+        more, warnings = reward_check(actors, labels.heldout, weight, config.rollout.tokens_per_batch, warm)
         notes += more
     return notes, warnings
 

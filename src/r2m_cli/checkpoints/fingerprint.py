@@ -82,7 +82,7 @@ def _of_model(name: str) -> str | None:
 
 
 def _of_data(name: str) -> str | None:
-    """Digest of data: of a file's bytes, of all files below a folder that are not hidden or, on the hub, the commit."""
+    """Digest of a file, or of all files in a folder that are not hidden; of a hub name, its commit."""
     path = from_home(name)
     if path.is_file():
         return of_file(path)
@@ -93,7 +93,7 @@ def _of_data(name: str) -> str | None:
 
 
 def _commit(name: str, kind: str) -> str | None:
-    """The commit in the hub's cache for the main branch of a repository; None if there is none."""
+    """The commit of a repository's main branch in the local hub cache; None if it is not cached."""
     from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.file_download import repo_folder_name
 

@@ -11,13 +11,13 @@ from r2m_cli.models.loading import load_tokenizer, resolve, vocabulary
 
 
 def policy_format(c: PolicyConfig, name: str, key: str, ends: Iterable[int] = ()) -> ChatFormat:
-    """Of the policy `name`, which `key` named; `ends` as in `ChatFormat`. Raises UserError, also from `ChatFormat`."""
+    """The conversation format of the policy `name`; `key` is the configuration key that gave it, `ends` as in `ChatFormat`. Raises UserError, also from `ChatFormat`."""
     who = "policy" if key.startswith("policy.") else f"policy of {key}"
     return format_of(load_tokenizer(name, key), who, c.template, None, _folder(name, key), vocabulary(name, key), ends)
 
 
 def reward_format(c: RewardConfig, name: str, key: str) -> ChatFormat:
-    """Of the reward model `name`, which `key` named. Raises UserError, also from `ChatFormat`."""
+    """The conversation format of the reward model `name`; `key` is the configuration key that gave it. Raises UserError, also from `ChatFormat`."""
     who = "reward model" if key.startswith("reward.") else f"reward model of {key}"
     rows = vocabulary(name, key)
     return format_of(load_tokenizer(name, key), who, c.template, c.end_token, _folder(name, key), rows)

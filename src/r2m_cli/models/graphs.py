@@ -15,11 +15,11 @@ class Capture(Protocol):
     """What turns a step, a function that changes tensors in place, into something that repeats it."""
 
     def warm_up(self, step: Callable[[], None]) -> None:
-        """Run the step once, as it must have been before it is recorded. Raises CannotCapture, the step perhaps half done."""
+        """Run the step once, as it must have been before it is recorded. Raises CannotCapture; the step may have run in part."""
         ...
 
     def record(self, step: Callable[[], None]) -> Callable[[], None]:
-        """What repeats the step's operations on the tensors that it has used here; nothing is computed yet. Raises CannotCapture."""
+        """Record the step without running it; returns a function that replays it on the same tensors. Raises CannotCapture."""
         ...
 
 

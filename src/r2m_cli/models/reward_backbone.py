@@ -83,7 +83,7 @@ def common_prefix(tokens: Tensor, lengths: Tensor, group_size: int) -> Tensor:
 
 
 def segments(tokens: Tensor, lengths: Tensor, boundary: int) -> Tensor:
-    """Which of its row's two texts each token belongs to, 0 or 1: token_type_ids. [B, S], [B] -> [B, S].
+    """token_type_ids: 0 for the question's tokens, 1 for the answer's. [B, S], [B] -> [B, S].
 
     A row is "[CLS] question [SEP] answer [SEP]", or the end of that. A token with at most one separator at or after it belongs
     to the answer. It is computed from the tokens, so rows that were cut on the left need no further information.

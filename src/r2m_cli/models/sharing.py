@@ -27,7 +27,7 @@ def why_not(model: Any, read: Callable[[Layout], Tensor], attention: str = "sdpa
     """Make a transformers model use `attend` if that gives the same states as padded rows; else leave it unchanged.
 
     Args:
-        read: the model's states of a layout, [T, D].
+        read: a function from a layout to the model's states, [T, D].
         attention: engine.attention; if flex does not work, sdpa is tried, and a note says why. With "padded" nothing is tried.
 
     Returns:

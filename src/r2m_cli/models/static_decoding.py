@@ -37,7 +37,7 @@ class StaticDecoder:
         self.begin(prompts)
 
     def begin(self, prompts: list[list[int]]) -> None:
-        """Read the prompts, as many as before, into the buffers, whatever these held; all rows run.
+        """Prefill the buffers with a new batch of the same size. Old content is overwritten, and every row is active.
 
         Raises NotImplementedError for a model that remembers anything but keys and values of every token.
         """
@@ -70,7 +70,7 @@ class StaticDecoder:
         return output.last_hidden_state[:, -1]  # type: ignore[no-any-return]
 
     def shrink(self, kept: Tensor) -> None:
-        """Only these of the running rows run on, moved to the front of the buffers. kept: [rows'] long, with repeats or not."""
+        """Keep only the rows `kept`, moved to the front of the buffers; the others stop. kept: [rows'] long, with repeats or not."""
         for buffer in (self.token, self.position, self.mask, *(b for pair in self._buffers for b in pair)):
             buffer[: len(kept)].copy_(buffer[kept])
         self._run_first(len(kept))

@@ -97,7 +97,7 @@ def sampling_error(group: Group) -> float:
 
 
 def _threshold(curve: pd.Series, times: float, least: float = 0.0) -> float:
-    """The smallest change of a curve that is more than noise; a point's noise is at least `least`."""
+    """How far a curve must move to count as changed; the noise of a point is at least `least`."""
     return max(times * max(noise(curve), least), SMALL * float(curve.max() - curve.min()))
 
 
@@ -125,7 +125,7 @@ def _same(one: pd.Series, other: pd.Series) -> bool:
 
 
 def _sentence(text: str, group: Group, peak: int | None = None) -> str:
-    """The text with a capital; for several runs, also in how many of them gold ends lower."""
+    """The text with a capital letter; for several runs, with the number of those whose gold ends below its peak."""
     text = text[0].upper() + text[1:]
     if len(group.runs) == 1:
         return text
